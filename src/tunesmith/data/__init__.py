@@ -1,0 +1,1 @@
+"""Text in, clean conversations out. No torch."""

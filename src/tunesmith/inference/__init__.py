@@ -1,0 +1,1 @@
+"""A GGUF on the CPU, without torch."""

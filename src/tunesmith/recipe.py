@@ -1,0 +1,269 @@
+"""The recipe: everything that decides a run. The only place in the package that has defaults.
+
+Fields are frozen pydantic models; the sentence under each field is also its text in recipes/schema.json.
+Reading from YAML, with file and line in every problem, is in recipe_file.py.
+"""
+
+import re
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+
+GgufType = Literal["F16", "Q8_0", "Q4_K_M"]
+SECONDS = {"s": 1, "min": 60, "h": 3600}
+
+
+class Cadence(NamedTuple):
+    """Something that is counted in steps or in seconds; exactly one of the two is set."""
+
+    steps: int | None = None
+    seconds: float | None = None
+
+
+def cadence(text: str) -> Cadence:
+    """`200 steps` or `5min` (also s, h) as numbers. Raises ValueError for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(steps?|s|min|h)", text)
+    if not found or float(found[1]) <= 0:
+        raise ValueError(f'"{text}" is neither a number of steps nor a time; write it as 200 steps, 30s, 5min or 2h')
+    if found[2].startswith("step"):
+        if "." in found[1]:
+            raise ValueError(f'"{text}" is not a whole number of steps')
+        return Cadence(steps=int(found[1]))
+    return Cadence(seconds=float(found[1]) * SECONDS[found[2]])
+
+
+def _cadence_text(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = f"{value} steps"
+    if isinstance(value, str):
+        cadence(value)
+    return value
+
+
+def _steps_text(value: Any) -> Any:
+    value = _cadence_text(value)
+    if isinstance(value, str) and cadence(value).steps is None:
+        raise ValueError(f'"{value}" is a time; what decides the result is counted in steps, such as 200 steps')
+    return value
+
+
+def _off_text(value: Any) -> Any:
+    return "off" if value is False else value  # YAML 1.1 reads a bare `off` as false
+
+
+Every = Annotated[str, BeforeValidator(_cadence_text)]
+EverySteps = Annotated[str, BeforeValidator(_steps_text)]
+
+
+class Section(BaseModel):
+    """Frozen, and no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Columns(Section):
+    """Names of the columns that hold the text, where they differ from the format's own."""
+
+    conversations: str | None = None
+    """ShareGPT: the list of turns."""
+    messages: str | None = None
+    """Messages: the list of messages."""
+    instruction: str | None = None
+    """Alpaca: the task."""
+    input: str | None = None
+    """Alpaca: what the task is about; may be empty."""
+    output: str | None = None
+    """Alpaca: the answer."""
+    prompt: str | None = None
+    """Prompt-completion: what the user says."""
+    completion: str | None = None
+    """Prompt-completion: the answer."""
+    system: str | None = None
+    """Any format: the system prompt of the row."""
+
+
+class Source(Section):
+    """One place that conversations come from."""
+
+    path: str
+    """A file or glob (JSON, JSONL, Parquet, CSV; relative to the recipe file), or the id of a data set on the Hub."""
+    format: Literal["auto", "sharegpt", "messages", "alpaca", "prompt-completion"] = "auto"
+    """How a row holds its conversation; `auto` decides by the columns of the first row."""
+    split: str = "train"
+    """Split of a Hub data set."""
+    revision: str | None = None
+    """Revision of a Hub data set; the commit found is written to the record."""
+    columns: Columns = Columns()
+    """Columns with other names than the format's."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Use only the first rows of this source."""
+
+
+def _share_or_source(value: Any) -> str:
+    return "source" if isinstance(value, dict | Source) else "share"
+
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class DataConfig(Section):
+    """Which conversations, and how they are cleaned and split."""
+
+    sources: Annotated[tuple[Source, ...], Field(min_length=1)]
+    """Where the conversations come from; at least one."""
+    dedup: Annotated[Literal["off", "exact"], BeforeValidator(_off_text)] = "exact"
+    """Remove conversations that say the same: `exact` compares their words without case, spaces and punctuation."""
+    held_out: Annotated[
+        Annotated[Share, Tag("share")] | Annotated[Source, Tag("source")], Discriminator(_share_or_source)
+    ] = 0.01
+    """Share of the duplicate clusters that is kept out of training to measure the loss, or a source of its own."""
+    date: str = "2026-01-01"
+    """The day, as YYYY-MM-DD, that a chat template which states today's date is given, so that data never depend on the clock."""
+
+
+class LoraConfig(Section):
+    """Which weights get an adapter, and how wide it is."""
+
+    rank: Annotated[int, Field(ge=1)] = 16
+    """Inner width r; the adapter's size grows linearly with it."""
+    alpha: Annotated[float, Field(gt=0)] = 16
+    """The update is scaled by alpha / rank (Hu et al. 2021, section 4.1)."""
+    targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
+    """Last parts of the names of the linear layers to adapt, such as [q_proj, v_proj]; `all-linear`: every one but the head."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the adapter's inputs that is zeroed in training."""
+
+
+class EarlyStopping(Section):
+    """Stop when the held-out loss no longer falls."""
+
+    patience: Annotated[int, Field(ge=1)] = 3
+    """Evaluations in a row without gain after which training stops."""
+    min_gain: Annotated[float, Field(ge=0)] = 0.001
+    """Fall of the held-out loss, in nats per token, that counts as a gain."""
+
+
+class TrainConfig(Section):
+    """How long, how fast, in which numbers."""
+
+    epochs: Annotated[float, Field(gt=0)] = 1
+    """Passes over the training rows."""
+    tokens_per_step: Annotated[int, Field(ge=1)] = 16384
+    """Tokens, prompts included, in one optimizer step, on all devices together."""
+    max_length: Annotated[int, Field(ge=8)] = 2048
+    """Longest conversation in tokens; a longer one is cut after the last answer that fits, or dropped and counted."""
+    micro_batch_tokens: Annotated[int, Field(ge=8)] | Literal["auto"] = "auto"
+    """Tokens in one forward pass; changes memory and speed, not the result. `auto`: by device and memory."""
+    lr: Annotated[float, Field(gt=0)] = 2e-4
+    """Highest learning rate."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Decoupled weight decay of AdamW (Loshchilov and Hutter 2019)."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up; cosine and linear end at zero."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    """Share of the steps in which the learning rate rises from zero."""
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    """Largest norm of the gradient; a longer one is scaled down to it."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Numbers the base model computes in; the adapter is always fp32. `auto`: what the device is fast in."""
+    recompute: Literal["auto", "on", "off"] = "auto"
+    """Compute activations again in the backward pass to save memory; `auto`: where they would not fit."""
+    evaluate_every: EverySteps = "200 steps"
+    """Steps between two measurements of the held-out loss."""
+    early_stopping: EarlyStopping | None = EarlyStopping()
+    """When to stop before the last step; null never stops early."""
+    stop_after: Every | None = None
+    """Stop this command after so many steps or so much time, with a checkpoint; the next one goes on."""
+    deterministic: bool = False
+    """On a GPU: only kernels that give the same bits each time, at some speed. A CPU always does."""
+
+    @property
+    def evaluate_every_steps(self) -> int:
+        """Steps between two measurements of the held-out loss."""
+        return cadence(self.evaluate_every).steps or 1
+
+
+class Keep(Section):
+    """Which checkpoints are not deleted."""
+
+    last: Annotated[int, Field(ge=1)] = 3
+    """The newest ones."""
+    best: Literal[1] = 1
+    """The one with the lowest held-out loss."""
+
+
+class CheckpointConfig(Section):
+    """When the state is saved. Changes nothing in the result."""
+
+    every: Every = "5min"
+    """Time or steps between two checkpoints."""
+    keep: Keep = Keep()
+    """Which checkpoints are not deleted."""
+
+
+class ExportConfig(Section):
+    """Which files are made for llama.cpp, and how equal they must be."""
+
+    gguf: Annotated[tuple[GgufType, ...], Field(min_length=1)] = ("F16", "Q8_0", "Q4_K_M")
+    """Types of the GGUF files."""
+    prefixes: Annotated[int, Field(ge=1)] = 64
+    """Held-out positions at which the next-token probabilities are compared."""
+
+
+class EvaluateConfig(Section):
+    """How the GGUF is tried on the CPU."""
+
+    prompts: str = "default"
+    """`default`: the ten of tunesmith; or a YAML file with a list of prompts."""
+    gguf: GgufType = "Q8_0"
+    """Type of the GGUF file that answers; one of export.gguf."""
+    threads: Annotated[int, Field(ge=1)] = 2
+    """CPU threads."""
+    max_tokens: Annotated[int, Field(ge=1)] = 200
+    """Longest answer in tokens."""
+
+
+class ChatConfig(Section):
+    """How the model is spoken to: alike in training, evaluation, GGUF metadata and chat."""
+
+    system: str | None = None
+    """System prompt where the data have none; null leaves it to the chat template."""
+    temperature: Annotated[float, Field(ge=0)] = 0.7
+    """Sampling temperature in the chat; evaluation is greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Sampling takes from the smallest set of tokens with this probability."""
+    context: Annotated[int, Field(ge=256)] = 4096
+    """Tokens of one conversation in the chat."""
+    slots: Annotated[int, Field(ge=1)] = 2
+    """Conversations the chat answers at the same time."""
+
+
+class Recipe(Section):
+    """Everything that decides the result of a run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Name of the run, of its folder and of its model files."""
+    base: str
+    """Hub id[@revision], folder, GGUF file, or builtin:smollm2-135m-instruct."""
+    data: DataConfig
+    lora: LoraConfig = LoraConfig()
+    train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    export: ExportConfig = ExportConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    chat: ChatConfig = ChatConfig()
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Start of every random choice."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the base model. Read that code first."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "Recipe":
+        if self.train.max_length > self.train.tokens_per_step:
+            raise ValueError(
+                f"train.max_length is {self.train.max_length} and train.tokens_per_step {self.train.tokens_per_step}: "
+                "a step must hold the longest conversation"
+            )
+        if self.evaluate.gguf not in self.export.gguf:
+            raise ValueError(f"evaluate.gguf is {self.evaluate.gguf}, which is not in export.gguf {list(self.export.gguf)}")
+        return self

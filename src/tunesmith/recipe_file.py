@@ -1,0 +1,175 @@
+"""Recipes in and out of YAML: every problem at once, each with its file and line."""
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from tunesmith.errors import RecipeError
+from tunesmith.recipe import Recipe
+
+Loc = tuple[str | int, ...]
+UNION_TAGS = {"share", "source", "literal['auto']", "literal['all-linear']", "constrained-int", "tuple[str, ...]"}
+# what pydantic calls the alternatives of a union; users never wrote it
+
+
+def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
+    """The recipe in `path`, with `--set` changes such as "train.lr=1e-4" applied before it is checked.
+
+    Relative data and prompt files are taken from the recipe's folder. Raises RecipeError with all problems.
+    """
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {path} cannot be read: {error}", fix="name a YAML file; `tunesmith init` writes one") from error
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}" if mark else str(path)
+        problem = getattr(error, "problem", None) or "no YAML"
+        raise RecipeError(f"recipe is not valid YAML: {problem}", fix="correct the line; indent with spaces", where=where) from error
+    if not isinstance(raw, dict):
+        raise RecipeError("recipe is not a mapping of settings", fix="start from `tunesmith init`", where=str(path))
+    lines = dict(_lines(node)) if node else {}
+    for change in changes:
+        _apply(raw, lines, change)
+    try:
+        recipe = Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise _report(error, path, lines) from None
+    return _anchored(recipe, path.parent)
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML, every field written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def schema_text() -> str:
+    """The JSON schema that editors complete and check recipes with."""
+    return json.dumps(Recipe.model_json_schema(), indent=1, sort_keys=True) + "\n"
+
+
+def _lines(node: yaml.Node, loc: Loc = ()) -> Iterator[tuple[Loc, int]]:
+    """Place in the recipe -> line in the file, for every key and list item."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield (*loc, key.value), key.start_mark.line + 1
+            yield from _lines(value, (*loc, key.value))
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield (*loc, index), value.start_mark.line + 1
+            yield from _lines(value, (*loc, index))
+
+
+def _apply(raw: dict[str, Any], lines: dict[Loc, int], change: str) -> None:
+    """Write one `a.b=value` into the raw recipe; a number names a list item."""
+    key, equals, text = change.partition("=")
+    parts: Loc = tuple(int(p) if p.isdigit() else p for p in key.split("."))
+    if not equals or not all(p != "" for p in parts):
+        raise RecipeError(f'--set "{change}" is not of the form a.b=value', fix="write --set train.lr=1e-4")
+    here: Any = raw
+    for part in parts[:-1]:
+        if isinstance(here, list) and isinstance(part, int) and part < len(here):
+            here = here[part]
+        elif isinstance(here, dict):
+            if here.get(str(part)) is None:
+                here[str(part)] = {}
+            here = here[str(part)]
+        else:
+            here = None
+        if not isinstance(here, dict | list):
+            raise RecipeError(f"--set {key}: {part} holds no settings", fix="`tunesmith check RECIPE` prints every key")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f'--set {key}: "{text}" is not valid YAML', fix="quote the value") from error
+    if isinstance(here, list) and not (isinstance(parts[-1], int) and parts[-1] < len(here)):
+        raise RecipeError(f"--set {key}: the list has no item {parts[-1]}", fix=f"it has items 0 to {len(here) - 1}")
+    here[parts[-1] if isinstance(here, list) else str(parts[-1])] = value
+    for known in [loc for loc in lines if loc[: len(parts)] == parts]:
+        del lines[known]  # what comes from the command line has no line in the file
+
+
+def _report(error: ValidationError, path: Path, lines: Mapping[Loc, int]) -> RecipeError:
+    """One error with a line for each problem."""
+    problems = []
+    places = [found["loc"] for found in error.errors()]
+    for found in error.errors():
+        if any(place[: len(found["loc"])] == found["loc"] and place != found["loc"] for place in places):
+            continue  # a list that is short because of an item that is wrong
+        loc = tuple(part for part in found["loc"] if part not in UNION_TAGS)
+        problem = f"{'.'.join(map(str, loc)) or 'recipe'}{_what(found, loc)} ({_where(loc, path, lines)})"
+        if problem not in problems:
+            problems.append(problem)
+    head = "the recipe has a problem" if len(problems) == 1 else f"the recipe has {len(problems)} problems"
+    return RecipeError(f"{head}:\n  - " + "\n  - ".join(problems), fix="correct the recipe and run the same command again")
+
+
+def _where(loc: Loc, path: Path, lines: Mapping[Loc, int]) -> str:
+    """File and line of the nearest enclosing key that stands in the file."""
+    for end in range(len(loc), 0, -1):
+        if loc[:end] in lines:
+            return f"{path}, line {lines[loc[:end]]}"
+    return f"{path}, --set or missing key" if loc else str(path)
+
+
+def _what(found: Any, loc: Loc) -> str:
+    """The problem in words, after the name of the key."""
+    kind, value = found["type"], found["input"]
+    if kind == "extra_forbidden":
+        close = difflib.get_close_matches(str(loc[-1]), _known_keys(loc[:-1]), n=1)
+        return " is no setting" + (f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(_known_keys(loc[:-1]))}")
+    if kind == "missing":
+        return " is missing"
+    if kind in {"float_parsing", "float_type", "int_parsing", "int_type", "int_from_float"}:
+        return f' is "{value}", which is no {"whole " if kind.startswith("int") else ""}number'
+    text = found["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return f": {text}"
+    return f" is {json.dumps(value, default=str)}: {text[0].lower()}{text[1:]}"
+
+
+def _known_keys(loc: Loc) -> list[str]:
+    """The keys that may stand at a place in the recipe."""
+    model: Any = Recipe
+    for part in loc:
+        if isinstance(part, str):
+            model = next((m for m in _models_in(model.model_fields[part].annotation)), None)
+    return list(model.model_fields) if model else []
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in getattr(annotation, "__args__", ()):
+        yield from _models_in(inner)
+
+
+def _anchored(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with paths that exist beside its file made absolute, so that it means the same from any folder."""
+
+    def anchor(path: str) -> str:
+        return str((folder / path).resolve()) if not Path(path).is_absolute() and any(folder.glob(path)) else path
+
+    data = recipe.data
+    sources = tuple(s.model_copy(update={"path": anchor(s.path)}) for s in data.sources)
+    held_out = data.held_out
+    if not isinstance(held_out, float):
+        held_out = held_out.model_copy(update={"path": anchor(held_out.path)})
+    prompts = recipe.evaluate.prompts
+    return recipe.model_copy(
+        update={
+            "data": data.model_copy(update={"sources": sources, "held_out": held_out}),
+            "base": anchor(recipe.base) if recipe.base.startswith((".", "/")) else recipe.base,
+            "evaluate": recipe.evaluate.model_copy(
+                update={"prompts": prompts if prompts == "default" else anchor(prompts)}
+            ),
+        }
+    )

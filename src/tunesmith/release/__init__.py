@@ -1,0 +1,1 @@
+"""From adapter to merged model and GGUF, with proof."""

@@ -1,0 +1,1 @@
+"""Many runs: answers, scores, comparison."""
