@@ -1,0 +1,59 @@
+"""What the user sees while something long runs: lines, progress and time left, on standard error."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+LINE_EVERY_S = 10.0  # without a terminal (a log file, a notebook) progress is a line now and then
+
+
+def say(text: str) -> None:
+    """One line to the user; rich markup is not read in it."""
+    console.print(text, markup=False)
+
+
+def warn(text: str) -> None:
+    """One line on something the user can act on; the run goes on."""
+    console.print(f"warning: {text}", markup=False, style="yellow")
+
+
+@contextlib.contextmanager
+def progress(what: str, total: float, *, done: float = 0, unit: str = "") -> Iterator[Callable[[float, str], None]]:
+    """Show progress of `total` units; the block calls what it is given with (units more, a short text such as the loss)."""
+    if console.is_terminal:
+        with _bar(what, total, done) as advance:
+            yield advance
+    else:
+        yield _lines(what, total, done, unit)
+
+
+@contextlib.contextmanager
+def _bar(what: str, total: float, done: float) -> Iterator[Callable[[float, str], None]]:
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=total, completed=done, note="")
+        yield lambda units, note: bar.update(task, advance=units, note=note)
+
+
+def _lines(what: str, total: float, done: float, unit: str) -> Callable[[float, str], None]:
+    started = shown = time.monotonic()
+    first = done
+
+    def advance(units: float, note: str) -> None:
+        nonlocal done, shown
+        done += units
+        now = time.monotonic()
+        if now - shown >= LINE_EVERY_S and done < total:
+            shown = now
+            left_s = (total - done) * (now - started) / max(done - first, 1e-9)
+            text = f"{what}: {done:g} of {total:g}{f' {unit}' if unit else ''}, {left_s:.0f} s left"
+            say(f"{text}, {note}" if note else text)
+
+    return advance
