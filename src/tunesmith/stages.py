@@ -109,7 +109,8 @@ def read_prompts(recipe: Recipe) -> list[str]:
     try:
         prompts = yaml.safe_load(path.read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
-
+        what = f"evaluate.prompts: {path} cannot be read: {error}"
+        raise RecipeError(what, fix="name a YAML file with a list of prompts") from error
     if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) for p in prompts):
         raise RecipeError(f"evaluate.prompts: {path} is not a list of prompts", fix="write one `- prompt` a line")
     return prompts
