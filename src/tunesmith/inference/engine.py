@@ -103,6 +103,7 @@ class Engine:
             ) from error  # fmt: skip
         self.url: str = self._server.listening_address
         self.vocabulary: int = self._ask("/v1/models")["data"][0]["meta"]["n_vocab"]
+        self._drawn = self.tokenize("a", special=False)[-1]
 
     def __enter__(self) -> Self:
         return self
@@ -131,9 +132,11 @@ class Engine:
 
         Raises ProofError if llama.cpp gave probabilities that some sampling transform had changed.
         """
+        # The bias decides which token is drawn, not the probabilities, which llama.cpp takes before: without it
+        # a token of half a UTF-8 character may be drawn, and then llama.cpp leaves the probabilities out.
         body = {
             "prompt": list(ids), "n_predict": 1, "n_probs": self.vocabulary, "samplers": [], "temperature": 1.0,
-            "post_sampling_probs": False, "cache_prompt": False,
+            "post_sampling_probs": False, "cache_prompt": False, "logit_bias": [[self._drawn, 1e5]],
         }  # fmt: skip
         found = self._ask("/completion", body)["completion_probabilities"][0]["top_logprobs"]
         logprobs_V = np.full(self.vocabulary, np.nan)
