@@ -1,0 +1,91 @@
+"""VERB chat: the model in the browser, through llama.cpp's own page and API, or in the terminal."""
+
+import signal
+import threading
+from pathlib import Path
+
+from tunesmith.console import say, warn
+from tunesmith.errors import TunesmithError
+from tunesmith.inference.engine import Answer, Engine
+from tunesmith.recipe import ChatConfig
+
+
+def chat(gguf: Path, *, alias: str, chat: ChatConfig, port: int, threads: int, cli: bool) -> None:
+    """Serve `gguf` as `alias` on 127.0.0.1:`port` until Ctrl+C or SIGTERM, or chat with it in the terminal (`cli`).
+
+    Raises BaseError for a file that is missing or no GGUF, ResourceError for a port in use.
+    """
+    if cli:
+        with Engine(gguf, threads=threads, context=chat.context, alias=alias, chat=chat) as engine:
+            _talk(engine, alias, chat)
+    else:
+        _serve(gguf, alias, chat, port, threads)
+
+
+def _serve(gguf: Path, alias: str, chat: ChatConfig, port: int, threads: int) -> None:
+    stop = threading.Event()
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with Engine(
+            gguf, threads=threads, context=chat.context, slots=chat.slots, port=port, alias=alias, chat=chat
+        ) as engine:
+            say(f"{alias} answers at {engine.url} (API: {engine.url}/v1/chat/completions)")
+            say("Ctrl+C stops it")
+            while not stop.wait(1.0):  # with a time limit, or Windows would not see the signal
+                pass
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    say("stopped")
+
+
+def _talk(engine: Engine, alias: str, chat: ChatConfig) -> None:
+    """Questions from standard input, answers to standard output, until /exit or Ctrl+D."""
+    opening = [{"role": "system", "content": chat.system}] if chat.system else []
+    messages = list(opening)
+    say(f"{alias}: /exit or Ctrl+D ends the chat, Ctrl+C cuts an answer short")
+    while (question := _question()) != "/exit":
+        if not question:
+            continue
+        messages.append({"role": "user", "content": question})
+        try:
+            text = _answer(engine, messages, chat)
+        except TunesmithError as error:
+            warn(f"{error.what}; a new conversation starts")
+            messages = list(opening)
+        else:
+            messages.append({"role": "assistant", "content": text})
+
+
+def _question() -> str:
+    try:
+        return input("> ").strip()
+    except (EOFError, KeyboardInterrupt):
+        print()
+        return "/exit"
+
+
+def _answer(engine: Engine, messages: list[dict[str, str]], chat: ChatConfig) -> str:
+    """Stream one answer; what was said of it before a Ctrl+C counts as the answer."""
+    pieces: list[str] = []
+
+    def show(text: str) -> None:
+        pieces.append(text)
+        print(text, end="", flush=True)
+
+    try:
+        answer = engine.chat(
+            messages, max_tokens=chat.context, temperature=chat.temperature, top_p=chat.top_p, on_text=show
+        )
+    except KeyboardInterrupt:
+        print()
+        return "".join(pieces)
+    print(flush=True)
+    say(f"[{_stats(answer)}]")
+    return answer.text
+
+
+def _stats(answer: Answer) -> str:
+    """How fast an answer came, in one line."""
+    end = "" if answer.stopped else ", cut: the context is full"
+    return f"{answer.tokens} tokens, first after {answer.first_token_s:.2f} s, {answer.tokens_per_s:.0f} tokens/s{end}"
