@@ -5,6 +5,7 @@ record that stands before it imports anything heavy). Reads records and data fil
 """
 
 import glob
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,24 +21,22 @@ Needs = tuple[dict[str, Any], dict[str, str]]
 """Settings and inputs (name -> digest), as commit_stage takes them."""
 AUTOS = ("micro_batch_tokens", "precision", "recompute")
 """Fields of `train` that may say `auto`: decided once, on the machine that trains, and kept in the run's recipe."""
-OUTSIDE = {"stop_after", "recompute"}
-"""Fields of `train` that cannot change the adapter: when to pause, and where activations come from."""
+OUTSIDE = {"stop_after", "recompute", "micro_batch_tokens", "deterministic"}
+"""Fields of `train` outside the mathematics: when to pause, and how the same sums are computed on this machine."""
 DEFAULT_PROMPTS = Path(__file__).parent / "study" / "prompts.yaml"
 
 
 def data_needs(recipe: Recipe, run: Run, base_digest: str) -> Needs:
     """prepare: conversations, cleaning and template. The digest of a Hub data set is its id and revision."""
-    held_out = recipe.data.held_out
-    sources = [*recipe.data.sources, *([held_out] if isinstance(held_out, Source) else [])]
     settings: dict[str, Any] = {
         "data": _plain(recipe.data, exclude={"sources": {"__all__": {"path"}}}),
         "max_length": recipe.train.max_length,
         "system": recipe.chat.system,
         "seed": recipe.seed,
     }
-    if isinstance(held_out, Source):
+    if isinstance(recipe.data.held_out, Source):
         settings["data"]["held_out"].pop("path")  # a file is known by its bytes, so that a moved one is the same
-    inputs = {f"source_{index}": source_digest(source) for index, source in enumerate(sources)}
+    inputs = {f"source_{index}": source_digest(source) for index, source in enumerate(sources_of(recipe))}
     return settings, inputs | {"base": base_digest, "prompts": fingerprint(read_prompts(recipe))}
 
 
@@ -116,6 +115,12 @@ def read_prompts(recipe: Recipe) -> list[str]:
     return prompts
 
 
+def sources_of(recipe: Recipe) -> list[Source]:
+    """Every source of the recipe: the training ones, then the held-out one if it has its own."""
+    held_out = recipe.data.held_out
+    return [*recipe.data.sources, *([held_out] if isinstance(held_out, Source) else [])]
+
+
 def source_files(source: Source) -> list[Path]:
     """The files that a source's path names, sorted; none for the id of a data set on the Hub."""
     return [Path(name) for name in sorted(glob.glob(source.path, recursive=True)) if Path(name).is_file()]
@@ -127,6 +132,18 @@ def source_digest(source: Source) -> str:
     if not files:
         return fingerprint(["hub", source.path, source.revision])
     return fingerprint([digest_file(path) for path in files])
+
+
+def missing_files(recipe: Recipe) -> list[str]:
+    """What a recipe names that is not on this machine, in words; a Hub id is taken on trust."""
+
+    def may_be_on_hub(path: str) -> bool:
+        return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", path)) and not re.search(r"\.(jsonl?|parquet|csv)$", path)
+
+    missing = [s.path for s in sources_of(recipe) if not source_files(s) and not may_be_on_hub(s.path)]
+    others = [recipe.base] if recipe.base.startswith((".", "/")) else []
+    others += [] if recipe.evaluate.prompts == "default" else [recipe.evaluate.prompts]
+    return [f"{path} does not exist" for path in [*missing, *(o for o in others if not Path(o).exists())]]
 
 
 def _made(folder: Path, verb: str) -> str:

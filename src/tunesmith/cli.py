@@ -1,0 +1,223 @@
+"""The command line: one short function per verb. Each imports what it needs itself, so that help comes at once."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tunesmith import __version__
+from tunesmith.errors import RecipeError, ResourceError, ResumeError, TunesmithError
+
+if TYPE_CHECKING:
+    from tunesmith.pipeline import Work
+    from tunesmith.recipe import Recipe
+    from tunesmith.runs import Run
+
+app = typer.Typer(
+    name="tunesmith", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True
+)  # plain help: loading rich for it costs more than everything else here
+INTERRUPTED = 130
+
+Target = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, or the folder of a run.")]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", metavar="a.b=c", help="Change one value of the recipe; may be repeated.")
+]
+RunDir = Annotated[Path | None, typer.Option("--run-dir", metavar="PATH", help="Run folder; default: runs/NAME.")]
+
+
+def main() -> None:
+    """Entry point: errors on purpose end with their own exit code and no traceback."""
+    try:
+        app()
+    except TunesmithError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except PermissionError as error:
+        print(
+            f"error: {error.filename} may not be written or read\n  fix: put the run elsewhere with --run-dir",
+            file=sys.stderr,
+        )
+        sys.exit(ResourceError.exit_code)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            print("interrupted; the same command goes on from what is committed", file=sys.stderr)
+        raise
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tunesmith {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Version.")] = False,
+) -> None:
+    """One recipe turns conversations into a fine-tuned open LLM, proven equal at every hand-over, served on a CPU."""
+
+
+@app.command("run")
+def run_all(recipe: Target, changes: Changes = None, run_dir: RunDir = None) -> None:
+    """All stages in order; finished ones are skipped."""
+    from tunesmith.pipeline import VERBS, ending
+
+    if _stages(recipe, changes, run_dir, VERBS):
+        typer.echo(ending(*_opened(recipe, changes, run_dir)))
+
+
+@app.command()
+def prepare(recipe: Target, changes: Changes = None, run_dir: RunDir = None) -> None:
+    """Conversations to clean token rows."""
+    _stages(recipe, changes, run_dir, ["prepare"])
+
+
+@app.command()
+def train(recipe: Target, changes: Changes = None, run_dir: RunDir = None) -> None:
+    """Token rows to an adapter; goes on where it was killed."""
+    _stages(recipe, changes, run_dir, ["train"])
+
+
+@app.command()
+def merge(recipe: Target, changes: Changes = None, run_dir: RunDir = None) -> None:
+    """Adapter and base to one model, proven equal."""
+    _stages(recipe, changes, run_dir, ["merge"])
+
+
+@app.command()
+def export(recipe: Target, changes: Changes = None, run_dir: RunDir = None) -> None:
+    """Model to GGUF files for the CPU, proven equal."""
+    _stages(recipe, changes, run_dir, ["export"])
+
+
+@app.command()
+def evaluate(recipe: Target, changes: Changes = None, run_dir: RunDir = None) -> None:
+    """The GGUF answers ten prompts on this CPU, timed."""
+    _stages(recipe, changes, run_dir, ["evaluate"])
+
+
+@app.command()
+def chat(
+    model: Annotated[Path, typer.Argument(metavar="RUN_OR_GGUF", help="The folder of a run, or a GGUF file.")],
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 7860,
+    cli: Annotated[bool, typer.Option("--cli", help="Chat in the terminal, without the page.")] = False,
+    gguf: Annotated[str | None, typer.Option(metavar="TYPE", help="F16, Q8_0 or Q4_K_M.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
+    changes: Changes = None,
+) -> None:
+    """Chat page and OpenAI-compatible API on this machine's CPU."""
+    from tunesmith.recipe import ChatConfig
+    from tunesmith.server.app import chat as serve
+
+    if model.is_file():
+        if changes or gguf:
+            raise RecipeError("a GGUF file has no recipe to change or choose from", fix="leave out --set and --gguf")
+        serve(model, alias=model.stem, chat=ChatConfig(), port=port, threads=threads, cli=cli)
+        return
+    recipe, run = _opened(model, changes, None)
+    file = run.gguf_file(recipe.name, gguf or recipe.evaluate.gguf)
+    if not file.is_file():
+        known = ", ".join(found.name for found in sorted(run.gguf.glob("*.gguf"))) or "no GGUF file"
+        fix = f"choose one with --gguf, or type `tunesmith run {model}` to make what is missing"
+        raise ResumeError(f"there is no {file}; this run has {known}", fix=fix)
+    serve(file, alias=recipe.name, chat=recipe.chat, port=port, threads=threads, cli=cli)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Folders of runs; `base` is the untouched base.")],
+    report: Annotated[Path | None, typer.Option(metavar="PATH", help="Default: report.html in the first run.")] = None,
+) -> None:
+    """One page: answers side by side, losses, speed, size."""
+    first = next((Path(name) for name in runs if name != "base"), None)
+    if first is None:
+        raise RecipeError("`base` alone says nothing: its numbers are kept with the runs", fix="name a run as well")
+    from tunesmith.runs import Run, write_manifest
+    from tunesmith.study.compare import compare as write_report
+
+    typer.echo(f"report: {write_report(runs, report or Run(first).report)}")
+    if report is None:
+        write_manifest(Run(first))
+
+
+@app.command()
+def check(
+    recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="A recipe file.")] = None,
+    changes: Changes = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema for editors instead.")] = False,
+) -> None:
+    """Validate a recipe and print it with every setting."""
+    from tunesmith.console import warn
+    from tunesmith.recipe_file import dump_recipe, schema_text
+    from tunesmith.stages import missing_files
+
+    if schema:
+        typer.echo(schema_text(), nl=False)
+        return
+    if recipe is None:
+        raise RecipeError("check needs a recipe", fix="write tunesmith check RECIPE; `tunesmith init` makes one")
+    checked, _ = _opened(recipe, changes, None)
+    for problem in missing_files(checked):
+        warn(problem)
+    typer.echo("# yaml-language-server: $schema=./schema.json")
+    typer.echo(dump_recipe(checked), nl=False)
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="The recipe to write.")] = Path("recipe.yaml"),
+    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing.")] = False,
+) -> None:
+    """Write a commented starter recipe after a few questions."""
+    from tunesmith.starter import Answers, ask, write_starter
+
+    for written in write_starter(path, Answers() if yes else ask()):
+        typer.echo(f"wrote {written}")
+    typer.echo(f"next: tunesmith check {path}")
+
+
+def _opened(target: Path, changes: Sequence[str] | None, run_dir: Path | None) -> "tuple[Recipe, Run]":
+    """The recipe and run folder that an argument names: a recipe file, or a run folder with its recipe.yaml."""
+    from tunesmith.recipe_file import read_recipe
+    from tunesmith.runs import Run
+
+    if not target.is_dir():
+        recipe = read_recipe(target, changes or ())
+        return recipe, Run(run_dir or Path("runs") / recipe.name)
+    run = Run(target)
+    if not run.recipe.is_file():
+        raise RecipeError(
+            f"{target} is no run folder: it has no recipe.yaml", fix="name a recipe or a folder under runs/"
+        )
+    return read_recipe(run.recipe, changes or ()), Run(run_dir or target)
+
+
+def _stages(target: Path, changes: Sequence[str] | None, run_dir: Path | None, verbs: Sequence[str]) -> bool:
+    from tunesmith.pipeline import run_stages
+
+    recipe, run = _opened(target, changes, run_dir)
+    return run_stages(recipe, run, verbs, _load)
+
+
+def _load(verb: str) -> "Work":
+    """What does a stage; torch and transformers are imported here, and only for a stage with work to do."""
+    if verb == "prepare":
+        from tunesmith.stages import read_prompts
+        from tunesmith.tokens.prepare import prepare
+
+        return lambda recipe, run, base: prepare(recipe, run, base, read_prompts(recipe))
+    if verb == "train":
+        from tunesmith.pipeline import write_resolved
+        from tunesmith.training.loop import train
+        from tunesmith.training.resolve import resolve
+
+        return lambda recipe, run, base: train(write_resolved(resolve(recipe, run), run), run, base)
+    if verb == "merge":
+        from tunesmith.release.merge import merge as work
+    elif verb == "export":
+        from tunesmith.release.export import export as work
+    else:
+        from tunesmith.study.answer import evaluate as work
+    return work
