@@ -1,0 +1,35 @@
+# make demo          set up, train the built-in model on the demo conversations, ask it ten questions, open the chat
+# make demo SERVE=0  the same without the chat
+# make test          set up, check style and types, run every test
+# Without an NVIDIA GPU: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu   (torch's small CPU build)
+SERVE ?= 1
+export TORCH_INDEX PYTHON
+BIN := .venv/bin
+
+.PHONY: demo test setup lint clean
+.DEFAULT_GOAL := demo
+
+demo:
+	@.ci/need python3-venv libgomp1
+	@.ci/setup train
+	@started=$$(date +%s); $(BIN)/tunesmith run recipes/demo.yaml \
+	  && $(BIN)/python benchmarks/demo_questions.py runs/demo \
+	  && echo "demo: $$(( $$(date +%s) - started )) s"
+ifneq ($(SERVE),0)
+	@$(BIN)/tunesmith chat runs/demo
+endif
+
+test: setup lint
+	@$(BIN)/python -m pytest
+
+setup:
+	@.ci/need python3-venv libgomp1 chromium
+	@.ci/setup dev
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+clean:   # leaves runs/ and the cache of base models alone
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build src/*.egg-info
