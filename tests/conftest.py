@@ -1,0 +1,32 @@
+"""Fixtures for every test: two base models, and a working folder of the test's own."""
+
+import pytest
+from tiny import save_base
+
+from tunesmith.weights.locate import locate_base
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path_factory, monkeypatch):
+    """Runs are made below the working folder: tests get an empty one. Nor do they use the user's Hub token."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("work"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory):
+    """Folder of a random Llama of two layers with a chat template (tests/tiny.py)."""
+    return save_base(tmp_path_factory.mktemp("tiny") / "base")
+
+
+@pytest.fixture(scope="session")
+def builtin_base():
+    """The real built-in base, fetched once into the user's cache."""
+    return locate_base("builtin:smollm2-135m-instruct")
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """An empty cache of the test's own, for what is fetched or unpacked."""
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
