@@ -159,6 +159,14 @@ def need_disk(folder: Path, needed_bytes: int, purpose: str) -> None:
         )
 
 
+def free_memory_bytes() -> int:
+    """Memory that can be taken without swapping."""
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable")))
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def read_record(folder: Path) -> Record | None:
     """The record of a committed stage; None if the folder does not stand or a file of it is missing or cut."""
     try:

@@ -1,0 +1,69 @@
+"""The adapter in PEFT's file format, in and out."""
+
+import json
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tunesmith.errors import ResumeError
+from tunesmith.model.lora import adapted_layers
+from tunesmith.recipe import LoraConfig
+
+PREFIX = "base_model.model."  # PEFT wraps the model twice; its file names say so
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """PEFT's names -> the adapter's tensors (not copies), in model order."""
+    tensors: dict[str, Tensor] = {}
+    for name, layer in adapted_layers(model):
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = layer.a_RI.data
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = layer.b_OR.data
+    return tensors
+
+
+def set_adapter(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Write tensors with PEFT's names into the model's adapter. Raises ResumeError if they do not fit."""
+    ours = adapter_tensors(model)
+    if wrong := sorted(n for n in ours.keys() | tensors.keys() if n not in ours or n not in tensors
+                       or ours[n].shape != tensors[n].shape):  # fmt: skip
+        raise ResumeError(
+            f"the adapter does not fit the model: {len(wrong)} tensors differ, the first is {wrong[0]}",
+            fix="use the recipe and base it was trained with",
+        )
+    for name, tensor in ours.items():
+        tensor.copy_(tensors[name])
+
+
+def save_adapter(folder: Path, checkpoint: Path, config: LoraConfig, base: str) -> None:
+    """Write an adapter folder that PeftModel.from_pretrained reads, from a checkpoint's adapter file."""
+    tensors = load_file(checkpoint)
+    targets = sorted({name.removesuffix(".lora_A.weight").rpartition(".")[2] for name in tensors if ".lora_A." in name})
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "target_modules": targets,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+    }
+    (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+
+
+def load_adapter(folder: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
+    """({layer name: (A [R, I], B [O, R])}, scale) of an adapter folder."""
+    settings = json.loads((folder / CONFIG).read_text())
+    tensors = load_file(folder / WEIGHTS)
+    layers = {
+        name.removeprefix(PREFIX).removesuffix(".lora_A.weight"): (a_RI, tensors[name.replace("lora_A", "lora_B")])
+        for name, a_RI in tensors.items()
+        if name.endswith(".lora_A.weight")
+    }
+    return layers, settings["lora_alpha"] / settings["r"]

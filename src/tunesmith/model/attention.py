@@ -1,0 +1,100 @@
+"""Attention over packed conversations, through transformers' public attention interface.
+
+Conversations lie end to end in one flat row of tokens; attention stays inside each of them. One function, two
+backends: FlashAttention's variable-length kernel on NVIDIA GPUs of compute capability 8.0 or higher in 16 bits, and
+scaled dot product attention conversation by conversation on everything else (older GPUs, the CPU).
+
+Shapes: B = 1 row, H heads, K key and value heads, T tokens, D head width, N conversations.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface
+
+from tunesmith.errors import BaseError
+
+PACKED = "tunesmith_packed"
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the conversations of one flat row begin and end."""
+
+    lengths: tuple[int, ...]
+    """Tokens of each conversation, N of them; their sum is T."""
+    cu_seqlens_N1: Tensor | None
+    """0 and the running sums of the lengths, int32 on the GPU; None selects the backend that needs no kernel."""
+    longest: int
+    """A bound on the lengths; constant over a run, so that compiled code is not compiled again."""
+
+    def kwargs(self) -> dict[str, Any]:
+        """What the attention function below is given through the model's forward call."""
+        if self.cu_seqlens_N1 is not None:
+            return {"cu_seq_lens_q": self.cu_seqlens_N1, "max_length_q": self.longest}
+        return {"conversation_lengths": self.lengths}
+
+
+def has_varlen_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the variable-length kernel runs on this device in these numbers."""
+    return (
+        device.type == "cuda"
+        and dtype in (torch.bfloat16, torch.float16)
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
+
+
+def packed_attention(
+    module: nn.Module,
+    query_BHTD: Tensor,
+    key_BKTD: Tensor,
+    value_BKTD: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    conversation_lengths: tuple[int, ...] | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int = 0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **unused: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention inside each conversation. Returns [B, T, H, D], and no attention weights.
+
+    Raises BaseError for what neither backend computes. Dropout of attention weights is not applied.
+    """
+    if attention_mask is not None or softcap:
+        raise BaseError(
+            "this base model masks or caps its attention in a way packing cannot keep", fix="use another base"
+        )
+    if cu_seq_lens_q is not None:
+        window = (-1, 0) if sliding_window is None else (sliding_window - 1, 0)
+        out_THD = varlen_attn(
+            query_BHTD[0].transpose(0, 1), key_BKTD[0].transpose(0, 1), value_BKTD[0].transpose(0, 1),
+            cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q,
+            scale=scaling, window_size=window, enable_gqa=query_BHTD.shape[1] != key_BKTD.shape[1],
+        )  # fmt: skip
+        assert isinstance(out_THD, Tensor)
+        return out_THD[None], None
+    lengths = conversation_lengths or (query_BHTD.shape[2],)
+    if sliding_window is not None and max(lengths) > sliding_window:
+        raise BaseError(
+            f"a conversation of {max(lengths)} tokens is longer than this base's attention window of {sliding_window}",
+            fix=f"set train.max_length to {sliding_window} or less",
+        )
+    groups = query_BHTD.shape[1] // key_BKTD.shape[1]
+    if groups > 1:
+        key_BKTD = key_BKTD.repeat_interleave(groups, dim=1)
+        value_BKTD = value_BKTD.repeat_interleave(groups, dim=1)
+    parts = [
+        F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
+        for q, k, v in zip(*(x.split(list(lengths), dim=2) for x in (query_BHTD, key_BKTD, value_BKTD)), strict=True)
+    ]
+    return torch.cat(parts, dim=2).transpose(1, 2), None
+
+
+AttentionInterface.register(PACKED, packed_attention)

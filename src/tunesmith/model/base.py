@@ -1,0 +1,74 @@
+"""Load a base model for training: frozen, in the chosen numbers, with packed attention."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from tunesmith.errors import BaseError
+from tunesmith.model.attention import PACKED, Packing
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def load_base(
+    folder: Path, *, precision: str, device: torch.device, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """The model of a Hugging Face folder, frozen. Raises BaseError if transformers cannot read it."""
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=DTYPES[precision],
+            attn_implementation=PACKED,
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise BaseError(
+            f"transformers cannot load the base: {error}",
+            fix="if it needs its own code, read that code, then set trust_remote_code: true; else use another base",
+            where=str(folder),
+        ) from error
+    model.requires_grad_(False)
+    return model.eval().to(device)
+
+
+def backbone(model: PreTrainedModel) -> nn.Module:
+    """The model without its head: token ids in, last hidden state out."""
+    inner = model.base_model
+    if inner is model or model.get_output_embeddings() is None:
+        raise BaseError(f"{type(model).__name__} is no causal language model with a head", fix="use an instruct model")
+    return inner
+
+
+def head(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
+    """(weight [V, D], bias [V] or None) of the output layer."""
+    linear = model.get_output_embeddings()
+    return linear.weight, getattr(linear, "bias", None)
+
+
+def hidden_states(model: PreTrainedModel, ids_T: Tensor, positions_T: Tensor, packing: Packing) -> Tensor:
+    """Last hidden state [T, D] of one flat row of packed conversations."""
+    output = backbone(model)(input_ids=ids_T[None], position_ids=positions_T[None], use_cache=False, **packing.kwargs())
+    return output.last_hidden_state[0]
+
+
+def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The layers that are compiled, and computed again in the backward pass, one by one."""
+    return [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+
+
+def recompute_layers(model: PreTrainedModel) -> None:
+    """Keep only the inputs of each layer and compute the rest again in the backward pass (Chen et al. 2016)."""
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for layer in decoder_layers(model):
+        layer.training = True  # the layer's own switch for it; its children stay in eval mode, so no torch dropout runs
+
+
+def compile_layers(model: PreTrainedModel) -> None:
+    """Compile each decoder layer by itself: seconds instead of minutes, and one piece of code for all of them."""
+    for layer in decoder_layers(model):
+        layer.compile()

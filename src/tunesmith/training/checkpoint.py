@@ -1,0 +1,97 @@
+"""Checkpoints: safetensors and JSON, complete or absent, digested; the newest good one is found on start."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from tunesmith.console import say, warn
+from tunesmith.errors import ResumeError
+from tunesmith.model.adapter import adapter_tensors
+from tunesmith.recipe import Keep
+from tunesmith.runs import commit_folder, digest_folder
+from tunesmith.training.state import TrainState
+
+ADAPTER, OPTIMIZER, STATE, DIGESTS = "adapter.safetensors", "optimizer.safetensors", "state.json", "digests.json"
+
+
+def save_checkpoint(
+    folder: Path, state: TrainState, decides: dict[str, Any], machine: dict[str, Any], keep: Keep
+) -> Path:
+    """Write folder/step-NNNNNN and delete what `keep` does not name.
+
+    `decides` is what must be the same on resume, `machine` what must be the same for the same bits.
+    """
+    target = folder / f"step-{state.progress.step:06d}"
+
+    def write(draft: Path) -> None:
+        save_file({n: t.contiguous().cpu() for n, t in adapter_tensors(state.model).items()}, draft / ADAPTER)
+        save_file({n: t.cpu() for n, t in state.optimizer_tensors().items()}, draft / OPTIMIZER)
+        numbers = {**state.numbers(), "decides": decides, "machine": machine}
+        (draft / STATE).write_text(json.dumps(numbers, indent=1) + "\n")
+        (draft / DIGESTS).write_text(json.dumps(digest_folder(draft), indent=1) + "\n")
+
+    commit_folder(target, write)
+    kept = {*checkpoints(folder)[-keep.last :], folder / f"step-{state.progress.best_step:06d}"}
+    for old in set(checkpoints(folder)) - kept:
+        shutil.rmtree(old)
+    return target
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Finished checkpoints, oldest first. Drafts start with a dot, so they are never listed."""
+    return sorted(folder.glob("step-*"))
+
+
+def resume(folder: Path, state: TrainState, decides: dict[str, Any], machine: dict[str, Any]) -> list[str]:
+    """Load the newest good checkpoint into `state`, if there is one. Returns notes for the record.
+
+    A torn checkpoint is passed over. One of other settings is refused: raises ResumeError naming each of them.
+    """
+    for checkpoint in reversed(checkpoints(folder)):
+        if not _is_whole(checkpoint):
+            warn(f"{checkpoint.name} is damaged and is passed over")
+            shutil.rmtree(checkpoint)
+            continue
+        numbers = json.loads((checkpoint / STATE).read_text())
+        _refuse_others(checkpoint, numbers["decides"], decides)
+        state.load(load_file(checkpoint / ADAPTER), load_file(checkpoint / OPTIMIZER), numbers)
+        state.progress.interruptions += 1
+        say(f"train: going on from {checkpoint.name}")
+        if changed := changes(numbers["machine"], machine):
+            note = "state-exact, not bit-exact: " + "; ".join(changed)
+            warn(f"the resumed run is {note}")
+            return [note]
+        return []
+    return []
+
+
+def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """One text for each value that differs, such as "train.lr: 0.0002 -> 0.0001"."""
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        was, now = old.get(key), new.get(key)
+        if isinstance(was, dict) and isinstance(now, dict):
+            found += changes(was, now, f"{prefix}{key}.")
+        elif was != now:
+            found.append(f"{prefix}{key}: {was} -> {now}")
+    return found
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        digests = json.loads((checkpoint / DIGESTS).read_text())
+    except (OSError, ValueError):
+        return False
+    return bool(digests == digest_folder(checkpoint))
+
+
+def _refuse_others(checkpoint: Path, was: dict[str, Any], now: dict[str, Any]) -> None:
+    if changed := changes(was, now):
+        raise ResumeError(
+            "this run was trained with other settings:\n  - " + "\n  - ".join(changed),
+            fix="set them back, give the recipe another name, or delete the run's checkpoints to start again",
+            where=str(checkpoint),
+        )

@@ -1,0 +1,48 @@
+"""Cross-entropy of the frozen head at supervised positions, in chunks: the whole logits never exist.
+
+Shapes: S supervised positions, C of them in a chunk, D hidden width, V vocabulary.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK_BYTES = 64 << 20  # fp32 logits of one chunk; 340 positions of SmolLM2, 130 of Llama 3
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Sum of -log softmax(h W^T + b)[target]; the gradient of h is formed in the forward pass, chunk by chunk."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_SD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_S: Tensor) -> Tensor:
+        wants_grad = ctx.needs_input_grad[0]
+        grad_SD = torch.empty_like(hidden_SD) if wants_grad else None
+        total = torch.zeros((), device=hidden_SD.device)
+        rows = max(1, CHUNK_BYTES // (4 * weight_VD.shape[0]))
+        for start in range(0, hidden_SD.shape[0], rows):
+            part = slice(start, start + rows)
+            logits_CV = F.linear(hidden_SD[part], weight_VD, bias_V).float()
+            picked_C1 = targets_S[part, None]
+            log_sum_C1 = logits_CV.logsumexp(dim=1, keepdim=True)
+            total += (log_sum_C1 - logits_CV.gather(1, picked_C1)).sum()
+            if grad_SD is not None:
+                softmax_CV = logits_CV.sub_(log_sum_C1).exp_()
+                softmax_CV.scatter_add_(1, picked_C1, -torch.ones_like(log_sum_C1))  # d loss / d logits
+                torch.mm(softmax_CV.to(hidden_SD.dtype), weight_VD, out=grad_SD[part])
+        if grad_SD is not None:
+            ctx.save_for_backward(grad_SD)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_SD,) = ctx.saved_tensors
+        return grad_SD * grads[0].to(grad_SD.dtype), None, None, None
+
+
+def loss_sum(hidden_SD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_S: Tensor) -> Tensor:
+    """Sum over supervised positions in nats, not the mean: the caller divides by the tokens of the whole step."""
+    loss = _HeadLoss.apply(hidden_SD, weight_VD, bias_V, targets_S)
+    assert isinstance(loss, Tensor)
+    return loss

@@ -1,0 +1,105 @@
+"""Everything that changes during training, in one object. The learning rate and the order of rows are functions of
+the step and are not here."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tunesmith.model.adapter import adapter_tensors, set_adapter
+from tunesmith.model.lora import DropoutKeys, adapted_layers
+from tunesmith.recipe import EarlyStopping, TrainConfig
+
+INFINITY = float("inf")
+
+
+@dataclass
+class Progress:
+    """The part of the state that is plain numbers."""
+
+    step: int = 0
+    tokens: int = 0
+    supervised_tokens: int = 0
+    seconds: float = 0.0
+    """Time spent training, all processes of this run together."""
+    evaluated_step: int = -1
+    """Last step at which the held-out loss was measured."""
+    base_loss: float = INFINITY
+    """Held-out loss at step 0: the base, untouched."""
+    best_loss: float = INFINITY
+    best_step: int = 0
+    reference_loss: float = INFINITY
+    """Held-out loss that the next one must beat by early_stopping.min_gain."""
+    without_gain: int = 0
+    """Evaluations in a row that did not."""
+    interruptions: int = 0
+    """Times this run was resumed."""
+
+    def note_held_out(self, loss: float, rule: EarlyStopping | None) -> bool:
+        """Take in a held-out loss measured at the current step; True if it is the best of a trained adapter."""
+        self.evaluated_step = self.step
+        if self.step == 0:
+            self.base_loss = self.reference_loss = loss
+            return False
+        if rule and loss < self.reference_loss - rule.min_gain:
+            self.reference_loss, self.without_gain = loss, 0
+        else:
+            self.without_gain += 1
+        if loss < self.best_loss:
+            self.best_loss, self.best_step = loss, self.step
+            return True
+        return False
+
+    def stopped_early(self, rule: EarlyStopping | None) -> bool:
+        """Whether the held-out loss has not gained for too long."""
+        return rule is not None and self.without_gain >= rule.patience
+
+
+@dataclass
+class TrainState:
+    """Save this and a resumed run gives the same bits."""
+
+    model: PreTrainedModel
+    keys: DropoutKeys
+    optimizer: torch.optim.AdamW
+    scaler: torch.amp.GradScaler
+    progress: Progress = field(default_factory=Progress)
+
+    def numbers(self) -> dict[str, Any]:
+        """The part that goes into JSON."""
+        return {"progress": asdict(self.progress), "scaler": self.scaler.state_dict()}
+
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        """The optimizer's moments and step counts, by the adapter's tensor names."""
+        moments = self.optimizer.state_dict()["state"]
+        names = list(adapter_tensors(self.model))
+        return {
+            f"{names[index]}.{key}": value.contiguous()
+            for index, values in moments.items()
+            for key, value in values.items()
+        }
+
+    def load(self, adapter: dict[str, Tensor], optimizer: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        """Take on a saved state."""
+        set_adapter(self.model, adapter)
+        moments: dict[int, dict[str, Tensor]] = {}
+        for index, name in enumerate(adapter_tensors(self.model)):
+            found = {
+                key.removeprefix(f"{name}."): value for key, value in optimizer.items() if key.startswith(f"{name}.")
+            }
+            if found:
+                moments[index] = found
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        self.progress = Progress(**numbers["progress"])
+        if numbers["scaler"]:
+            self.scaler.load_state_dict(numbers["scaler"])
+
+
+def new_state(model: PreTrainedModel, keys: DropoutKeys, config: TrainConfig, device: torch.device) -> TrainState:
+    """The state before the first step. AdamW as in torch, on the adapter alone."""
+    parameters = [p for _, layer in adapted_layers(model) for p in (layer.a_RI, layer.b_OR)]
+    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+    return TrainState(model, keys, optimizer, scaler)
