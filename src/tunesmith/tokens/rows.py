@@ -1,0 +1,95 @@
+"""Token rows on disk: flat numpy files, read through memory maps. N rows, T tokens of all rows together."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from tunesmith.errors import DataError
+from tunesmith.runs import read_record
+
+Array = np.ndarray[Any, Any]
+COLUMNS = {"tokens": np.int32, "supervised": np.bool_, "offsets": np.int64, "answer_bytes": np.int64}
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Some rows of a data folder. Row n is tokens_T[offsets_N1[n] : offsets_N1[n + 1]], whichever rows these are."""
+
+    tokens_T: Array
+    """int32 token ids."""
+    supervised_T: Array
+    """bool: the loss counts how well this token is predicted."""
+    offsets_N1: Array
+    """int64."""
+    answer_bytes_N: Array
+    """int64 UTF-8 bytes of the supervised text of each row, for bits per byte."""
+
+    def __len__(self) -> int:
+        return len(self.answer_bytes_N)
+
+    @property
+    def lengths_N(self) -> Array:
+        """Tokens of each row."""
+        return np.diff(self.offsets_N1)
+
+
+def load_rows(data_folder: Path) -> tuple[TokenRows, TokenRows]:
+    """Training rows and held-out rows. Raises DataError if the folder is not complete."""
+    record = read_record(data_folder)
+    if record is None:
+        raise DataError("the prepared data are missing", fix="run `tunesmith prepare` first", where=str(data_folder))
+    tokens_T, supervised_T, offsets_N1, answer_bytes_N = (
+        np.load(data_folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in COLUMNS
+    )
+    train = record.counts["train_rows"]
+    return (
+        TokenRows(tokens_T, supervised_T, offsets_N1[: train + 1], answer_bytes_N[:train]),
+        TokenRows(tokens_T, supervised_T, offsets_N1[train:], answer_bytes_N[train:]),
+    )
+
+
+class RowWriter:
+    """Appends rows to the files of a folder; memory stays that of one row. Use as a context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        self._files: dict[str, BinaryIO] = {name: (folder / f"{name}.npy").open("wb") for name in COLUMNS}
+        self._counts = dict.fromkeys(COLUMNS, 0)
+        for name, file in self._files.items():
+            file.write(_header(name, 0))
+        self._append("offsets", [0])
+
+    def __enter__(self) -> "RowWriter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for name, file in self._files.items():
+            file.seek(0)
+            file.write(_header(name, self._counts[name]))
+            file.close()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens written so far."""
+        return self._counts["tokens"]
+
+    def add(self, ids: list[int], supervised: list[bool], answer_bytes: int) -> None:
+        """Append one row."""
+        self._append("tokens", ids)
+        self._append("supervised", supervised)
+        self._append("offsets", [self.tokens])
+        self._append("answer_bytes", [answer_bytes])
+
+    def _append(self, name: str, values: list[int] | list[bool]) -> None:
+        self._files[name].write(np.asarray(values, COLUMNS[name]).tobytes())
+        self._counts[name] += len(values)
+
+
+def _header(name: str, length: int) -> bytes:
+    """A .npy header; numpy pads it so that it can be written again in place when the length is known (NEP 1)."""
+    file = io.BytesIO()
+    descr = np.lib.format.dtype_to_descr(np.dtype(COLUMNS[name]))
+    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": (length,)})
+    return file.getvalue()
