@@ -1,0 +1,196 @@
+"""Run folders: complete or absent, skipped when unchanged, and a full disk or a damaged record loses nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from tunesmith.errors import ResourceError, ResumeError
+from tunesmith.runs import (
+    RECORD,
+    Run,
+    commit_folder,
+    commit_stage,
+    digest_folder,
+    fingerprint,
+    need_disk,
+    output_digest,
+    read_record,
+    write_file,
+    write_manifest,
+)
+
+
+def writes(text):
+    def work(draft):
+        (draft / "sub").mkdir()
+        (draft / "sub" / "a.txt").write_text(text)
+        return {"letters": len(text)}
+
+    return work
+
+
+def test_a_stage_is_done_once_and_again_when_settings_or_inputs_change(tmp_path):
+    folder = tmp_path / "data"
+    first, done = commit_stage(folder, {"a": 1}, {"base": "x"}, writes("hello"))
+    assert done and first.counts == {"letters": 5} and first.stage == "data" and first.seconds >= 0
+    assert list(first.outputs) == ["sub/a.txt"] and first.outputs["sub/a.txt"]["bytes"] == 5
+    again, done = commit_stage(folder, {"a": 1}, {"base": "x"}, writes("never written"))
+    assert not done and again == first
+    _, done = commit_stage(folder, {"a": 2}, {"base": "x"}, writes("hello"))
+    assert done
+    changed, done = commit_stage(folder, {"a": 2}, {"base": "y"}, writes("hullo"))
+    assert done and output_digest(changed) != output_digest(first)
+    assert [p.name for p in tmp_path.iterdir()] == ["data"], "a draft was left"
+
+
+def test_a_stage_with_a_missing_or_cut_file_does_not_stand(tmp_path):
+    folder = tmp_path / "data"
+    commit_stage(folder, {}, {}, writes("hello"))
+    (folder / "sub" / "a.txt").write_text("hell")
+    assert read_record(folder) is None
+    _, done = commit_stage(folder, {}, {}, writes("hello"))
+    assert done and read_record(folder) is not None
+    (folder / "sub" / "a.txt").unlink()
+    assert read_record(folder) is None
+
+
+def test_a_damaged_record_is_said(tmp_path):
+    commit_stage(tmp_path / "data", {}, {}, writes("hello"))
+    (tmp_path / "data" / RECORD).write_text('{"stage": "da')
+    with pytest.raises(ResumeError, match="is damaged") as caught:
+        read_record(tmp_path / "data")
+    assert "delete" in caught.value.fix and caught.value.exit_code == 5
+
+
+def test_work_that_fails_leaves_what_stood(tmp_path):
+    commit_folder(tmp_path / "data", writes("old"))
+
+    def fails(draft):
+        (draft / "half").write_text("new")
+        raise ValueError("in the middle")
+
+    with pytest.raises(ValueError, match="in the middle"):
+        commit_folder(tmp_path / "data", fails)
+    assert (tmp_path / "data" / "sub" / "a.txt").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["data"]
+
+
+KILLED = """
+    import pathlib, sys
+    from tunesmith.runs import commit_stage
+
+    target, mark = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+
+    def work(draft):
+        for index in range(200):
+            (draft / f"{index}.bin").write_bytes(bytes(4096))
+        mark.touch()
+        return {}
+
+    turn = 0
+    while True:  # replaces the folder again and again until it is killed
+        turn += 1
+        commit_stage(target, {"turn": turn}, {}, work)
+"""
+
+
+@pytest.mark.parametrize("delay_ms", [0, 3, 7, 15, 40, 90])
+def test_killed_at_any_moment_the_folder_is_complete_or_absent(tmp_path, delay_ms):
+    target, mark = tmp_path / "data", tmp_path / "mark"
+    child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(KILLED), str(target), str(mark)])
+    while not mark.exists():
+        assert child.poll() is None
+        time.sleep(0.001)
+    time.sleep(delay_ms / 1000)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    if target.exists():
+        record = read_record(target)
+        assert record is not None and len(record.outputs) == 200
+        assert record.outputs == digest_folder(target)
+    _, done = commit_stage(target, {"turn": 0}, {}, writes("after"))  # a draft that was left does not disturb
+    assert done and [p.name for p in target.iterdir() if p.name != RECORD] == ["sub"]
+
+
+def test_a_full_disk_is_named_and_what_stood_is_whole(tmp_path):
+    """/dev/full gives the kernel's own "no space left" without a file system to fill."""
+    commit_folder(tmp_path / "data", writes("old"))
+
+    def fills(draft):
+        (draft / "half").write_bytes(bytes(100))
+        with open("/dev/full", "wb") as file:
+            file.write(bytes(1 << 20))
+
+    with pytest.raises(ResourceError, match="the disk is full") as caught:
+        commit_folder(tmp_path / "data", fills)
+    assert "--run-dir" in caught.value.fix and caught.value.exit_code == 7
+    assert (tmp_path / "data" / "sub" / "a.txt").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["data"]
+
+
+FULL = """
+    import pathlib, sys
+    from tunesmith.errors import ResourceError
+    from tunesmith.runs import commit_folder, write_file
+
+    place, big = pathlib.Path(sys.argv[1]), bytes(3 << 20)
+    for write in (
+        lambda: commit_folder(place / "data", lambda draft: (draft / "a.bin").write_bytes(big)),
+        lambda: write_file(place / "data" / "a.bin", big),
+    ):
+        try:
+            write()
+        except ResourceError as error:
+            print(error.what)
+"""
+
+
+def test_a_file_system_of_two_megabytes_fills_and_what_stood_is_whole(tmp_path):
+    mount = f"mount -t tmpfs -o size=2m tmpfs {tmp_path}"
+    rest = f"mkdir {tmp_path}/data && echo old > {tmp_path}/data/a.bin && {sys.executable} -c '{textwrap.dedent(FULL)}'"
+    # in a mount namespace of its own, which ends with the process and needs no root
+    done = subprocess.run(
+        ["unshare", "--mount", "--map-root-user", "sh", "-c", f"{mount} && {rest} {tmp_path} && cat {tmp_path}/data/a.bin"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if "not permitted" in done.stderr or "denied" in done.stderr:
+        return  # a container that lets nobody mount; the test above has the same error from /dev/full
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("the disk is full") == 2 and done.stdout.endswith("old\n")
+
+
+def test_too_little_disk_is_said_before_the_work(tmp_path):
+    need_disk(tmp_path / "not" / "yet", 1000, "merging")
+    with pytest.raises(ResourceError, match=r"merging needs 1000000000\.0 GB"):
+        need_disk(tmp_path, 10**18, "merging")
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    write_file(tmp_path / "a" / "recipe.yaml", "one")
+    write_file(tmp_path / "a" / "recipe.yaml", b"two")
+    assert [p.read_text() for p in (tmp_path / "a").iterdir()] == ["two"]
+
+
+def test_the_manifest_has_every_file(tmp_path):
+    run = Run(tmp_path)
+    commit_stage(run.data, {}, {}, writes("hello"))
+    commit_stage(run.gguf, {}, {}, writes("world"))
+    write_file(run.recipe, "name: a\n")
+    run.metrics.write_text("{}\n")
+    write_manifest(run)
+    files = json.loads(run.manifest.read_text())["files"]
+    assert set(files) == {
+        "data/record.json", "data/sub/a.txt", "gguf/record.json", "gguf/sub/a.txt", "metrics.jsonl", "recipe.yaml",
+    }  # fmt: skip
+    assert all(os.stat(tmp_path / name).st_size == entry["bytes"] for name, entry in files.items())
+
+
+def test_fingerprints_depend_on_content_not_on_order():
+    assert fingerprint({"a": 1, "b": [1, 2]}) == fingerprint({"b": [1, 2], "a": 1})
+    assert fingerprint([1, 2]) != fingerprint([2, 1])
