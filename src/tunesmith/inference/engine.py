@@ -6,6 +6,7 @@ equal (0.12 s and 118 tokens/s both ways), and tokens, templates and whole-vocab
 Letters in names: V vocabulary.
 """
 
+import contextlib
 import http.client
 import json
 import math
@@ -15,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -32,10 +32,8 @@ except ImportError as error:
     raise ResourceError("llama.cpp needs the system library libgomp", fix="apt-get install libgomp1") from error
 
 OLDEST = (2026, 10, 11549)  # the build whose answers, errors and defaults this file was written against
-GGUF_VERSIONS = (2, 3)  # what llama.cpp reads; version 1 was never released widely
-PROMPT_CACHE_MIB = (
-    256  # states of conversations that lost their slot; llama.cpp's own 8192 is more than the machine has
-)
+GGUF_VERSIONS = (2, 3)  # what llama.cpp reads
+PROMPT_CACHE_MIB = 256  # for conversations that lost their slot; llama.cpp's own 8192 is more than the machine has
 SUM_TOLERANCE = 1e-3  # llama.cpp sums the softmax in 32 bits: 1.3e-4 off at 49,152 tokens
 
 Message = Mapping[str, str]
@@ -60,16 +58,9 @@ class Engine:
     """llama.cpp's server for one GGUF file, on 127.0.0.1 only; a context manager."""
 
     def __init__(
-        self,
-        gguf: Path,
-        *,
-        threads: int,
-        context: int,
-        slots: int = 1,
-        port: int | None = None,
-        alias: str | None = None,
-        chat: ChatConfig | None = None,
-    ) -> None:
+        self, gguf: Path, *, threads: int, context: int, slots: int = 1,
+        port: int | None = None, alias: str | None = None, chat: ChatConfig | None = None,
+    ) -> None:  # fmt: skip
         """Load `gguf`; `slots` conversations of `context` tokens each; `chat`: sampling where a request names none.
 
         Raises BaseError for a file that is no GGUF or cannot be loaded, ResourceError for a port in use.
@@ -89,6 +80,7 @@ class Engine:
         params.n_gpu_layers = 0
         params.fit_params = False  # it would shrink the context without a word
         params.cache_ram_mib = PROMPT_CACHE_MIB
+        params.default_template_kwargs = {"tools": "null"}  # the page offers tools, which would enter every prompt
         params.sampling.top_k, params.sampling.min_p = 0, 0.0  # nothing that the recipe does not say
         if chat:
             params.sampling.temp, params.sampling.top_p = chat.temperature, chat.top_p
@@ -108,7 +100,7 @@ class Engine:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -150,15 +142,9 @@ class Engine:
         return (logprobs_V - math.log(total)).astype(np.float32)
 
     def chat(
-        self,
-        messages: Sequence[Message],
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        cache: bool = True,
-        on_text: Callable[[str], None] | None = None,
-    ) -> Answer:
+        self, messages: Sequence[Message], *, max_tokens: int, temperature: float = 0.0, top_p: float = 1.0,
+        cache: bool = True, on_text: Callable[[str], None] | None = None,
+    ) -> Answer:  # fmt: skip
         """Answer a conversation, greedily at temperature 0. `on_text` gets each piece of text as it comes.
 
         `cache`: read only what differs from the conversation before. Raises ResourceError for one that is too long.
@@ -169,10 +155,12 @@ class Engine:
         }  # fmt: skip
         started = time.perf_counter()
         first_token_s, pieces, reason, timings = 0.0, list[str](), "", dict[str, Any]()
-        for chunk in self._stream("/v1/chat/completions", body):
+        for line in self._send("/v1/chat/completions", body):
+            if not line.startswith(b"data: {"):
+                continue
+            chunk = _checked(json.loads(line.removeprefix(b"data: ")))
             choice = chunk["choices"][0]
-            text = choice["delta"].get("content")
-            if text:
+            if text := choice["delta"].get("content"):
                 first_token_s = first_token_s or time.perf_counter() - started
                 pieces.append(text)
                 if on_text:
@@ -188,23 +176,16 @@ class Engine:
     def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         return json.loads(b"".join(self._send(path, body)))
 
-    def _stream(self, path: str, body: Mapping[str, Any]) -> Iterator[Any]:
-        for line in self._send(path, body):
-            if line.startswith(b"data: {"):
-                yield _checked(json.loads(line[len(b"data: ") :]))
-
     def _send(self, path: str, body: Mapping[str, Any] | None) -> Iterator[bytes]:
         """Lines of the response. Leaving the loop early closes the connection, and that stops the answer."""
         connection = http.client.HTTPConnection(self.url.removeprefix("http://"))
-        try:
+        with contextlib.closing(connection):
             headers = {"Content-Type": "application/json"}
-            connection.request("POST" if body is not None else "GET", path, json.dumps(body) if body else None, headers)
+            connection.request("POST" if body else "GET", path, json.dumps(body) if body else None, headers)
             response = connection.getresponse()
             if response.status != 200:
                 _checked(json.loads(response.read()))
             yield from response
-        finally:
-            connection.close()
 
 
 def _checked(answer: Any) -> Any:
@@ -213,13 +194,9 @@ def _checked(answer: Any) -> Any:
     if error is None:
         return answer
     if error.get("type") == "exceed_context_size_error":
-        raise ResourceError(
-            f"the conversation has {error['n_prompt_tokens']} tokens, the context holds {error['n_ctx']}",
-            fix="start a new conversation, or raise chat.context in the recipe",
-        )
-    raise BaseError(
-        f"llama.cpp refused the request: {error.get('message', error)}", fix="check the model's chat template"
-    )
+        what = f"the conversation has {error['n_prompt_tokens']} tokens, the context holds {error['n_ctx']}"
+        raise ResourceError(what, fix="start a new conversation, or raise chat.context in the recipe")
+    raise BaseError(f"llama.cpp refused: {error.get('message', error)}", fix="check the model's chat template")
 
 
 def _check_version(version: str) -> None:
@@ -232,21 +209,16 @@ def _check_gguf(path: Path) -> None:
     """Raise BaseError unless the file begins as a GGUF (specification: ggml's docs/gguf.md, "File structure")."""
     try:
         with path.open("rb") as file:
-            head = file.read(8)
+            magic, version = struct.unpack("<4sI", file.read(8))
+        problem = "is no GGUF file" if magic != b"GGUF" else f"is GGUF version {version}, which llama.cpp does not read"
+    except struct.error:
+        magic, version, problem = b"", 0, "is no GGUF file"
     except OSError as error:
+        magic, version, problem = b"", 0, f"cannot be read: {error.strerror}"
+    if magic != b"GGUF" or version not in GGUF_VERSIONS:
         raise BaseError(
-            f"{path} cannot be read: {error.strerror}", fix="name a .gguf file; `tunesmith export` makes them"
-        ) from error
-    magic, version = struct.unpack("<4sI", head) if len(head) == 8 else (head, 0)
-    if magic != b"GGUF":
-        raise BaseError(
-            f"{path.name} is no GGUF file", fix="name a .gguf file; `tunesmith export` makes them", where=str(path)
+            f"{path.name} {problem}", fix="name a .gguf file; `tunesmith export` makes them", where=str(path)
         )
-    if version not in GGUF_VERSIONS:
-        raise BaseError(
-            f"{path.name} is GGUF version {version}, llama.cpp reads {GGUF_VERSIONS}",
-            fix="make it again with `tunesmith export`", where=str(path),
-        )  # fmt: skip
 
 
 def _check_port(port: int) -> None:
@@ -255,6 +227,5 @@ def _check_port(port: int) -> None:
         try:
             probe.bind(("127.0.0.1", port))
         except (OSError, OverflowError) as error:
-            raise ResourceError(
-                f"port {port} cannot be used: {error}", fix=f"choose another one: --port {port % 65000 + 1}"
-            ) from error
+            fix = f"choose another one, such as --port {port % 65000 + 1}"
+            raise ResourceError(f"port {port} cannot be used: {error}", fix=fix) from error

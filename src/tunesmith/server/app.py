@@ -1,8 +1,10 @@
 """VERB chat: the model in the browser, through llama.cpp's own page and API, or in the terminal."""
 
+import os
 import signal
 import threading
 from pathlib import Path
+from typing import NoReturn
 
 from tunesmith.console import say, warn
 from tunesmith.errors import TunesmithError
@@ -11,7 +13,9 @@ from tunesmith.recipe import ChatConfig
 
 
 def chat(gguf: Path, *, alias: str, chat: ChatConfig, port: int, threads: int, cli: bool) -> None:
-    """Serve `gguf` as `alias` on 127.0.0.1:`port` until Ctrl+C or SIGTERM, or chat with it in the terminal (`cli`).
+    """Serve `gguf` as `alias` on 127.0.0.1:`port`, or chat with it in the terminal (`cli`).
+
+    Ctrl+C or SIGTERM ends serving, and the process with it, with exit code 0.
 
     Raises BaseError for a file that is missing or no GGUF, ResourceError for a port in use.
     """
@@ -22,21 +26,17 @@ def chat(gguf: Path, *, alias: str, chat: ChatConfig, port: int, threads: int, c
         _serve(gguf, alias, chat, port, threads)
 
 
-def _serve(gguf: Path, alias: str, chat: ChatConfig, port: int, threads: int) -> None:
+def _serve(gguf: Path, alias: str, chat: ChatConfig, port: int, threads: int) -> NoReturn:
     stop = threading.Event()
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with Engine(
-            gguf, threads=threads, context=chat.context, slots=chat.slots, port=port, alias=alias, chat=chat
-        ) as engine:
-            say(f"{alias} answers at {engine.url} (API: {engine.url}/v1/chat/completions)")
-            say("Ctrl+C stops it")
-            while not stop.wait(1.0):  # with a time limit, or Windows would not see the signal
-                pass
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    engine = Engine(gguf, threads=threads, context=chat.context, slots=chat.slots, port=port, alias=alias, chat=chat)
+    say(f"{alias} answers at {engine.url} (API: {engine.url}/v1/chat/completions)")
+    say("Ctrl+C stops it")
+    while not stop.wait(1.0):  # with a time limit, or Windows would not see the signal
+        pass
     say("stopped")
+    os._exit(0)  # closing the engine waits for ever while the page reads an answer (xllamacpp 2026.10.11549)
 
 
 def _talk(engine: Engine, alias: str, chat: ChatConfig) -> None:
