@@ -81,10 +81,15 @@ def test_what_is_no_recipe_is_said(tmp_path, text):
 
 
 def test_yaml_traps(tmp_path):
-    recipe = read(tmp_path, MINIMAL.replace("}]}", "}], dedup: off}") + "train: {lr: 2e-4, recompute: 'off'}\n")
+    recipe = read(
+        tmp_path, MINIMAL.replace("}]}", "}], dedup: off, date: 2026-02-03}") + "train: {lr: 2e-4, recompute: on}\n"
+    )
     assert recipe.data.dedup == "off"  # YAML 1.1 reads it as false
     assert recipe.train.lr == 2e-4  # YAML 1.1 reads it as a text
-    assert recipe.train.recompute == "off"
+    assert recipe.train.recompute == "on"  # YAML 1.1 reads it as true
+    assert recipe.data.date == "2026-02-03"  # YAML reads it as a date
+    with pytest.raises(RecipeError, match=r"data\.date"):
+        read(tmp_path, MINIMAL, "data.date=yesterday")
 
 
 def test_set_goes_through_the_same_checker(tmp_path):

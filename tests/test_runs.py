@@ -154,9 +154,10 @@ FULL = """
 def test_a_file_system_of_two_megabytes_fills_and_what_stood_is_whole(tmp_path):
     mount = f"mount -t tmpfs -o size=2m tmpfs {tmp_path}"
     rest = f"mkdir {tmp_path}/data && echo old > {tmp_path}/data/a.bin && {sys.executable} -c '{textwrap.dedent(FULL)}'"
+    shown = f"cat {tmp_path}/data/a.bin"
     # in a mount namespace of its own, which ends with the process and needs no root
     done = subprocess.run(
-        ["unshare", "--mount", "--map-root-user", "sh", "-c", f"{mount} && {rest} {tmp_path} && cat {tmp_path}/data/a.bin"],
+        ["unshare", "--mount", "--map-root-user", "sh", "-c", f"{mount} && {rest} {tmp_path} && {shown}"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if "not permitted" in done.stderr or "denied" in done.stderr:

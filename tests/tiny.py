@@ -62,7 +62,8 @@ def write_rows(path: Path, rows) -> Path:
     """ShareGPT rows from lists of (question, answer, question, answer, ...)."""
     roles = ["human", "gpt"]
     lines = [
-        json.dumps({"conversations": [{"from": roles[i % 2], "value": text} for i, text in enumerate(row)]}) for row in rows
+        json.dumps({"conversations": [{"from": roles[i % 2], "value": text} for i, text in enumerate(row)]})
+        for row in rows
     ]
     path.write_text("\n".join(lines) + "\n")
     return path

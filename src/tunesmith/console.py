@@ -23,7 +23,7 @@ def warn(text: str) -> None:
 
 @contextlib.contextmanager
 def progress(what: str, total: float, *, done: float = 0, unit: str = "") -> Iterator[Callable[[float, str], None]]:
-    """Show progress of `total` units; the block calls what it is given with (units more, a short text such as the loss)."""
+    """Show progress of `total` units; the block calls what it is given with (units more, a short text, as the loss)."""
     if console.is_terminal:
         with _bar(what, total, done) as advance:
             yield advance

@@ -4,6 +4,7 @@ Fields are frozen pydantic models; the sentence under each field is also its tex
 Reading from YAML, with file and line in every problem, is in recipe_file.py.
 """
 
+import datetime
 import re
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -47,8 +48,12 @@ def _steps_text(value: Any) -> Any:
     return value
 
 
-def _off_text(value: Any) -> Any:
-    return "off" if value is False else value  # YAML 1.1 reads a bare `off` as false
+def _switch_text(value: Any) -> Any:
+    return ("on" if value else "off") if isinstance(value, bool) else value  # YAML 1.1 reads a bare `off` as false
+
+
+def _date_text(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, datetime.date) else value  # YAML reads a bare 2026-01-31 as a date
 
 
 Every = Annotated[str, BeforeValidator(_cadence_text)]
@@ -111,14 +116,14 @@ class DataConfig(Section):
 
     sources: Annotated[tuple[Source, ...], Field(min_length=1)]
     """Where the conversations come from; at least one."""
-    dedup: Annotated[Literal["off", "exact"], BeforeValidator(_off_text)] = "exact"
+    dedup: Annotated[Literal["off", "exact"], BeforeValidator(_switch_text)] = "exact"
     """Remove conversations that say the same: `exact` compares their words without case, spaces and punctuation."""
     held_out: Annotated[
         Annotated[Share, Tag("share")] | Annotated[Source, Tag("source")], Discriminator(_share_or_source)
     ] = 0.01
     """Share of the duplicate clusters that is kept out of training to measure the loss, or a source of its own."""
-    date: str = "2026-01-01"
-    """The day, as YYYY-MM-DD, that a chat template which states today's date is given, so that data never depend on the clock."""
+    date: Annotated[str, BeforeValidator(_date_text), Field(pattern=r"^\d{4}-\d{2}-\d{2}$")] = "2026-01-01"
+    """The day, as YYYY-MM-DD, that a chat template which states today's date is given: data never depend on the clock."""
 
 
 class LoraConfig(Section):
@@ -129,7 +134,7 @@ class LoraConfig(Section):
     alpha: Annotated[float, Field(gt=0)] = 16
     """The update is scaled by alpha / rank (Hu et al. 2021, section 4.1)."""
     targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
-    """Last parts of the names of the linear layers to adapt, such as [q_proj, v_proj]; `all-linear`: every one but the head."""
+    """Last parts of the names of the linear layers to adapt, as in [q_proj, v_proj]; `all-linear`: all but the head."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the adapter's inputs that is zeroed in training."""
 
@@ -166,7 +171,7 @@ class TrainConfig(Section):
     """Largest norm of the gradient; a longer one is scaled down to it."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Numbers the base model computes in; the adapter is always fp32. `auto`: what the device is fast in."""
-    recompute: Literal["auto", "on", "off"] = "auto"
+    recompute: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch_text)] = "auto"
     """Compute activations again in the backward pass to save memory; `auto`: where they would not fit."""
     evaluate_every: EverySteps = "200 steps"
     """Steps between two measurements of the held-out loss."""
@@ -265,5 +270,7 @@ class Recipe(Section):
                 "a step must hold the longest conversation"
             )
         if self.evaluate.gguf not in self.export.gguf:
-            raise ValueError(f"evaluate.gguf is {self.evaluate.gguf}, which is not in export.gguf {list(self.export.gguf)}")
+            raise ValueError(
+                f"evaluate.gguf is {self.evaluate.gguf}, which is not in export.gguf {list(self.export.gguf)}"
+            )
         return self

@@ -25,7 +25,9 @@ def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {path} cannot be read: {error}", fix="name a YAML file; `tunesmith init` writes one") from error
+        raise RecipeError(
+            f"recipe {path} cannot be read: {error}", fix="name a YAML file; `tunesmith init` writes one"
+        ) from error
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         raw = yaml.safe_load(text)
@@ -33,7 +35,9 @@ def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
         problem = getattr(error, "problem", None) or "no YAML"
-        raise RecipeError(f"recipe is not valid YAML: {problem}", fix="correct the line; indent with spaces", where=where) from error
+        raise RecipeError(
+            f"recipe is not valid YAML: {problem}", fix="correct the line; indent with spaces", where=where
+        ) from error
     if not isinstance(raw, dict):
         raise RecipeError("recipe is not a mapping of settings", fix="start from `tunesmith init`", where=str(path))
     lines = dict(_lines(node)) if node else {}
@@ -109,7 +113,9 @@ def _report(error: ValidationError, path: Path, lines: Mapping[Loc, int]) -> Rec
         if problem not in problems:
             problems.append(problem)
     head = "the recipe has a problem" if len(problems) == 1 else f"the recipe has {len(problems)} problems"
-    return RecipeError(f"{head}:\n  - " + "\n  - ".join(problems), fix="correct the recipe and run the same command again")
+    return RecipeError(
+        f"{head}:\n  - " + "\n  - ".join(problems), fix="correct the recipe and run the same command again"
+    )
 
 
 def _where(loc: Loc, path: Path, lines: Mapping[Loc, int]) -> str:
@@ -125,7 +131,9 @@ def _what(found: Any, loc: Loc) -> str:
     kind, value = found["type"], found["input"]
     if kind == "extra_forbidden":
         close = difflib.get_close_matches(str(loc[-1]), _known_keys(loc[:-1]), n=1)
-        return " is no setting" + (f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(_known_keys(loc[:-1]))}")
+        return " is no setting" + (
+            f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(_known_keys(loc[:-1]))}"
+        )
     if kind == "missing":
         return " is missing"
     if kind in {"float_parsing", "float_type", "int_parsing", "int_type", "int_from_float"}:

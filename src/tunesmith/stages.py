@@ -89,8 +89,9 @@ def stage_folder(verb: str, run: Run) -> Path:
 
 def stands(verb: str, recipe: Recipe, run: Run, base_digest: str) -> bool:
     """True if the verb would find its folder made from the same settings and inputs."""
+    needs = NEEDS[verb](recipe, run, base_digest)  # first, so that a missing earlier stage is named before any work
     record = read_record(stage_folder(verb, run))
-    return record is not None and record.fingerprint == fingerprint(list(NEEDS[verb](recipe, run, base_digest)))
+    return record is not None and record.fingerprint == fingerprint(list(needs))
 
 
 def keep_autos(recipe: Recipe, run: Run) -> Recipe:

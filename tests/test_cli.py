@@ -1,0 +1,276 @@
+"""The command line: wrong arguments, error texts and exit codes, what stands is skipped at once."""
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from tiny import write_rows
+
+from tunesmith import __version__
+from tunesmith.errors import ResumeError
+from tunesmith.pipeline import VERBS, run_stages
+from tunesmith.recipe_file import read_recipe
+from tunesmith.runs import Record, Run, commit_stage
+from tunesmith.stages import NEEDS, keep_autos, stage_folder, stands
+from tunesmith.weights.locate import locate_base
+
+CODE = "from tunesmith.cli import main; main()"
+
+
+def tunesmith(*arguments, cwd=None, typed="", **environment):
+    command = [sys.executable, "-c", CODE, *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=cwd, input=typed, env=os.environ | environment
+    )
+
+
+@pytest.fixture
+def recipe_path(tmp_path, tiny_base):
+    write_rows(tmp_path / "rows.jsonl", [(f"question {i}", f"answer {i}") for i in range(8)])
+    (tmp_path / "prompts.yaml").write_text("- Why is the sky blue?\n")
+    lines = (
+        "name: small",
+        f"base: {tiny_base}",
+        "seed: 1",
+        "data:",
+        "  sources: [{path: rows.jsonl}]",
+        "  held_out: 0.25",
+        "evaluate: {prompts: prompts.yaml}",
+    )
+    path = tmp_path / "recipe.yaml"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def works(outcome=True, log=None):
+    """A stand-in for the heavy verbs: commits a folder as they do. What they do is tested beside them."""
+
+    def load(verb):
+        def work(recipe, run, base):
+            if log is not None:
+                log.append(verb)
+            if not outcome and verb == "train":
+                return None
+            settings, inputs = NEEDS[verb](recipe, run, base.digest)
+            return commit_stage(
+                stage_folder(verb, run), settings, inputs, lambda draft: {"n": (draft / "file").write_text(verb)}
+            )
+
+        return work
+
+    return load
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["runn"], "Did you mean 'run'?"),
+        (["run"], "Missing argument 'RECIPE'"),
+        (["run", "a.yaml", "--sett", "a.b=c"], "No such option: --sett"),
+        (["chat", "a.gguf", "--port", "70000"], "Invalid value for '--port'"),
+        (["compare"], "Missing argument 'RUN'"),
+        (["check"], "check needs a recipe"),
+        (["compare", "base"], "`base` alone says nothing"),
+        (["check", "nothing.yaml"], "recipe nothing.yaml cannot be read"),
+    ],
+)
+def test_wrong_arguments_end_with_2_and_a_hint(arguments, said, tmp_path):
+    done = tunesmith(*arguments, cwd=tmp_path)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_version_and_every_verb_in_the_help():
+    assert tunesmith("--version").stdout == f"tunesmith {__version__}\n"
+    text = tunesmith("--help").stdout
+    verbs = ["run", "prepare", "train", "merge", "export", "evaluate", "chat", "compare", "check", "init"]
+    assert [v for v in verbs if f"\n  {v} " not in text] == []
+    for verb in verbs:
+        assert tunesmith(verb, "--help").returncode == 0
+
+
+def test_check_prints_the_resolved_recipe_and_warns_of_missing_files(recipe_path):
+    done = tunesmith("check", recipe_path, "--set", "train.lr=1e-4")
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout.startswith("# yaml-language-server: $schema=./schema.json\nname: small\n")
+    assert yaml.safe_load(done.stdout)["train"]["lr"] == 1e-4
+    done = tunesmith("check", recipe_path, "--set", "data.sources.0.path=gone.jsonl")
+    assert done.returncode == 0 and "warning: gone.jsonl does not exist" in done.stderr
+
+
+def test_check_reports_every_problem(recipe_path):
+    recipe_path.write_text(recipe_path.read_text() + "lora: {rnk: 1}\ntrain: {lr: x}\nexport: {prefixes: 0}\n")
+    done = tunesmith("check", recipe_path)
+    assert done.returncode == 2 and "the recipe has 3 problems" in done.stderr
+    assert all(f"line {line})" in done.stderr for line in (8, 9, 10))
+
+
+def test_init_writes_a_recipe_that_passes_check_and_never_overwrites(tmp_path):
+    done = tunesmith("init", "--yes", cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "next: tunesmith check recipe.yaml"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["recipe.yaml", "schema.json"]
+    before = (tmp_path / "recipe.yaml").read_text()
+    assert tunesmith("check", "recipe.yaml", cwd=tmp_path).returncode == 0
+    again = tunesmith("init", "--yes", cwd=tmp_path)
+    assert again.returncode == 2 and "is not overwritten" in again.stderr
+    assert (tmp_path / "recipe.yaml").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("\n\n\n\n", ("my-model", "builtin:smollm2-135m-instruct", "data.jsonl")),
+        ("y\nbig\n\nsomeone/chats\n", ("big", "meta-llama/Llama-3.2-1B-Instruct", "someone/chats")),
+        ("n\n7b\nC:\\models: x\nit's #1.jsonl\n", ("7b", "C:\\models: x", "it's #1.jsonl")),
+    ],
+)
+def test_init_asks(tmp_path, typed, expected):
+    done = tunesmith("init", "mine.yaml", cwd=tmp_path, typed=typed)
+    assert done.returncode == 0, done.stderr
+    recipe = read_recipe(tmp_path / "mine.yaml")
+    assert (recipe.name, recipe.base, recipe.data.sources[0].path) == expected
+
+
+def test_init_with_a_wrong_answer_leaves_no_file(tmp_path):
+    done = tunesmith("init", cwd=tmp_path, typed="n\nmy model\n\n\n")
+    assert done.returncode == 2 and "name" in done.stderr and list(tmp_path.iterdir()) == []
+
+
+def test_a_stage_without_the_one_before_names_it(recipe_path, tmp_path):
+    done = tunesmith("merge", recipe_path, "--run-dir", tmp_path / "run")
+    assert done.returncode == 5 and "`tunesmith train` makes" in done.stderr
+    done = tunesmith("chat", tmp_path / "run")
+    assert done.returncode == 5 and "this run has no GGUF file" in done.stderr
+    done = tunesmith("export", tmp_path)
+    assert done.returncode == 5 and "tunesmith merge" in done.stderr  # tmp_path has a recipe.yaml: taken as a run
+
+
+def test_a_folder_that_is_no_run_is_said(tmp_path):
+    done = tunesmith("train", tmp_path)
+    assert done.returncode == 2 and "is no run folder" in done.stderr
+
+
+def test_a_base_that_does_not_exist_ends_with_4(recipe_path, tmp_path):
+    done = tunesmith("run", recipe_path, "--set", "base=./nowhere", "--run-dir", tmp_path / "run")
+    assert done.returncode == 4 and "nowhere" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_stages_run_in_order_once_and_again_from_what_changed(recipe_path, tmp_path):
+    run, log = Run(tmp_path / "run"), []
+    recipe = read_recipe(recipe_path)
+    assert run_stages(recipe, run, VERBS, works(log=log))
+    assert log == list(VERBS) == ["prepare", "train", "merge", "export", "evaluate"]
+    assert run_stages(recipe, run, VERBS, works(log=log)) and len(log) == 5
+    changed = read_recipe(recipe_path, ["evaluate.max_tokens=5", "checkpoint.every=9 steps"])
+    assert run_stages(changed, run, VERBS, works(log=log)) and log[5:] == ["evaluate"]
+    assert read_recipe(run.recipe).checkpoint.every == "9 steps"
+    (tmp_path / "rows.jsonl").write_text('{"other": "rows"}\n')
+    assert run_stages(changed, run, ["prepare"], works(log=log)) and log[6:] == ["prepare"]
+
+
+def test_what_decides_a_stage(recipe_path, tmp_path):
+    run = Run(tmp_path / "run")
+    recipe = read_recipe(recipe_path)
+    run_stages(recipe, run, VERBS, works())
+    digest = locate_base(recipe.base).digest
+    for change, remade in {
+        "train.lr=1e-3": {"train"},
+        "train.stop_after=3 steps": set(),
+        "train.recompute=on": set(),
+        "checkpoint.keep.last=9": set(),
+        "train.max_length=1024": {"prepare", "train"},
+        "data.dedup=off": {"prepare"},
+        "seed=9": {"prepare", "train", "export"},
+        "chat.temperature=0": {"export"},
+        "chat.slots=1": set(),
+        "chat.system=Be kind.": {"prepare", "merge", "export", "evaluate"},
+        "export.gguf=[Q8_0]": {"export"},
+        "data.date=2026-02-02": {"prepare", "merge", "export"},
+    }.items():
+        changed = read_recipe(recipe_path, [change])
+        assert {verb for verb in VERBS if not stands(verb, changed, run, digest)} == remade, change
+
+
+def test_the_same_rows_in_another_place_are_the_same_input(recipe_path, tmp_path):
+    run = Run(tmp_path / "run")
+    run_stages(read_recipe(recipe_path), run, ["prepare"], works())
+    (tmp_path / "rows.jsonl").rename(tmp_path / "moved.jsonl")
+    moved = read_recipe(recipe_path, ["data.sources.0.path=moved.jsonl"])
+    assert stands("prepare", moved, run, locate_base(moved.base).digest)
+
+
+def test_a_pause_ends_the_run_without_the_later_stages(recipe_path, tmp_path):
+    log = []
+    assert not run_stages(read_recipe(recipe_path), Run(tmp_path / "run"), VERBS, works(outcome=False, log=log))
+    assert log == ["prepare", "train"] and (tmp_path / "run" / "manifest.json").exists()
+
+
+def test_a_refused_recipe_does_not_replace_the_one_of_the_run(recipe_path, tmp_path):
+    run = Run(tmp_path / "run")
+    run_stages(read_recipe(recipe_path), run, VERBS, works())
+    before = run.recipe.read_text()
+
+    def refuses(verb):
+        raise ResumeError("other recipe", fix="use the first")
+
+    with pytest.raises(ResumeError):
+        run_stages(read_recipe(recipe_path, ["train.lr=1"]), run, VERBS, refuses)
+    assert run.recipe.read_text() == before
+
+
+def test_what_auto_was_decided_as_is_kept(recipe_path, tmp_path):
+    run = Run(tmp_path / "run")
+    run_stages(
+        read_recipe(recipe_path, ["train.precision=bf16", "train.micro_batch_tokens=512"]), run, ["prepare"], works()
+    )
+    kept = keep_autos(read_recipe(recipe_path, ["train.micro_batch_tokens=256"]), run).train
+    assert (kept.precision, kept.micro_batch_tokens, kept.recompute) == ("bf16", 256, "auto")
+
+
+def test_two_processes_do_not_share_a_run(recipe_path, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    with (run / ".lock").open("w") as file:
+        file.write("4711")
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        done = tunesmith("run", recipe_path, "--run-dir", run)
+    assert done.returncode == 5 and "process 4711 is already working" in done.stderr
+    assert tunesmith("merge", recipe_path, "--run-dir", run).returncode == 5  # the lock is free; merge lacks train
+    assert "4711" not in (run / ".lock").read_text()
+
+
+def test_a_run_where_all_stands_is_over_at_once_without_torch(recipe_path, tmp_path):
+    run = Run(tmp_path / "run")
+    run_stages(read_recipe(recipe_path), run, VERBS, works())
+    code = (
+        "import sys\nfrom tunesmith.cli import main\ntry: main()\n"
+        "except SystemExit as end: sys.exit(end.code or ('torch' in sys.modules or 'transformers' in sys.modules))"
+    )
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", code, "run", recipe_path, "--run-dir", run.path],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    elapsed_s = time.perf_counter() - started
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines() == [f"{verb:<9} stands" for verb in VERBS]
+    assert "small is ready:" in done.stdout and f"tunesmith chat {run.path}" in done.stdout
+    assert elapsed_s < 3, f"{elapsed_s:.1f} s"
+    by_folder = tunesmith("evaluate", run.path)  # the run folder names its recipe as well
+    assert by_folder.returncode == 0 and by_folder.stderr == "evaluate  stands\n"
+
+
+def test_the_record_tells_what_the_stage_was_made_from(recipe_path, tmp_path):
+    run = Run(tmp_path / "run")
+    run_stages(read_recipe(recipe_path), run, ["prepare"], works())
+    record = Record(**json.loads((run.data / "record.json").read_text()))
+    assert record.settings["max_length"] == 2048 and set(record.inputs) == {"base", "prompts", "source_0"}
