@@ -123,7 +123,7 @@ class DataConfig(Section):
     ] = 0.01
     """Share of the duplicate clusters that is kept out of training to measure the loss, or a source of its own."""
     date: Annotated[str, BeforeValidator(_date_text), Field(pattern=r"^\d{4}-\d{2}-\d{2}$")] = "2026-01-01"
-    """The day, as YYYY-MM-DD, that a chat template which states today's date is given: data never depend on the clock."""
+    """The day, as YYYY-MM-DD, that a chat template that states a date gets: data never depend on the clock."""
 
 
 class LoraConfig(Section):
