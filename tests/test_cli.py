@@ -47,15 +47,15 @@ def recipe_path(tmp_path, tiny_base):
     return path
 
 
-def works(outcome=True, log=None):
+def works(log=None, pause=False):
     """A stand-in for the heavy verbs: commits a folder as they do. What they do is tested beside them."""
 
     def load(verb):
         def work(recipe, run, base):
             if log is not None:
                 log.append(verb)
-            if not outcome and verb == "train":
-                return None
+            if pause and verb == "train":
+                raise SystemExit(0)
             settings, inputs = NEEDS[verb](recipe, run, base.digest)
             return commit_stage(
                 stage_folder(verb, run), settings, inputs, lambda draft: {"n": (draft / "file").write_text(verb)}
@@ -164,14 +164,17 @@ def test_a_base_that_does_not_exist_ends_with_4(recipe_path, tmp_path):
 def test_stages_run_in_order_once_and_again_from_what_changed(recipe_path, tmp_path):
     run, log = Run(tmp_path / "run"), []
     recipe = read_recipe(recipe_path)
-    assert run_stages(recipe, run, VERBS, works(log=log))
+    run_stages(recipe, run, VERBS, works(log=log))
     assert log == list(VERBS) == ["prepare", "train", "merge", "export", "evaluate"]
-    assert run_stages(recipe, run, VERBS, works(log=log)) and len(log) == 5
+    run_stages(recipe, run, VERBS, works(log=log))
+    assert len(log) == 5
     changed = read_recipe(recipe_path, ["evaluate.max_tokens=5", "checkpoint.every=9 steps"])
-    assert run_stages(changed, run, VERBS, works(log=log)) and log[5:] == ["evaluate"]
+    run_stages(changed, run, VERBS, works(log=log))
+    assert log[5:] == ["evaluate"]
     assert read_recipe(run.recipe).checkpoint.every == "9 steps"
     (tmp_path / "rows.jsonl").write_text('{"other": "rows"}\n')
-    assert run_stages(changed, run, ["prepare"], works(log=log)) and log[6:] == ["prepare"]
+    run_stages(changed, run, ["prepare"], works(log=log))
+    assert log[6:] == ["prepare"]
 
 
 def test_what_decides_a_stage(recipe_path, tmp_path):
@@ -207,7 +210,8 @@ def test_the_same_rows_in_another_place_are_the_same_input(recipe_path, tmp_path
 
 def test_a_pause_ends_the_run_without_the_later_stages(recipe_path, tmp_path):
     log = []
-    assert not run_stages(read_recipe(recipe_path), Run(tmp_path / "run"), VERBS, works(outcome=False, log=log))
+    with pytest.raises(SystemExit):
+        run_stages(read_recipe(recipe_path), Run(tmp_path / "run"), VERBS, works(log, pause=True))
     assert log == ["prepare", "train"] and (tmp_path / "run" / "manifest.json").exists()
 
 

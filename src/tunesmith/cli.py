@@ -41,7 +41,7 @@ def main() -> None:
         )
         sys.exit(ResourceError.exit_code)
     except SystemExit as end:
-        if end.code == INTERRUPTED:
+        if end.code == INTERRUPTED and type(end) is SystemExit:  # train says itself where it paused
             print("interrupted; the same command goes on from what is committed", file=sys.stderr)
         raise
 
@@ -64,8 +64,8 @@ def run_all(recipe: Target, changes: Changes = None, run_dir: RunDir = None) -> 
     """All stages in order; finished ones are skipped."""
     from tunesmith.pipeline import VERBS, ending
 
-    if _stages(recipe, changes, run_dir, VERBS):
-        typer.echo(ending(*_opened(recipe, changes, run_dir)))
+    _stages(recipe, changes, run_dir, VERBS)
+    typer.echo(ending(*_opened(recipe, changes, run_dir)))
 
 
 @app.command()
@@ -194,11 +194,11 @@ def _opened(target: Path, changes: Sequence[str] | None, run_dir: Path | None) -
     return read_recipe(run.recipe, changes or ()), Run(run_dir or target)
 
 
-def _stages(target: Path, changes: Sequence[str] | None, run_dir: Path | None, verbs: Sequence[str]) -> bool:
+def _stages(target: Path, changes: Sequence[str] | None, run_dir: Path | None, verbs: Sequence[str]) -> None:
     from tunesmith.pipeline import run_stages
 
     recipe, run = _opened(target, changes, run_dir)
-    return run_stages(recipe, run, verbs, _load)
+    run_stages(recipe, run, verbs, _load)
 
 
 def _load(verb: str) -> "Work":
@@ -209,12 +209,8 @@ def _load(verb: str) -> "Work":
 
         return lambda recipe, run, base: prepare(recipe, run, base, read_prompts(recipe))
     if verb == "train":
-        from tunesmith.pipeline import write_resolved
-        from tunesmith.training.loop import train
-        from tunesmith.training.resolve import resolve
-
-        return lambda recipe, run, base: train(write_resolved(resolve(recipe, run), run), run, base)
-    if verb == "merge":
+        from tunesmith.training.loop import train as work
+    elif verb == "merge":
         from tunesmith.release.merge import merge as work
     elif verb == "export":
         from tunesmith.release.export import export as work

@@ -14,16 +14,17 @@ from tunesmith.runs import Record, Run, write_file, write_manifest
 from tunesmith.stages import NEEDS, keep_autos, stands
 from tunesmith.weights.locate import LocatedBase, locate_base
 
-Work = Callable[[Recipe, Run, LocatedBase], tuple[Record, bool] | None]
-"""What a verb does. None: it paused, as train.stop_after says, and the same command goes on."""
+Work = Callable[[Recipe, Run, LocatedBase], tuple[Record, bool]]
+"""What a verb does: commits its folder, and returns its record."""
 VERBS = tuple(NEEDS)
 
 
-def run_stages(recipe: Recipe, run: Run, verbs: Sequence[str], load: Callable[[str], Work]) -> bool:
-    """Do the stages of `verbs` that do not stand. False if training paused.
+def run_stages(recipe: Recipe, run: Run, verbs: Sequence[str], load: Callable[[str], Work]) -> None:
+    """Do the stages of `verbs` that do not stand.
 
     `load` imports and returns what does a stage; it is called only for a stage with work to do.
-    Raises ResumeError if another process works in the run folder or the run was made with another recipe.
+    Raises ResumeError if another process works in the run folder or the run was made with another recipe, and
+    SystemExit where training pauses: later stages wait for the next call.
     """
     base = locate_base(recipe.base)
     with locked(run), recipe_written(keep_autos(recipe, run), run):
@@ -33,20 +34,12 @@ def run_stages(recipe: Recipe, run: Run, verbs: Sequence[str], load: Callable[[s
                 say(f"{verb:<9} stands")
                 continue
             started = time.monotonic()
-            outcome = load(verb)(recipe, run, base)
-            write_manifest(run)
-            if outcome is None:
-                say(f"{verb:<9} paused after {time.monotonic() - started:.0f} s; the same command goes on")
-                return False
+            try:
+                load(verb)(recipe, run, base)
+            finally:
+                write_manifest(run)
             say(f"{verb:<9} done in {time.monotonic() - started:.1f} s")
         write_manifest(run)  # again where a run was killed between a stage and its manifest
-    return True
-
-
-def write_resolved(recipe: Recipe, run: Run) -> Recipe:
-    """Keep a recipe whose `auto` fields are decided; train calls it before the first step."""
-    write_file(run.recipe, dump_recipe(recipe))
-    return recipe
 
 
 @contextlib.contextmanager
