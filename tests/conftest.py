@@ -30,3 +30,14 @@ def own_cache(tmp_path, monkeypatch):
     """An empty cache of the test's own, for what is fetched or unpacked."""
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def hard_texts():
+    """Where tokenizers differ: spaces before digits, superscripts, scripts, contractions, special tokens."""
+    return (
+        "a    12   345  x", "mc² and x³, ½ of ١٢٣", "日本語のテキスト、中文 한국어", "🙂👩\u200d👩\u200d👧 🇫🇷",
+        "I'm sure they'll say we've, DON'T they'D", "line\n\n\n  indented\r\n\ttab \n", "  leading, trailing  ",
+        "<|im_start|>user\nhi<|im_end|>\n", "1234567890 3.14159e-10", "naïve café Ünïcödé e\u0301",
+        "def f(x):\n    return x[0]  # 'q'", "a\u00a0b \u2003 c\u200bd",
+    )  # fmt: skip

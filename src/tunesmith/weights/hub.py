@@ -3,15 +3,12 @@
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RevisionNotFoundError
 
 from tunesmith.errors import BaseError
 
 SMALL = ["*.json", "*.jinja", "tokenizer.model", "README.md"]
-WEIGHTS = ["*.safetensors"]
-NOT_NEEDED = ["original/*", "consolidated*", "onnx/*", "*/*.safetensors"]  # the same weights in other forms
-UNGATED = "HuggingFaceTB/SmolLM2-135M-Instruct or builtin:smollm2-135m-instruct"
-LOCAL = "a model folder, a GGUF file or builtin:smollm2-135m-instruct"
+NOT_NEEDED = ["consolidated*", "*/*"]  # folders and such names hold the same weights in other forms
 
 
 def fetch(repo: str, revision: str | None, *, weights: bool) -> Path:
@@ -19,39 +16,38 @@ def fetch(repo: str, revision: str | None, *, weights: bool) -> Path:
 
     Raises BaseError if the model is gated, not there, or neither reachable nor cached. A token is never shown.
     """
+    wanted = [*SMALL, "*.safetensors"] if weights else SMALL
     try:
         return Path(
             huggingface_hub.snapshot_download(
-                repo, revision=revision, allow_patterns=SMALL + WEIGHTS * weights, ignore_patterns=NOT_NEEDED
+                repo, revision=revision, allow_patterns=wanted, ignore_patterns=NOT_NEEDED
             )
         )
     except Exception as error:  # errors of several HTTP libraries come through, and their texts can hold the token
-        raise _explained(error, repo, revision) from None
-
-
-def _explained(error: Exception, repo: str, revision: str | None) -> BaseError:
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
-    if isinstance(error, GatedRepoError) or (status in (401, 403) and not isinstance(error, RepositoryNotFoundError)):
-        return BaseError(
-            f"{repo} is gated: the Hub gives it only to who accepted its licence (HTTP {status})",
-            fix=f"accept the licence at https://huggingface.co/{repo}, then set the environment variable HF_TOKEN to a "
-            f"token from https://huggingface.co/settings/tokens; or use an ungated base such as {UNGATED}",
-        )
-    if isinstance(error, RevisionNotFoundError):
-        return BaseError(f"{repo} has no revision {revision!r}", fix="check the part after @: a branch, tag or commit")
-    if isinstance(error, RepositoryNotFoundError) or status == 404:
-        return BaseError(
-            f"there is no model {repo} on the Hub, and no such folder or file here",
-            fix="check the spelling; a private model needs the environment variable HF_TOKEN",
-        )
-    return BaseError(
-        f"{repo} is not on this machine and the Hub could not be reached ({_scrubbed(error)})",
-        fix=f"check the network, or use what is local: {LOCAL}; a model fetched before works offline",
-    )
-
-
-def _scrubbed(error: Exception) -> str:
-    """First line of the error's text, without the token."""
-    text = next(iter(str(error).splitlines()), "")
+        what, fix = _explained(error, repo, revision)
     token = huggingface_hub.get_token()
-    return f"{type(error).__name__}: {text.replace(token, '***') if token else text}"
+    raise BaseError(what.replace(token, "***") if token else what, fix=fix)  # outside: no nested exception text either
+
+
+def _explained(error: Exception, repo: str, revision: str | None) -> tuple[str, str]:
+    http = error if isinstance(error, HfHubHTTPError) else error.__cause__
+    status = http.response.status_code if isinstance(http, HfHubHTTPError) else None
+    if isinstance(error, RevisionNotFoundError):
+        return f"{repo} has no revision {revision}", "name a branch, tag or commit after the @"
+    if status in (401, 403):
+        reason = "is gated" if isinstance(error, GatedRepoError) else "is gated or private, or misspelt"
+        return (
+            f"the Hub does not give {repo} (HTTP {status}): it {reason}",
+            f"accept its licence at https://huggingface.co/{repo}, then set the environment variable HF_TOKEN to a "
+            "token from https://huggingface.co/settings/tokens (one already set may be out of date); or use an "
+            "ungated base such as HuggingFaceTB/SmolLM2-135M-Instruct or builtin:smollm2-135m-instruct",
+        )
+    if status == 404:
+        what = f"there is no model {repo} on the Hub, nor a folder or file of that name here"
+        return what, "check the spelling; a private model needs the environment variable HF_TOKEN"
+    reason = next(iter(str(error).splitlines()), "")
+    return (
+        f"{repo} is not on this machine and the Hub cannot be reached ({type(error).__name__}: {reason})",
+        "check the network, or give what is local: a model folder, a GGUF file or builtin:smollm2-135m-instruct; "
+        "a model that was fetched before works offline",
+    )
