@@ -1,4 +1,4 @@
-"""The one type that flows from the readers to the tokens."""
+"""The types that flow from the readers to the tokens."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -20,3 +20,11 @@ class Conversation:
 
     turns: tuple[Turn, ...]
     where: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A row that is not used, and why."""
+
+    where: str
+    reason: str

@@ -31,7 +31,7 @@ class TokenRows:
         return len(self.answer_bytes_N)
 
     @property
-    def lengths_N(self) -> Array:
+    def lengths_N(self) -> Array:  # noqa: N802 (its shape)
         """Tokens of each row."""
         return np.diff(self.offsets_N1)
 

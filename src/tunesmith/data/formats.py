@@ -1,0 +1,112 @@
+"""ShareGPT, messages, Alpaca and prompt-completion rows become turns; what does not fit gives the reason."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from tunesmith.data.conversation import Role, Turn
+from tunesmith.errors import DataError
+from tunesmith.recipe import Source
+
+NEEDS = {
+    "sharegpt": ("conversations",),
+    "messages": ("messages",),
+    "alpaca": ("instruction", "output"),
+    "prompt-completion": ("prompt", "completion"),
+}
+"""Format -> the columns it needs, in the order in which `auto` tries them."""
+ROLES: dict[str, Role] = {
+    "system": "system",
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bing", "bard", "model"), "assistant"),
+    **dict.fromkeys(("function_call", "observation", "tool", "function"), "tool"),
+}
+TOOLS = "tool calls are not supported yet"
+
+Row = Mapping[str, Any]
+Names = dict[str, str]
+
+
+class _NoTurns(Exception):  # noqa: N818 (a reason on its way up, not a failure)
+    """Why a row is no conversation."""
+
+
+def column_names(source: Source) -> Names:
+    """Column of the format -> column of the source."""
+    columns = source.columns
+    return {name: getattr(columns, name) or name for name in type(columns).model_fields}
+
+
+def format_of(row: Row, source: Source, where: str) -> str:
+    """The format of a source, decided by the columns of a row. Raises DataError if none fits."""
+    names = column_names(source)
+    wanted = NEEDS if source.format == "auto" else {source.format: NEEDS[source.format]}
+    found = next((form for form, needs in wanted.items() if all(names[need] in row for need in needs)), None)
+    if found:
+        return found
+    known = "; ".join(f"{form}: {' and '.join(names[need] for need in needs)}" for form, needs in wanted.items())
+    raise DataError(
+        f"{source.path} has the columns {', '.join(map(str, row)) or '(none)'}. A conversation needs {known}",
+        fix="name its columns in the recipe, such as data.sources[].columns: {output: answer}",
+        where=where,
+    )
+
+
+def to_turns(row: Row, form: str, names: Names) -> tuple[Turn, ...] | str:
+    """The turns of a row, or the reason why it has none."""
+    missing = [names[need] for need in NEEDS[form] if row.get(names[need]) is None]
+    if missing:
+        return f"nothing in column {missing[0]}"
+    first, last = (row[names[need]] for need in (NEEDS[form][0], NEEDS[form][-1]))
+    try:
+        if form == "alpaca":
+            task, context = _text(first), _text(row.get(names["input"]) or "")
+            turns = [Turn("user", f"{task}\n\n{context}" if context.strip() else task), Turn("assistant", _text(last))]
+        elif form == "prompt-completion":
+            turns = _part(first, "user") + _part(last, "assistant")
+        else:
+            turns = _listed(first)
+        system = _text(row.get(names["system"]) or "")
+    except _NoTurns as reason:
+        return str(reason)
+    if system.strip() and not (turns and turns[0].role == "system"):
+        turns.insert(0, Turn("system", system))
+    return tuple(turns)
+
+
+def _part(value: Any, role: Role) -> list[Turn]:
+    """A prompt or completion: a text, or TRL's list of messages."""
+    return [Turn(role, value)] if isinstance(value, str) else _listed(value)
+
+
+def _listed(turns: Any) -> list[Turn]:
+    """A list of {from, value} or {role, content}; CSV holds it as JSON text."""
+    if isinstance(turns, str):
+        try:
+            turns = json.loads(turns)
+        except ValueError:
+            raise _NoTurns("turns are not valid JSON") from None
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise _NoTurns("turns are not a list of messages")
+    return [_turn(turn) for turn in turns]
+
+
+def _turn(turn: Row) -> Turn:
+    speaker = turn.get("from", turn.get("role"))
+    role = ROLES.get(speaker) if isinstance(speaker, str) else None
+    if role is None:
+        raise _NoTurns(f"unknown role {json.dumps(speaker, default=str)[:40]}")
+    if role == "tool" or turn.get("tool_calls"):
+        raise _NoTurns(TOOLS)
+    return Turn(role, _text(turn.get("value", turn.get("content"))))
+
+
+def _text(value: Any) -> str:
+    """A text, or a list of text parts put together."""
+    if isinstance(value, list):
+        if not all(isinstance(part, dict) and part.get("type") == "text" for part in value):
+            raise _NoTurns("a turn holds something other than text")
+        value = "".join(_text(part.get("text") or part.get("value")) for part in value)
+    if not isinstance(value, str):
+        raise _NoTurns("a turn holds something other than text")
+    return value
