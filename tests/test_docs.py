@@ -1,0 +1,84 @@
+"""The documentation is executed: every ```console block, word for word, in a copy of the repository.
+
+A line that starts with `$ ` is typed; the lines below it are what must be printed, where `...` stands for anything.
+The first page trains with recipes/smoke.yaml, in a minute at most; the pages after it use that run.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FIRST = ROOT / "docs" / "first-run.md"
+PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").glob("*.md") if p != FIRST)]
+VERBS = ["run", "prepare", "train", "merge", "export", "evaluate", "chat", "compare", "check", "init"]
+SMOKE_LIMIT_S = 60.0
+
+
+def commands(page):
+    """(command, expected lines) of a page, in order."""
+    for block in re.findall(r"^```console\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE):
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            command, *expected = part.splitlines()
+            yield command, expected
+
+
+def matches(expected, printed):
+    lines = [re.escape(line).replace(r"\.\.\.", ".*") for line in expected]
+    pattern = "".join(r"(?:.*\n)*?" if line == ".*" else line + r"\n" for line in lines)
+    return re.fullmatch(pattern, printed) is not None
+
+
+def execute(page, folder):
+    """Type every command of a page; returns how many. The first that fails or prints something else is shown."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    count = 0
+    for count, (command, expected) in enumerate(commands(page), start=1):
+        done = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", command], cwd=folder, env=os.environ | {"PATH": path, "COLUMNS": "120"},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{page.name}: $ {command}\nended with {done.returncode}:\n{done.stdout}"
+        if expected:
+            wanted = "\n".join(expected)
+            assert matches(expected, done.stdout), f"{page.name}: $ {command}\nprinted\n{done.stdout}\nnot\n{wanted}"
+    return count
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory, builtin_base):
+    """A copy of what a user has, after docs/first-run.md; its run is timed with the base already fetched."""
+    folder = tmp_path_factory.mktemp("docs") / "tunesmith"
+    shutil.copytree(ROOT / "recipes", folder / "recipes")
+    started = time.monotonic()
+    assert execute(FIRST, folder) >= 4
+    return folder, time.monotonic() - started
+
+
+def test_the_first_run_works_within_a_minute(copy):
+    folder, elapsed_s = copy
+    assert (folder / "runs" / "smoke" / "gguf" / "smoke-Q8_0.gguf").exists()
+    # a busy machine is allowed twice the time: other tests may have left it warm or slow
+    assert elapsed_s <= 2 * SMOKE_LIMIT_S, f"docs/first-run.md took {elapsed_s:.0f} s, limit {SMOKE_LIMIT_S} s"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_of_the_page_does_what_it_says(page, copy):
+    execute(page, copy[0])
+
+
+def test_every_verb_has_a_page_with_an_executed_example():
+    for verb in VERBS:
+        assert any(f"tunesmith {verb}" in command for command, _ in commands(ROOT / "docs" / f"{verb}.md")), verb
+
+
+def test_the_check_looks():
+    assert matches(["a ... c", "...", "z"], "a b c\nanything\nat all\nz\n")
+    assert not matches(["a"], "a\nb\n") and not matches(["a", "b"], "a\n")
+    assert sum(len(list(commands(page))) for page in [FIRST, *PAGES]) >= 20
