@@ -34,6 +34,10 @@ PRE_TOKENIZERS: dict[str, list[Any]] = {  # by tokenizer.ggml.pre: what llama.cp
     "llama-bpe": [pre_tokenizers.Split(LLAMA3_SPLIT, "isolated"), BYTES],
 }
 CONTROL, USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
+CONFIG = {
+    "hidden_size": "embedding_length", "intermediate_size": "feed_forward_length", "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count", "max_position_embeddings": "context_length",
+}  # fmt: skip
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
@@ -46,9 +50,8 @@ class _Source:
         try:
             reader = gguf.GGUFReader(path)
         except (ValueError, IndexError, KeyError) as error:
-            raise BaseError(
-                f"{path.name} is no whole GGUF file: {error}", fix="fetch it again", where=str(path)
-            ) from error
+            what = f"{path.name} is no whole GGUF file: {error}"
+            raise BaseError(what, fix="fetch it again", where=str(path)) from error
         self.fields = reader.fields
         self.tensors = {tensor.name: tensor for tensor in reader.tensors}
 
@@ -128,22 +131,18 @@ def _unpermute(values: Array, heads: int) -> Array:
 
 
 def _config(source: _Source) -> dict[str, Any]:
-    width, heads = source.get("llama.embedding_length"), source.get("llama.attention.head_count")
-    head_dim = source.get("llama.attention.key_length", width // heads)
+    config = {name: source.get(f"llama.{key}") for name, key in CONFIG.items()}
+    heads = config["num_attention_heads"]
+    head_dim = source.get("llama.attention.key_length", config["hidden_size"] // heads)
     theta = float(source.get("llama.rope.freq_base", 10000.0))
-    return {
+    return config | {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "hidden_size": width,
-        "intermediate_size": source.get("llama.feed_forward_length"),
-        "num_hidden_layers": source.get("llama.block_count"),
-        "num_attention_heads": heads,
         "num_key_value_heads": source.get("llama.attention.head_count_kv", heads),
         "head_dim": head_dim,
         "hidden_act": "silu",
         # read as 9.99999975e-06; the shortest decimal of that float32 is what was meant
         "rms_norm_eps": float(str(np.float32(source.get("llama.attention.layer_norm_rms_epsilon")))),
-        "max_position_embeddings": source.get("llama.context_length"),
         "rope_theta": theta,
         "rope_parameters": {"rope_theta": theta, **_rope(source, theta, head_dim)},
         "vocab_size": int(source.tensors["token_embd.weight"].shape[1]),

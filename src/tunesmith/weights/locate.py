@@ -14,7 +14,7 @@ from tunesmith.weights import builtin, from_gguf, hub
 from tunesmith.weights.tensorfile import weight_files
 
 HUB_ID = re.compile(r"([\w-][\w.-]*(?:/[\w.-]+)?)(?:@([\w./-]+))?")
-GGUF_FORM = 1  # in the name of an unpacked GGUF; raise it when from_gguf writes something else
+GGUF_FORM = 2  # in the name of an unpacked GGUF; raise it when from_gguf writes something else
 SMALL_FILES = (
     "config.json",
     "generation_config.json",

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -129,8 +128,7 @@ class TensorWriter:
     def write(self, name: str, array: Array) -> None:
         """Append rows of tensor `name`, which must be the next one that is not complete."""
         dtype, shape = self._entries[name]
-        expected = next((other for other, left in self._left.items() if left), None)
-        assert name == expected, f"{name} written where {expected} comes next"
+        assert name == self._next(), f"{name} written where {self._next()} comes next"
         assert array.dtype == np.dtype(NUMPY_TYPES[dtype]), f"{name} is stored as {dtype}, given {array.dtype}"
         assert array.shape[1:] == shape[1:] and array.size <= self._left[name], f"{name}: {array.shape} into {shape}"
         self._left[name] -= array.size
@@ -139,9 +137,9 @@ class TensorWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, error: object, *_: object) -> None:
         self._file.close()
-        missing = [name for name, left in self._left.items() if left]
-        assert error or not missing, f"never completed: {missing[:3]}"
+        assert error or not self._next(), f"never completed: {self._next()}"
+
+    def _next(self) -> str | None:
+        return next((name for name, left in self._left.items() if left), None)
