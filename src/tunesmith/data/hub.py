@@ -37,8 +37,8 @@ def _explained(error: Exception, source: Source) -> tuple[str, str]:
     if isinstance(error, DatasetNotFoundError) and "gated" in text:
         return (
             f"the data set {name} on the Hub is gated",
-            f"accept its terms at https://huggingface.co/datasets/{name}, then set the environment variable HF_TOKEN to "
-            "a token from https://huggingface.co/settings/tokens; or use a file of your own (JSON, JSONL, Parquet, CSV)",
+            f"accept its terms at https://huggingface.co/datasets/{name}, then set the environment variable HF_TOKEN "
+            "to a token from https://huggingface.co/settings/tokens; or use a file (JSON, JSONL, Parquet, CSV)",
         )
     if isinstance(error, DatasetNotFoundError) and "Revision" in text:
         return f"the data set {name} has no revision {source.revision}", "name a branch, tag or commit of it"

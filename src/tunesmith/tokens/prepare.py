@@ -33,19 +33,15 @@ from tunesmith.weights.locate import LocatedBase
 
 BATCH_ROWS = 256  # tokenised at once, in threads
 UNPROVED_SHARE = 0.01  # invariant 4; one row alone never refuses a template, or a set of 90 could not have a bad one
+TEXT, NUMBER = pyarrow.string(), pyarrow.int64()
+MESSAGES = pyarrow.list_(pyarrow.struct({"role": TEXT, "content": TEXT}))
 SCHEMA = pyarrow.schema(
-    {
-        "where": pyarrow.string(),
-        "messages": pyarrow.list_(pyarrow.struct({"role": pyarrow.string(), "content": pyarrow.string()})),
-        "split": pyarrow.string(),
-        "tokens": pyarrow.int64(),
-        "supervised": pyarrow.int64(),
-        "cluster": pyarrow.int64(),
-    }
+    {"where": TEXT, "messages": MESSAGES, "split": TEXT} | dict.fromkeys(("tokens", "supervised", "cluster"), NUMBER)
 )
 
 Kept = tuple[Conversation, str, int]
 """A conversation, its split and its cluster."""
+Row = tuple[Conversation, str, int, Encoded]
 
 
 def prepare(recipe: Recipe, run: Run, base: LocatedBase, prompts: Sequence[str]) -> tuple[Record, bool]:
@@ -69,7 +65,6 @@ class _Tally:
     examples: dict[str, list[str]] = field(default_factory=dict)
     changed: Counter[str] = field(default_factory=Counter)
     rows: Counter[str] = field(default_factory=Counter)
-    cut: int = 0
     longest: int = 0
     supervised: int = 0
     unproved: list[str] = field(default_factory=list)
@@ -96,7 +91,7 @@ def _write(draft: Path, recipe: Recipe, base: LocatedBase, prompts: Sequence[str
     rows = (row for source in sources for row in _rows(source, asked, tally.changed))
     kept = _kept(zip(rows, decided, dedup.clusters(signatures), strict=True), tally)
     tokenizer = load_tokenizer(base.folder)
-    held_out: list[tuple[Kept, Encoded]] = []
+    held_out: list[Row] = []
     with (
         progress("prepare", len(decided), unit="rows") as advance,
         RowWriter(draft) as writer,
@@ -104,8 +99,8 @@ def _write(draft: Path, recipe: Recipe, base: LocatedBase, prompts: Sequence[str
     ):
         while batch := list(islice(kept, BATCH_ROWS)):
             encoded = _encoded(tokenizer, batch, recipe, tally)
-            held_out += [row for row in encoded if row[0][1] == HELD_OUT]
-            _append(writer, table, [row for row in encoded if row[0][1] == TRAIN], tally)
+            held_out += [row for row in encoded if row[1] == HELD_OUT]
+            _append(writer, table, [row for row in encoded if row[1] == TRAIN], tally)
             advance(len(batch), "")
         _append(writer, table, held_out, tally)  # last, so that the two kinds are slices of the same files
         tokens = writer.tokens
@@ -118,8 +113,8 @@ def _write(draft: Path, recipe: Recipe, base: LocatedBase, prompts: Sequence[str
         "tokens": tokens,
         "supervised_tokens": tally.supervised,
         "longest": tally.longest,
-        "cut": tally.cut,
-        "changed": dict(tally.changed),
+        "cut": tally.changed["cut to max_length"],
+        "changed": {change: number for change, number in tally.changed.items() if number},
         "dropped": dict(tally.dropped.most_common()),
         "examples": tally.examples,
         "revisions": {source.path: hub_commit(source) for source in sources if not source_files(source)},
@@ -147,42 +142,39 @@ def _kept(rows: Iterator[tuple[Conversation | Dropped, str, int]], tally: _Tally
             tally.drop(row.where, fate)
 
 
-def _encoded(
-    tokenizer: PreTrainedTokenizerBase, batch: list[Kept], recipe: Recipe, tally: _Tally
-) -> list[tuple[Kept, Encoded]]:
+def _encoded(tokenizer: PreTrainedTokenizerBase, batch: list[Kept], recipe: Recipe, tally: _Tally) -> list[Row]:
     """A batch as tokens, without the rows that the template refuses."""
-    found = encode_all(
-        tokenizer,
-        [row for row, _, _ in batch],
-        system=recipe.chat.system,
-        date=recipe.data.date,
-        max_length=recipe.train.max_length,
-    )
+    settings: dict[str, Any] = {
+        "system": recipe.chat.system,
+        "date": recipe.data.date,
+        "max_length": recipe.train.max_length,
+    }
     encoded = []
-    for (row, split, cluster), item in zip(batch, found, strict=True):
+    for kept, item in zip(batch, encode_all(tokenizer, [row for row, *_ in batch], **settings), strict=True):
+        where = kept[0].where
         if isinstance(item, Refused):
-            tally.drop(row.where, item.reason)
+            tally.drop(where, item.reason)
             if item.detail:
-                tally.unproved.append(f"{row.where}: {item.reason}: {item.detail}"[:600])
-            continue
-        tally.cut += item.turns < len(row.turns)
-        encoded.append(((Conversation(row.turns[: item.turns], row.where), split, cluster), item))
+                tally.unproved.append(f"{where}: {item.reason}: {item.detail}"[:600])
+        else:
+            encoded.append((*kept, item))
     return encoded
 
 
-def _append(
-    writer: RowWriter, table: pyarrow.parquet.ParquetWriter, rows: list[tuple[Kept, Encoded]], tally: _Tally
-) -> None:
-    for (_, split, _), item in rows:
+def _append(writer: RowWriter, table: pyarrow.parquet.ParquetWriter, rows: list[Row], tally: _Tally) -> None:
+    columns = []
+    for row, split, cluster, item in rows:
         writer.add(item.ids, item.supervised, item.answer_bytes)
+        supervised = sum(item.supervised)
         tally.rows[split] += 1
-        tally.supervised += sum(item.supervised)
+        tally.supervised += supervised
         tally.longest = max(tally.longest, len(item.ids))
-    columns = [
-        [row.where, messages_of(row.turns), split, len(item.ids), sum(item.supervised), cluster]
-        for (row, split, cluster), item in rows
-    ]
-    table.write_table(pyarrow.Table.from_pylist([dict(zip(SCHEMA.names, c, strict=True)) for c in columns], SCHEMA))
+        tally.changed["cut to max_length"] += item.turns < len(row.turns)
+        columns.append((row.where, messages_of(row.turns[: item.turns]), split, len(item.ids), supervised, cluster))
+    arrays = zip(*columns, strict=True) if columns else [[]] * len(SCHEMA)
+    table.write_table(
+        pyarrow.table([pyarrow.array(c, f.type) for c, f in zip(arrays, SCHEMA, strict=True)], schema=SCHEMA)
+    )
 
 
 def _check(tally: _Tally) -> None:
@@ -208,15 +200,12 @@ def _reasons(dropped: dict[str, int], examples: dict[str, list[str]]) -> str:
 
 def _report(counts: dict[str, Any]) -> None:
     """What came in, what was kept and why the rest was not."""
-    say(
-        f"prepare: {counts['read']:,} rows read, {counts['train_rows']:,} to train on, {counts['held_out_rows']:,} held out; "
-        f"{counts['tokens']:,} tokens, {counts['supervised_tokens']:,} supervised, longest {counts['longest']:,}"
-    )
+    names = ("read", "train_rows", "held_out_rows", "tokens", "supervised_tokens", "longest")
+    text = "prepare: {:,} rows read, {:,} to train on, {:,} held out; {:,} tokens, {:,} supervised, longest {:,}"
+    say(text.format(*(counts[name] for name in names)))
     for name in ("dropped", "changed"):
         if counts[name]:
             say(f"  {name}: {', '.join(f'{n:,} {reason}' for reason, n in counts[name].items())}")
-    if counts["cut"]:
-        say(f"  cut to max_length: {counts['cut']:,}")
 
 
 def _keep_what_checkpoints_need(run: Run, needs: Needs) -> None:
@@ -224,22 +213,10 @@ def _keep_what_checkpoints_need(run: Run, needs: Needs) -> None:
     standing = read_record(run.data)
     if not standing or standing.fingerprint == fingerprint(list(needs)) or not any(run.checkpoints.glob("step-*")):
         return
-    old, new = (dict(_flat([settings, inputs])) for settings, inputs in ((standing.settings, standing.inputs), needs))
-    changes = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in sorted(old | new) if old.get(key) != new.get(key)]
+    old, new = ({**s["data"], **s, **i, "data": ""} for s, i in ((standing.settings, standing.inputs), needs))
+    changes = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in old | new if old.get(key) != new.get(key)]
     raise ResumeError(
         "the run has checkpoints that were trained on other data. Changed: " + "; ".join(changes),
         fix=f"give the recipe another name or use --run-dir; or delete {run.checkpoints} to train anew",
         where=str(run.path),
     )
-
-
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted name and value of every setting."""
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _flat(inner, f"{key}.{name}" if key else name)
-    elif isinstance(value, list):
-        for index, inner in enumerate(value):
-            yield from _flat(inner, f"{key}[{index}]" if key else "")
-    else:
-        yield key, value
