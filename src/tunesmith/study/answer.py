@@ -109,11 +109,11 @@ def _answered(job: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
 
 def _base_answers(recipe: Recipe, base: LocatedBase, settings: dict[str, Any]) -> Path:
     """Folder with the answers of the untouched base, made once for each base, settings and processor."""
-    engine = versions()["xllamacpp"]
-    made_from = fingerprint([base.digest, settings, read_prompts(recipe), processor(), engine])
-    folder = cache_folder() / "base-evaluation" / made_from
+    machine = [processor(), versions()["xllamacpp"]]
+    folder = cache_folder() / "base-evaluation"
+    folder /= fingerprint([base.digest, settings, recipe.data.date, read_prompts(recipe), machine])
     if not folder.exists():
-        gguf = export_base(base, recipe.evaluate.gguf)
+        gguf = export_base(base, recipe.evaluate.gguf, recipe.chat, recipe.data.date)
         commit_folder(folder, lambda draft: answer_prompts(recipe, gguf, draft))
     return folder
 
