@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils.logging import disable_progress_bar
 
 from tunesmith.errors import BaseError
 from tunesmith.model.attention import PACKED, Packing
@@ -17,6 +18,7 @@ def load_base(
     folder: Path, *, precision: str, device: torch.device, trust_remote_code: bool = False
 ) -> PreTrainedModel:
     """The model of a Hugging Face folder, frozen. Raises BaseError if transformers cannot read it."""
+    disable_progress_bar()  # loading takes a second; the bar would garble our own lines
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -63,7 +65,9 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
 
 def recompute_layers(model: PreTrainedModel) -> None:
     """Keep only the inputs of each layer and compute the rest again in the backward pass (Chen et al. 2016)."""
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    older = not hasattr(model, "activation_checkpointing_enable")  # its name before transformers 5.24
+    enable = model.gradient_checkpointing_enable if older else model.activation_checkpointing_enable
+    enable({"use_reentrant": False})
     for layer in decoder_layers(model):
         layer.training = True  # the layer's own switch for it; its children stay in eval mode, so no torch dropout runs
 

@@ -1,0 +1,52 @@
+"""The chunked head loss, the schedule and the held-out bookkeeping."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tunesmith.recipe import EarlyStopping, TrainConfig
+from tunesmith.training import loss as loss_module
+from tunesmith.training.loss import loss_sum
+from tunesmith.training.schedule import lr_at
+from tunesmith.training.state import Progress
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_loss_and_gradient_match_torch_over_several_chunks(monkeypatch, bias):
+    monkeypatch.setattr(loss_module, "CHUNK_BYTES", 4 * 31 * 3)  # three positions in a chunk
+    torch.manual_seed(0)
+    hidden_SD = torch.randn(10, 6, requires_grad=True)
+    weight_VD, bias_V = torch.randn(31, 6), torch.randn(31) if bias else None
+    targets_S = torch.randint(0, 31, (10,))
+    ours = loss_sum(hidden_SD, weight_VD, bias_V, targets_S) / 7
+    (grad_ours,) = torch.autograd.grad(ours, hidden_SD)
+    theirs = F.cross_entropy(F.linear(hidden_SD, weight_VD, bias_V), targets_S, reduction="sum") / 7
+    (grad_theirs,) = torch.autograd.grad(theirs, hidden_SD)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(grad_ours, grad_theirs)
+
+
+def test_no_supervised_position_is_no_loss():
+    hidden_SD = torch.empty(0, 6, requires_grad=True)
+    assert loss_sum(hidden_SD, torch.randn(31, 6), None, torch.empty(0, dtype=torch.long)).item() == 0
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_learning_rate_rises_then_follows_the_schedule(schedule):
+    config = TrainConfig(lr=1.0, warmup=0.1, schedule=schedule)
+    rates = [lr_at(step, 100, config) for step in range(100)]
+    assert rates[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
+    assert rates[10] == 1.0 and max(rates) == 1.0 and min(rates) > 0
+    assert rates[55] == pytest.approx({"cosine": 0.5, "linear": 0.5, "constant": 1.0}[schedule])
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_early_stopping_counts_evaluations_without_gain():
+    rule, at, best = EarlyStopping(patience=2, min_gain=0.1), Progress(), []
+    for step, loss in enumerate([3.0, 2.0, 1.95, 1.93, 1.99]):
+        at.step = step
+        best.append(at.note_held_out(loss, rule))
+        if at.stopped_early(rule):
+            break
+    assert best == [False, True, True, True] and at.step == 3  # falls of less than 0.1 below 2.0 are no gain
+    assert (at.best_step, at.best_loss, at.base_loss) == (3, 1.93, 3.0)

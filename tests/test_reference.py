@@ -1,0 +1,97 @@
+"""Our loop against transformers + peft, written out by hand: the first 20 losses on the real built-in model."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from training_runs import recipe_with
+
+from tunesmith.data.conversation import Conversation, Turn
+from tunesmith.model.adapter import adapter_tensors
+from tunesmith.model.base import load_base
+from tunesmith.model.lora import attach
+from tunesmith.runs import Run, commit_stage
+from tunesmith.tokens.rows import RowWriter, load_rows
+from tunesmith.tokens.template import encode
+from tunesmith.tokens.tokenizer import load_tokenizer
+from tunesmith.training.loop import _plan, train
+from tunesmith.training.stop import Paused
+
+STEPS = 20
+DATA = Path(__file__).parents[1] / "recipes" / "demo-data" / "tunesmith.jsonl"
+
+
+def short_rows(run, base):
+    """The 40 shortest demo conversations."""
+    lines = sorted(DATA.read_text().splitlines(), key=len)[:40]
+    roles = {"human": "user", "gpt": "assistant"}
+    tokenizer = load_tokenizer(base.folder)
+
+    def work(draft):
+        with RowWriter(draft) as writer:
+            for line in lines:
+                turns = tuple(Turn(roles[t["from"]], t["value"]) for t in json.loads(line)["conversations"])
+                encoded = encode(tokenizer, Conversation(turns, "demo"), system="Help.", date="2026-01-01")
+                writer.add(encoded.ids, encoded.supervised, encoded.answer_bytes)
+        return {"train_rows": 38, "held_out_rows": 2}
+
+    commit_stage(run.data, {}, {}, work)
+
+
+def reference_losses(recipe, rows, base):
+    """One row at a time, unpadded, cross-entropy over the whole logits, torch's AdamW and clipping, peft's LoRA."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    ours = load_base(base.folder, precision="fp32", device=torch.device("cpu"))
+    attach(ours, recipe.lora, seed=recipe.seed)
+    start = {name: tensor.clone() for name, tensor in adapter_tensors(ours).items()}
+    settings = LoraConfig(r=recipe.lora.rank, lora_alpha=recipe.lora.alpha, target_modules="all-linear")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base.folder), settings)
+    named = {n.replace(".default", ""): p for n, p in model.named_parameters() if p.requires_grad}
+    assert named.keys() == start.keys()
+    for name, parameter in named.items():
+        parameter.data.copy_(start[name])
+    train = recipe.train
+    optimizer = torch.optim.AdamW(named.values(), lr=train.lr, weight_decay=train.weight_decay)
+    plan, losses = _plan(rows, recipe), []
+    warmup = round(train.warmup * len(plan))
+    for step, chosen in enumerate(plan[:STEPS]):
+        spans = [slice(int(rows.offsets_N1[r]), int(rows.offsets_N1[r + 1])) for r in chosen]
+        pairs = [(torch.tensor(rows.tokens_T[s].tolist()), torch.tensor(rows.supervised_T[s].tolist())) for s in spans]
+        supervised = sum(int(mask[1:].sum()) for _, mask in pairs)
+        optimizer.zero_grad()
+        total = 0.0
+        for ids, mask in pairs:
+            logits = model(input_ids=ids[None]).logits[0, :-1]
+            targets = torch.where(mask[1:], ids[1:], -100)
+            loss = torch.nn.functional.cross_entropy(logits, targets, ignore_index=-100, reduction="sum") / supervised
+            loss.backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(named.values(), train.clip)
+        done = (step - warmup) / (len(plan) - warmup)
+        rate = (step + 1) / (warmup + 1) if step < warmup else 0.5 * (1 + math.cos(math.pi * done))
+        for group in optimizer.param_groups:
+            group["lr"] = train.lr * rate
+        optimizer.step()
+        losses.append(total)
+    return losses
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
+def test_first_losses_are_those_of_transformers_and_peft(tmp_path, builtin_base):
+    run = Run(tmp_path / "run")
+    short_rows(run, builtin_base)
+    recipe = recipe_with(
+        tokens_per_step=140, max_length=100, micro_batch_tokens=140, lr=5e-4, epochs=2, warmup=0.1,
+        stop_after=f"{STEPS} steps", evaluate_every="100 steps", every="1000 steps",
+    )  # fmt: skip
+    with pytest.raises(Paused):
+        train(recipe, run, builtin_base)
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    ours = [line["loss"] for line in lines if "loss" in line]
+    theirs = reference_losses(recipe, load_rows(run.data)[0], builtin_base)
+    assert len(ours) == len(theirs) == STEPS and ours[-1] < ours[0]
+    assert ours == pytest.approx(theirs, abs=1e-4)

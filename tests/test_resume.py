@@ -1,0 +1,119 @@
+"""Resume is exact: killed or told to stop at any moment, the run ends with the same bits."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from kill_worker import RECIPE
+from safetensors.torch import load_file
+from training_runs import prepare_rows, recipe_with
+
+from tunesmith.runs import Run
+from tunesmith.training import loop
+from tunesmith.training.loop import train
+from tunesmith.training.stop import Paused
+from tunesmith.weights.locate import LocatedBase
+
+KILLS_A_RUN, RUNS = 8, 3
+
+
+@pytest.fixture(scope="module")
+def base(tiny_base):
+    return LocatedBase("tiny", tiny_base, "digest", None, None)
+
+
+@pytest.fixture(scope="module")
+def whole(base, tmp_path_factory):
+    """The run that nothing interrupts."""
+    run = prepare_rows(tmp_path_factory.mktemp("whole") / "run", base.folder)
+    train(recipe_with(**RECIPE), run, base)
+    return run
+
+
+def same(run, whole):
+    """Equal adapters, equal last optimizer state, equal history of losses."""
+    ours, theirs = (load_file(r.adapter / "adapter_model.safetensors") for r in (run, whole))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    last = sorted(whole.checkpoints.iterdir())[-1].name
+    ours, theirs = (load_file(r.checkpoints / last / "optimizer.safetensors") for r in (run, whole))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert history(run) == history(whole)
+
+
+def history(run):
+    timing = {"seconds", "tokens_per_s", "memory_gb"}
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in timing} for line in lines]
+
+
+def test_killed_at_random_moments_the_bits_are_the_same(base, whole, tmp_path):
+    killed, seen = 0, set()
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    for number in range(RUNS * 3):
+        run = prepare_rows(tmp_path / f"run{number}", base.folder)
+        command = [sys.executable, "-W", "error", str(Path(__file__).parent / "kill_worker.py")]
+        command += [str(run.path), str(base.folder), str(KILLS_A_RUN), str(number)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        report = json.loads(done.stdout)
+        assert report["exit"] == 0, (run.path / "log.txt").read_text()
+        killed += report["killed"]
+        seen |= set(report["steps"])
+        same(run, whole)
+        if killed >= 20:
+            break
+    assert killed >= 20 and len(seen) >= 5, (killed, seen)  # at least 20 kills, and not all at one place
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_inside_accumulation(base, whole, tmp_path, monkeypatch, number):
+    run = prepare_rows(tmp_path / "run", base.folder)
+    real, calls = loop.hidden_states, 0
+
+    def hidden_states(*args):
+        nonlocal calls
+        calls += 1
+        if calls == 8:  # the second micro-batch of a step: the first three calls are the self-test and step 0's
+            os.kill(os.getpid(), number)
+        return real(*args)
+
+    monkeypatch.setattr(loop, "hidden_states", hidden_states)
+    with pytest.raises(Paused) as paused:
+        train(recipe_with(**RECIPE), run, base)
+    assert paused.value.code == 128 + number
+    newest = sorted(run.checkpoints.iterdir())[-1]
+    step = json.loads((newest / "state.json").read_text())["progress"]["step"]
+    assert step == len([line for line in history(run) if "loss" in line]) > 0
+    assert not run.adapter.exists() and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+    monkeypatch.undo()
+    train(recipe_with(**RECIPE), run, base)
+    same(run, whole)
+
+
+def test_torn_newest_checkpoint_falls_back(base, whole, tmp_path, capsys):
+    run = prepare_rows(tmp_path / "run", base.folder)
+    with pytest.raises(Paused):
+        train(recipe_with(**RECIPE, stop_after="5 steps"), run, base)
+    torn = run.checkpoints / "step-000005"
+    weights = torn / "optimizer.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    (run.checkpoints / "step-000004" / "adapter.safetensors").unlink()
+    train(recipe_with(**RECIPE), run, base)
+    output = capsys.readouterr().err
+    assert "step-000005 is damaged" in output and "step-000004 is damaged" in output
+    assert "going on from step-000003" in output
+    same(run, whole)
+
+
+def test_half_a_metrics_line_is_dropped(base, whole, tmp_path):
+    run = Run(prepare_rows(tmp_path / "run", base.folder).path)
+    with pytest.raises(Paused):
+        train(recipe_with(**RECIPE, stop_after="4 steps"), run, base)
+    with run.metrics.open("a") as file:
+        file.write('{"step": 5, "lo')
+    train(recipe_with(**RECIPE), run, base)
+    same(run, whole)

@@ -1,0 +1,224 @@
+"""Training on the tiny base: packing, accumulation, the loss of a step, early stop, refusals."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_runs import prepare_rows, recipe_with
+
+from tunesmith.errors import ProofError, ResourceError, ResumeError
+from tunesmith.model import attention
+from tunesmith.model.adapter import adapter_tensors
+from tunesmith.model.attention import Packing
+from tunesmith.model.base import hidden_states, load_base
+from tunesmith.runs import Run
+from tunesmith.tokens.rows import load_rows
+from tunesmith.training import loop
+from tunesmith.training.batch import Batching, supervised_in
+from tunesmith.training.loop import train
+from tunesmith.training.selftest import prove_packing
+from tunesmith.training.stop import Paused
+from tunesmith.weights.locate import LocatedBase
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def base(tiny_base):
+    return LocatedBase("tiny", tiny_base, "digest", None, None)
+
+
+@pytest.fixture
+def run(tmp_path, base):
+    return prepare_rows(tmp_path / "run", base.folder)
+
+
+def adapter(run):
+    return load_file(run.adapter / "adapter_model.safetensors")
+
+
+def metrics(run, key):
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    return {line["step"]: line[key] for line in lines if key in line}
+
+
+def twin(run, name):
+    """Another run folder with the same data."""
+    other = Run(run.path.with_name(name))
+    other.path.mkdir()
+    other.data.symlink_to(run.data)
+    return other
+
+
+def close(run, other, **limits):
+    ours, theirs = adapter(run), adapter(other)
+    assert ours.keys() == theirs.keys() and len(ours) > 0
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], **limits)
+
+
+def test_packed_conversations_have_the_logits_they_have_alone(run, base):
+    model = load_base(base.folder, precision="fp32", device=CPU)
+    rows, _ = load_rows(run.data)
+    batching = Batching(600, 200, CPU, kernel=False, static=False)
+    batch = batching.micro_batch(rows, [3, 0, 7])
+    packed_TD = hidden_states(model, batch.ids_T, batch.positions_T, batch.packing)
+    for row in (3, 0, 7):
+        alone = batching.micro_batch(rows, [row])
+        alone_TD = hidden_states(model, alone.ids_T, alone.positions_T, alone.packing)
+        torch.testing.assert_close(packed_TD[torch.from_numpy(batch.row_of_T == row)], alone_TD, rtol=1e-5, atol=1e-5)
+    assert prove_packing(model, rows, batching) < 1e-5
+
+
+def test_the_self_test_catches_attention_across_conversations(run, base, monkeypatch):
+    model = load_base(base.folder, precision="fp32", device=CPU)
+    monkeypatch.setattr(Packing, "kwargs", lambda self: {"conversation_lengths": (sum(self.lengths),)})
+    with pytest.raises(ProofError, match="packing changes the base's logits"):
+        prove_packing(model, load_rows(run.data)[0], Batching(600, 200, CPU, kernel=False, static=False))
+
+
+def test_padding_and_empty_conversations_change_nothing(run):
+    rows, _ = load_rows(run.data)
+    padded = Batching(500, 200, CPU, kernel=True, static=True).micro_batch(rows, [1, 2])
+    plain = Batching(500, 200, CPU, kernel=False, static=False).micro_batch(rows, [1, 2])
+    assert len(padded.ids_T) == 500 and padded.tokens == plain.tokens == len(plain.ids_T)
+    assert torch.equal(padded.at_S, plain.at_S) and torch.equal(padded.targets_S, plain.targets_S)
+    ends = padded.packing.cu_seqlens_N1
+    assert ends.dtype == torch.int32 and ends[-1] == 500 and len(ends) == 33 and padded.packing.longest == 500
+
+
+def test_supervised_positions_are_the_tokens_before_supervised_tokens(run):
+    rows, _ = load_rows(run.data)
+    batch = Batching(500, 200, CPU, kernel=False, static=False).micro_batch(rows, [5, 6])
+    assert len(batch.at_S) == supervised_in(rows, [5, 6]) > 0
+    flat = np.concatenate([rows.tokens_T[rows.offsets_N1[r] : rows.offsets_N1[r + 1]] for r in batch_order(batch)])
+    mask = np.concatenate([rows.supervised_T[rows.offsets_N1[r] : rows.offsets_N1[r + 1]] for r in batch_order(batch)])
+    assert (
+        batch.targets_S.tolist() == flat[mask].tolist() and (batch.at_S + 1).tolist() == np.flatnonzero(mask).tolist()
+    )
+
+
+def batch_order(batch):
+    return list(dict.fromkeys(batch.row_of_T.tolist()))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_one_micro_batch_or_many_give_one_result(run, base, dropout):
+    other = twin(run, "other")
+    train(recipe_with(micro_batch_tokens=400, dropout=dropout, lr=1e-3), run, base)
+    train(recipe_with(micro_batch_tokens=200, dropout=dropout, lr=1e-3), other, base)
+    ours, theirs = metrics(run, "loss"), metrics(other, "loss")
+    assert ours.keys() == theirs.keys() and len(ours) >= 4
+    assert list(ours.values()) == pytest.approx(list(theirs.values()), rel=1e-5)
+    close(run, other, rtol=1e-3, atol=2e-5)
+
+
+def test_recomputed_activations_change_nothing(run, base):
+    other = twin(run, "other")
+    train(recipe_with(dropout=0.1), run, base)
+    train(recipe_with(dropout=0.1, recompute="on"), other, base)
+    for name, tensor in adapter(run).items():
+        assert torch.equal(tensor, adapter(other)[name])
+
+
+def test_dropout_is_used_and_only_in_training(run, base):
+    other = twin(run, "other")
+    train(recipe_with(dropout=0.5), run, base)
+    train(recipe_with(), other, base)
+    assert metrics(run, "held_out_loss")[0] == metrics(other, "held_out_loss")[0]
+    assert metrics(run, "loss") != metrics(other, "loss")
+
+
+def test_the_record_says_what_happened_and_the_loss_fell(run, base):
+    record, done = train(recipe_with(epochs=4), run, base)
+    assert done and record.counts["held_out_loss"] < record.counts["base_held_out_loss"]
+    assert record.counts["best_step"] in metrics(run, "held_out_loss")
+    assert run.loss_plot.read_bytes().startswith(b"\x89PNG") and record.counts["device"].startswith("CPU")
+    again, done = train(recipe_with(epochs=4), run, base)
+    assert not done and again == record
+
+
+def test_early_stop_keeps_the_best_checkpoint(run, base):
+    rule = {"patience": 2, "min_gain": 0.0}
+    recipe = recipe_with(epochs=60, lr=0.3, evaluate_every="2 steps", early_stopping=rule)
+    record, _ = train(recipe, run, base)
+    losses = metrics(run, "held_out_loss")
+    assert record.counts["stopped_early"] and record.counts["steps"] < record.counts["planned_steps"]
+    del losses[0]
+    best = min(losses, key=losses.get)
+    assert record.counts["best_step"] == best < max(losses)
+    assert all(
+        torch.equal(t, load_file(run.checkpoints / f"step-{best:06d}" / "adapter.safetensors")[n])
+        for n, t in adapter(run).items()
+    )
+
+
+def test_another_recipe_is_refused_by_name(run, base):
+    with pytest.raises(Paused) as paused:
+        train(recipe_with(stop_after="2 steps"), run, base)
+    assert paused.value.code == 0
+    with pytest.raises(ResumeError, match=r"train\.lr: 0\.01 -> 0\.02(.|\n)*set them back"):
+        train(recipe_with(lr=2e-2), run, base)
+    with pytest.raises(ResumeError, match=r"inputs\.base: digest -> other"):
+        train(recipe_with(), run, LocatedBase("tiny", base.folder, "other", None, None))
+    assert train(recipe_with(every="2 steps"), run, base)[1]  # cadence decides nothing
+
+
+def test_another_micro_batch_goes_on_and_says_so(run, base):
+    with pytest.raises(Paused):
+        train(recipe_with(stop_after="2 steps"), run, base)
+    record, _ = train(recipe_with(micro_batch_tokens=400), run, base)
+    assert record.counts["notes"] == ["state-exact, not bit-exact: micro_batch_tokens: 200 -> 400"]
+
+
+def test_full_disk_during_a_checkpoint_names_it_and_loses_nothing(run, base, monkeypatch):
+    import errno
+
+    from tunesmith.training import checkpoint
+
+    real, calls = checkpoint.save_file, []
+
+    def save_file(tensors, path, *rest):
+        calls.append(path)
+        if len(calls) > 4:
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(tensors, path, *rest)
+
+    monkeypatch.setattr(checkpoint, "save_file", save_file)
+    with pytest.raises(ResourceError, match="the disk is full"):
+        train(recipe_with(), run, base)
+    assert [p.name for p in sorted(run.checkpoints.iterdir())] == ["step-000001", "step-000002"]
+    monkeypatch.undo()
+    other = twin(run, "other")
+    train(recipe_with(), run, base)
+    train(recipe_with(), other, base)
+    for name, tensor in adapter(run).items():
+        assert torch.equal(tensor, adapter(other)[name])
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
+def test_peft_reads_the_adapter_with_equal_logits(run, base):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    train(recipe_with(epochs=2), run, base)
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base.folder), run.adapter).eval()
+    ours = load_base(base.folder, precision="fp32", device=CPU)
+    loop.attach(ours, recipe_with().lora, seed=9)
+    loaded = adapter(run)
+    for name, tensor in adapter_tensors(ours).items():
+        tensor.copy_(loaded[name])
+    ids = torch.arange(3, 60)[None]
+    with torch.no_grad():
+        wanted = theirs(ids).logits
+        torch.testing.assert_close(ours(ids, conversation_lengths=(57,)).logits, wanted, rtol=1e-4, atol=1e-5)
+        assert (wanted - theirs.unload()(ids).logits).abs().max() > 0.01
+
+
+def test_attention_refuses_what_it_cannot_compute():
+    q = torch.zeros(1, 2, 5, 4)
+    with pytest.raises(Exception, match="attention window of 3"):
+        attention.packed_attention(None, q, q, q, None, scaling=1.0, conversation_lengths=(5,), sliding_window=3)

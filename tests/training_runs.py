@@ -1,0 +1,59 @@
+"""Prepared data and recipes for tests of training, on the tiny base."""
+
+import random
+
+from tiny import CORPUS
+
+from tunesmith.data.conversation import Conversation, Turn
+from tunesmith.recipe import Recipe
+from tunesmith.runs import Run, commit_stage
+from tunesmith.tokens.rows import RowWriter
+from tunesmith.tokens.template import encode
+from tunesmith.tokens.tokenizer import load_tokenizer
+
+
+def recipe_with(**train):
+    """A recipe of a few small steps; `dropout`, `every` and `seed` beside the fields of train."""
+    dropout, every, seed = train.pop("dropout", 0.0), train.pop("every", "1 steps"), train.pop("seed", 0)
+    settings = {"tokens_per_step": 400, "max_length": 200, "micro_batch_tokens": 200, "lr": 1e-2, "precision": "fp32"}
+    return Recipe(
+        name="tiny",
+        base="tiny",
+        data={"sources": [{"path": "rows.jsonl"}]},
+        lora={"rank": 4, "dropout": dropout},
+        train=settings | {"evaluate_every": "4 steps", "early_stopping": None} | train,
+        checkpoint={"every": every},
+        seed=seed,
+    )
+
+
+def conversations(count, seed=0):
+    """Short conversations of words from the corpus, of uneven lengths, some with several turns."""
+    rng = random.Random(seed)
+    words = CORPUS.read_text().split()
+
+    def text():
+        return " ".join(rng.choices(words, k=rng.randint(2, 12)))
+
+    return [
+        Conversation(
+            tuple(Turn(role, text()) for _ in range(rng.randint(1, 3)) for role in ("user", "assistant")), f"row {i}"
+        )
+        for i in range(count)
+    ]
+
+
+def prepare_rows(path, base_folder, *, rows=24, held_out=6):
+    """A run folder whose data stage holds encoded conversations."""
+    run = Run(path)
+    tokenizer = load_tokenizer(base_folder)
+
+    def work(draft):
+        with RowWriter(draft) as writer:
+            for conversation in conversations(rows + held_out):
+                encoded = encode(tokenizer, conversation, system=None, date="2026-01-01")
+                writer.add(encoded.ids, encoded.supervised, encoded.answer_bytes)
+        return {"train_rows": rows, "held_out_rows": held_out}
+
+    commit_stage(run.data, {"rows": rows}, {}, work)
+    return run
