@@ -38,7 +38,8 @@ def _bar(what: str, total: float, done: float) -> Iterator[Callable[[float, str]
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(what, total=total, completed=done, note="")
+        task = bar.add_task(what, total=total, note="")
+        bar.update(task, completed=done)
         yield lambda units, note: bar.update(task, advance=units, note=note)
 
 
