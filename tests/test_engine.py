@@ -1,0 +1,183 @@
+"""The engine against transformers, and every way in which a file, a port or a conversation is wrong."""
+
+import re
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tunesmith.errors import BaseError, ProofError, ResourceError
+from tunesmith.inference.engine import Engine, _check_version
+from tunesmith.recipe import ChatConfig
+from tunesmith.release.gguf import About, write_gguf
+from tunesmith.weights import builtin
+from tunesmith.weights.locate import cache_folder
+
+HELLO = [{"role": "user", "content": "Say hello."}]
+CALLS_TOOLS = "{% if tools is not none %}You may call {{ tools }}{% endif %}{{ messages[0]['content'] }}"
+
+
+@pytest.fixture(scope="module")
+def tiny_gguf(tiny_base, tmp_path_factory):
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    write_gguf(tiny_base, path, "F16", About("tiny", "tiny", None, ChatConfig()))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tiny_engine(tiny_gguf):
+    with Engine(tiny_gguf, threads=1, context=512, slots=2) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def builtin_engine(builtin_base):
+    gguf = builtin.fetch(builtin_base.name, cache_folder() / "builtin")
+    with Engine(gguf, threads=2, context=512) as engine:
+        yield engine
+
+
+def test_probabilities_are_those_of_transformers(tiny_engine, tiny_base):
+    """After prefixes of which many draw half a UTF-8 character, where llama.cpp alone would give nothing back."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32).eval()
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        ids = generator.integers(3, model.config.vocab_size, generator.integers(1, 30)).tolist()
+        logprobs_V = tiny_engine.next_token_logprobs(ids)
+        with torch.no_grad():
+            wanted_V = model(torch.tensor([ids])).logits[0, -1].log_softmax(-1).numpy()
+        assert logprobs_V.shape == (model.config.vocab_size,) and logprobs_V.dtype == np.float32
+        assert np.exp(logprobs_V.astype(float)).sum() == pytest.approx(1, abs=1e-6)
+        np.testing.assert_allclose(logprobs_V, wanted_V, atol=0.01)
+
+
+def test_a_sampling_transform_is_noticed(tiny_engine, monkeypatch):
+    ask = tiny_engine._ask
+    monkeypatch.setattr(tiny_engine, "_ask", lambda path, body: ask(path, body | {"n_probs": 5}))
+    with pytest.raises(ProofError, match="sampling transforms are not off: 5 of"):
+        tiny_engine.next_token_logprobs([5, 6, 7])
+
+
+def test_template_and_tokens_are_those_of_transformers(tiny_engine, tiny_base, hard_texts):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    for text in hard_texts:
+        messages = [{"role": "user", "content": text}]
+        rendered = tiny_engine.render(messages)
+        assert rendered == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        ids = tiny_engine.tokenize(rendered)
+        assert ids == tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        assert tiny_engine.detokenize(ids) == rendered
+        assert len(tiny_engine.tokenize("<|im_end|>", special=False)) > len(tiny_engine.tokenize("<|im_end|>"))
+
+
+def test_tools_of_the_page_stay_out_of_the_prompt(tiny_base, tmp_path):
+    gguf = tmp_path / "tools.gguf"
+    write_gguf(tiny_base, gguf, "F16", About("tiny", "tiny", None, ChatConfig(), CALLS_TOOLS))
+    tool = {
+        "type": "function",
+        "function": {"name": "get_datetime", "parameters": {"type": "object", "properties": {}}},
+    }
+    with Engine(gguf, threads=1, context=256) as engine:
+        body = {"messages": [{"role": "user", "content": "What time is it?"}], "tools": [tool]}
+        assert engine._ask("/apply-template", body)["prompt"] == "What time is it?"
+
+
+def test_answer_streams_and_ends_by_the_stop_token(builtin_engine):
+    pieces = []
+    answer = builtin_engine.chat(HELLO, max_tokens=60, on_text=pieces.append)
+    assert answer.stopped and 3 < answer.tokens < 60 and "<|" not in answer.text
+    assert "".join(pieces) == answer.text and len(pieces) > 3
+    assert answer.first_token_s > 0 and answer.tokens_per_s > 0 and answer.prompt_per_s > 0
+    assert answer.prompt_tokens == len(builtin_engine.tokenize(builtin_engine.render(HELLO)))
+    cut = builtin_engine.chat(HELLO, max_tokens=3, cache=False)
+    assert (cut.stopped, cut.tokens) == (False, 3) and answer.text.startswith(cut.text)
+
+
+def test_leaving_an_answer_stops_it(builtin_engine):
+    def leave(text):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        builtin_engine.chat([{"role": "user", "content": "Write a long story."}], max_tokens=400, on_text=leave)
+    assert builtin_engine.chat(HELLO, max_tokens=60).stopped
+
+
+def test_every_slot_has_the_whole_context(tiny_engine):
+    """512 tokens in each of two slots; llama.cpp divides what it is given."""
+    room = [{"role": "user", "content": "a " * 320}]
+    with ThreadPoolExecutor() as pool:
+        answers = list(pool.map(lambda _: tiny_engine.chat(room, max_tokens=20), range(2)))
+    assert all(300 < answer.prompt_tokens < 512 for answer in answers)
+    with pytest.raises(ResourceError, match="the context holds 512") as caught:
+        tiny_engine.chat([{"role": "user", "content": "a " * 600}], max_tokens=20)
+    assert "chat.context" in caught.value.fix
+
+
+def test_refusals_of_llama_cpp_are_errors_of_ours(tiny_engine):
+    with pytest.raises(BaseError, match="must contain 'content'"):
+        tiny_engine.chat([{"role": "user"}], max_tokens=5)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "cannot be read: No such file"),
+        (b"", "is no GGUF file"),
+        (b"PK\x03\x04 a zip file", "is no GGUF file"),
+        (b"GGUF\x01\x00\x00\x00" + bytes(40), "is GGUF version 1"),
+        (b"GGUF\x03\x00\x00\x00" + bytes(4), "cannot load"),
+        ("cut", "cannot load"),
+    ],
+)
+def test_a_file_that_is_no_model(tiny_gguf, tmp_path, content, problem):
+    path = tmp_path / "model.gguf"
+    if content == "cut":
+        path.write_bytes(tiny_gguf.read_bytes()[:-50_000])
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(BaseError, match=re.escape(problem)) as caught:
+        Engine(path, threads=1, context=256)
+    assert "model.gguf" in str(caught.value) and "tunesmith export" in caught.value.fix
+
+
+def test_a_port_in_use(tiny_gguf):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(ResourceError, match=f"port {port} cannot be used") as caught:
+            Engine(tiny_gguf, threads=1, context=256, port=port)
+    assert "--port" in caught.value.fix
+    with Engine(tiny_gguf, threads=1, context=256, port=port) as engine:
+        assert engine.url == f"http://127.0.0.1:{port}"
+        with pytest.raises(ResourceError, match=str(port)):
+            Engine(tiny_gguf, threads=1, context=256, port=port)
+    Engine(tiny_gguf, threads=1, context=256, port=port).close()  # free again at once
+
+
+def test_nothing_but_our_own_lines_is_printed(tiny_gguf):
+    code = (
+        "import sys; from pathlib import Path; from tunesmith.inference.engine import Engine\n"
+        f"with Engine(Path({str(tiny_gguf)!r}), threads=1, context=256) as engine:\n"
+        "    engine.chat([{'role': 'user', 'content': 'a'}], max_tokens=5)\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_an_old_xllamacpp_and_a_missing_library(tmp_path):
+    with pytest.raises(ResourceError, match=r"2025\.1\.1, 2026\.10\.11549 is needed"):
+        _check_version("2025.1.1")
+    _check_version("2026.10.11550")
+    (tmp_path / "xllamacpp.py").write_text(
+        "raise ImportError('libgomp.so.1: cannot open shared object file: No such file or directory')"
+    )
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import tunesmith.inference.engine"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert "apt-get install libgomp1" in done.stderr
