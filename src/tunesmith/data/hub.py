@@ -27,8 +27,8 @@ def hub_rows(source: Source) -> Any:
 
 
 def hub_commit(source: Source) -> str | None:
-    """The commit that the rows came from; None if `datasets` does not tell."""
-    found = re.search(r"@([0-9a-f]{40})/", " ".join(hub_rows(source).info.download_checksums or {}))
+    """The commit that the rows came from: `datasets` names its cache by it. None if it does not tell."""
+    found = re.search(r"[/\\]([0-9a-f]{40})[/\\]", hub_rows(source).cache_files[0]["filename"])
     return found[1] if found else None
 
 

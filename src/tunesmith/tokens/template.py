@@ -246,15 +246,17 @@ def _proved(
 @lru_cache(maxsize=8)
 def _form(tokenizer: PreTrainedTokenizerBase, template: str) -> _Form:
     """What the template writes around an answer, learned by rendering a conversation of marks."""
-    user, answer = MARKS[:2]
-    turn, pair = {"role": "user", "content": user}, {"role": "assistant", "content": answer}
+    question, answer = {"role": "user", "content": MARKS[0]}, {"role": "assistant", "content": MARKS[1]}
     try:
-        prompt = _render(tokenizer, template, [[turn]], add_generation_prompt=True)[0]
-        whole = _render(tokenizer, template, [[turn, pair, turn, pair]])[0]
+        prompt = _render(tokenizer, template, [[question]], add_generation_prompt=True)[0]
+        whole = _render(tokenizer, template, [[question, answer] * 2])[0]
     except TemplateError as error:
         raise DataError(f"the chat template refuses a plain conversation: {error}", fix="use another base") from error
-    before, after = whole.split(user)[1].split(answer)
-    same = takewhile(lambda both: both[0] == both[1], zip(prompt.partition(user)[2], before, strict=False))
+    pieces = ANY_MARK.split(whole)  # before the question, before the answer, after it, and once more
+    if len(pieces) != 5:
+        raise DataError("the chat template does not write each turn once", fix="use another base", where=repr(whole))
+    before, after = pieces[1:3]
+    same = takewhile(lambda both: both[0] == both[1], zip(prompt.partition(MARKS[0])[2], before, strict=False))
     header = "".join(letter for letter, _ in same)
     special = {id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     ids = tokenizer(after.lstrip(), add_special_tokens=False)["input_ids"]

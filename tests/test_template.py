@@ -1,0 +1,249 @@
+"""The supervised mask on six template families: exactly the answers as rendered, each with its end-of-turn token."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+from families import FAMILIES, as_rendered, conversation, supervised_texts, tokenizer_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jinja2 import TemplateError
+from tiny import save_tokenizer
+from tokenizers import normalizers
+
+from tunesmith.data.conversation import Conversation, Turn
+from tunesmith.errors import DataError, RecipeError
+from tunesmith.tokens.template import (
+    Encoded,
+    Refused,
+    chat_template_with,
+    encode,
+    encode_all,
+    end_of_turn_id,
+    messages_of,
+    render,
+)
+
+DATE = "2026-01-05"
+CROSSES = "a token crosses the border of an answer"
+every_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+def encoded_by(family, made, **settings):
+    return encode(tokenizer_of(family), made, **({"system": None, "date": DATE} | settings))
+
+
+def check(family, made):
+    """The mask is the answers as rendered; the ids are those of transformers' own rendering and tokenising."""
+    tokenizer, encoded = tokenizer_of(family), encoded_by(family, made)
+    assert isinstance(encoded, Encoded), encoded
+    answers = [turn.text for turn in made.turns if turn.role == "assistant"]
+    rendered = [as_rendered(family, text, is_last=n == len(answers)) for n, text in enumerate(answers, 1)]
+    end = FAMILIES[family][3]
+    assert supervised_texts(tokenizer, encoded) == [text + end for text in rendered]
+    assert encoded.answer_bytes == sum(len(text.encode()) for text in rendered)
+    theirs = tokenizer.apply_chat_template(messages_of(made.turns), date_string="05 Jan 2026", tokenize=False)
+    assert encoded.ids == tokenizer(theirs, add_special_tokens=False)["input_ids"]
+
+
+@every_family
+@pytest.mark.parametrize(
+    "made",
+    [
+        conversation("Hi", "Hello."),
+        conversation("Hi", "Hello.", "And?", "More.", "And?", "Most.", system="Be kind."),
+        conversation("same", "same", "same", "same"),
+        conversation("assistant", "user", "assistant\n", "system"),
+        conversation("Why 😀?", "é\u0301 ½ 日本語 👩\u200d👩\u200d👧 ١٢٣", "e\u0301", "नमस्ते दुनिया"),
+        conversation("Hi", "  indented, trailing \n"),
+        conversation("Hi", "\n\nafter lines", "x", " y"),
+        conversation("Think", "<think>\none\n\ntwo\n</think>\n\nParis", "Again", "<think>\nthree\n</think>\n\nRome"),
+        conversation("Think", "<think>\n\n</think>\n\nParis"),
+        conversation("Look", "a {{ messages }} {% if x %} # {# y #}"),
+        conversation(*["long question " * 300, "long answer " * 300] * 3),
+    ],
+    ids=lambda made: repr(made.turns[-1].text[:14]),
+)
+def test_supervised_is_the_answer_as_rendered(family, made):
+    check(family, made)
+
+
+WORDS = st.text(
+    st.characters(codec="utf-8", exclude_categories=("Cs", "Cc", "Cn")) | st.sampled_from(" \n\t<>[]|/"), max_size=40
+)
+SAID = WORDS.map(str.strip).filter(bool)
+
+
+@every_family
+@settings(max_examples=60, deadline=None)
+@given(turns=st.lists(st.tuples(SAID, SAID), min_size=1, max_size=4), system=st.none() | SAID)
+def test_supervised_is_the_answer_in_any_conversation(family, turns, system):
+    check(family, conversation(*(text for turn in turns for text in turn), system=system))
+
+
+@every_family
+def test_the_end_token_and_its_place(family):
+    tokenizer, encoded = tokenizer_of(family), encoded_by(family, conversation("a", "b", "c", "d"))
+    end = end_of_turn_id(tokenizer)
+    assert end == tokenizer.convert_tokens_to_ids(FAMILIES[family][3])
+    supervised = [token for token, is_supervised in zip(encoded.ids, encoded.supervised, strict=True) if is_supervised]
+    assert supervised.count(end) == 2
+
+
+@every_family
+def test_special_tokens_in_the_data_are_refused(family):
+    for special in [*FAMILIES[family][0], *(["[INST]", "[/INST]"] if family == "mistral" else [])]:
+        for texts in (("a", f"b {special} c"), (f"a{special}", "b"), ("a", "b", special, "d")):
+            assert encoded_by(family, conversation(*texts)) == "contains a special token of the template"
+    assert encoded_by(family, conversation("a", "\ufdd0")) == "contains a special token of the template"
+
+
+@every_family
+def test_a_token_across_the_border_is_refused(family):
+    tokenizer = save_tokenizer_with_double_newline(family)
+    found = encode(tokenizer, conversation("a", "\nb"), system=None, date=DATE)
+    if family in ("chatml", "phi"):  # the prompt ends with a new line, and the answer's is kept
+        assert found == CROSSES
+    else:
+        assert isinstance(found, Encoded)
+    assert isinstance(encode(tokenizer, conversation("a", "b\n\nc"), system=None, date=DATE), Encoded)
+
+
+def save_tokenizer_with_double_newline(family):
+    tokenizer = copy.deepcopy(tokenizer_of(family))
+    tokenizer.add_tokens(["\n\n"])
+    return tokenizer
+
+
+@every_family
+def test_a_long_conversation_is_cut_after_the_last_answer_that_fits(family):
+    tokenizer = tokenizer_of(family)
+    made = conversation(*(word * 20 for word in "abcdefgh"), system="Be kind.")
+    whole = encoded_by(family, made)
+    for max_length in range(len(whole.ids), 0, -7):
+        found = encode_all(tokenizer, [made], system=None, date=DATE, max_length=max_length)[0]
+        if isinstance(found, Refused):
+            assert found.reason == "longer than max_length"
+            break
+        assert len(found.ids) <= max_length
+        shorter = Conversation(made.turns[: found.turns], made.where)
+        assert shorter.turns[-1].role == "assistant"
+        assert found == encoded_by(family, shorter)
+        if found.turns < len(made.turns):
+            longer = encoded_by(family, Conversation(made.turns[: found.turns + 2], made.where))
+            assert len(longer.ids) > max_length
+    else:
+        pytest.fail("the shortest max_length was long enough")
+
+
+@every_family
+def test_one_by_one_and_in_a_batch_are_the_same(family):
+    many = [conversation("a", "b" * n, "c", "d") for n in range(1, 30)]
+    many[7] = conversation("a", FAMILIES[family][3])
+    found = encode_all(tokenizer_of(family), many, system=None, date=DATE)
+    alone = [encoded_by(family, made) for made in many]
+    assert [item.reason if isinstance(item, Refused) else item for item in found] == alone
+
+
+@every_family
+def test_the_system_prompt_of_the_recipe_stands_in_where_there_is_none(family):
+    tokenizer, odd = tokenizer_of(family), 'Say "hi", it\'s {{ x }} %} \\ ok\nline é'
+    asked, given_one = conversation("a", "b", "c", "d"), conversation("a", "b", system="Mine.")
+    with_system = conversation("a", "b", "c", "d", system=odd)
+    assert encoded_by(family, asked, system=odd) == replace(encoded_by(family, with_system), turns=4)
+    assert encoded_by(family, given_one, system=odd) == encoded_by(family, given_one)
+    text = render(tokenizer, messages_of(asked.turns), system=odd, date=DATE)
+    assert odd in text and render(tokenizer, messages_of(asked.turns), system=None, date=DATE) != text
+
+
+@every_family
+def test_the_template_with_prefix_is_stable_and_keeps_what_it_renders(family):
+    tokenizer = tokenizer_of(family)
+    template = chat_template_with(tokenizer.chat_template, "Be kind.", DATE)
+    assert chat_template_with(template, "Be kind.", DATE) == template
+    messages = messages_of(conversation("a", "b").turns)
+    ours = render(tokenizer, messages, system="Be kind.", date=DATE, add_generation_prompt=True)
+    theirs = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=True)
+    assert ours == theirs
+
+
+def test_dates_never_come_from_the_clock():
+    tokenizer, messages = tokenizer_of("llama3"), messages_of(conversation("a", "b").turns)
+    assert "Today Date: 05 Jan 2026\n" in render(tokenizer, messages, system=None, date=DATE)
+    template = "{{ strftime_now('%Y-%m-%d') }} {{ strftime_now(\"%d %B %Y\") }}{{ messages[0].content }}"
+    tokenizer = save_tokenizer_with(template)
+    assert render(tokenizer, messages, system=None, date=DATE) == "2026-01-05 05 January 2026a"
+    with pytest.raises(RecipeError, match='"tomorrow", which is no day'):
+        render(tokenizer, messages, system=None, date="tomorrow")
+
+
+def save_tokenizer_with(template):
+    tokenizer = copy.deepcopy(tokenizer_of("chatml"))
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+LOOP = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ BODY }}<|im_end|>\n{% endfor %}"
+PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+
+
+def test_a_template_that_always_writes_the_generation_prompt():
+    tokenizer = save_tokenizer_with(LOOP.replace("BODY", "m.content") + "{{ '<|im_start|>assistant\n' }}")
+    encoded = encode(tokenizer, conversation("a", "b", "c", "d"), system=None, date=DATE)
+    assert supervised_texts(tokenizer, encoded) == ["b<|im_end|>", "d<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("m.content[:5]", "the answers cannot be found in the rendered text"),
+        (
+            "'' if m.role == 'assistant' and m.content | length == 19 else m.content",
+            "an answer is not in the rendered text",
+        ),
+        (
+            "m.content + ('. Yes' if m.role == 'assistant' and m.content | length > 3 else '')",
+            "no end-of-turn token after an answer",
+        ),
+        ("raise_exception('too long') if m.content | length > 3 else m.content", "the template refuses it: too long"),
+    ],
+)
+def test_a_template_that_hides_answers_is_refused_with_what_was_found(body, reason):
+    tokenizer = save_tokenizer_with(LOOP.replace("BODY", body) + PROMPT)
+    found = encode_all(tokenizer, [conversation("a", "word word word word", "c", "word " * 5)], system=None, date=DATE)[
+        0
+    ]
+    assert isinstance(found, Refused) and found.reason == reason and found.detail
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        None,
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: ",
+        LOOP.replace("BODY", "m.content if m.role == 'user' or loop.last else ''") + PROMPT,
+        "{{ raise_exception('never') }}",
+    ],
+)
+def test_a_template_that_can_train_nothing_is_refused(template):
+    with pytest.raises(DataError, match="chat template"):
+        encode(save_tokenizer_with(template), conversation("a", "b"), system=None, date=DATE)
+
+
+def test_gemma_refuses_roles_out_of_turn():
+    turns = (Turn("user", "a"), Turn("user", "b"), Turn("assistant", "c"))
+    found = encoded_by("gemma", Conversation(turns, "here"))
+    assert found.startswith("the template refuses it: Conversation roles must alternate")
+    with pytest.raises(TemplateError):
+        render(tokenizer_of("gemma"), messages_of(turns), system=None, date=DATE)
+
+
+def test_no_answer_has_no_tokens():
+    assert encoded_by("chatml", conversation("only a question")) == "an answer is not in the rendered text"
+
+
+def test_a_tokenizer_that_composes_letters_is_no_failure(tmp_path):
+    tokenizer = save_tokenizer(tmp_path)
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    encoded = encode(tokenizer, conversation("e\u0301", "e\u0301 o\u0302"), system=None, date=DATE)
+    assert supervised_texts(tokenizer, encoded) == ["é ô<|im_end|>"]
