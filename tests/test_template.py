@@ -198,7 +198,7 @@ def test_a_template_that_always_writes_the_generation_prompt():
     [
         ("m.content[:5]", "the answers cannot be found in the rendered text"),
         (
-            "'' if m.role == 'assistant' and m.content | length == 19 else m.content",
+            "'' if m.role == 'assistant' and 'drop' in m.content else m.content",
             "an answer is not in the rendered text",
         ),
         (
@@ -210,9 +210,7 @@ def test_a_template_that_always_writes_the_generation_prompt():
 )
 def test_a_template_that_hides_answers_is_refused_with_what_was_found(body, reason):
     tokenizer = save_tokenizer_with(LOOP.replace("BODY", body) + PROMPT)
-    found = encode_all(tokenizer, [conversation("a", "word word word word", "c", "word " * 5)], system=None, date=DATE)[
-        0
-    ]
+    found = encode_all(tokenizer, [conversation("a", "drop me", "c", "word " * 5)], system=None, date=DATE)[0]
     assert isinstance(found, Refused) and found.reason == reason and found.detail
 
 

@@ -1,0 +1,272 @@
+"""Reading: files of every kind, with what is wrong in them; the Hub; and cleaning."""
+
+import csv
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from tunesmith.data.clean import clean
+from tunesmith.data.conversation import Conversation, Dropped, Turn
+from tunesmith.data.read import conversations
+from tunesmith.errors import DataError
+from tunesmith.recipe import Source
+
+ROWS = [{"prompt": f"Question {n}, é 😀", "completion": f"Answer\n{n}"} for n in range(5)]
+EXPECTED = [(Turn("user", row["prompt"]), Turn("assistant", row["completion"])) for row in ROWS]
+
+
+def read(path, **source):
+    return list(conversations(Source(path=str(path), **source)))
+
+
+def write(path, rows=ROWS):
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows, indent=1))
+    elif path.suffix == ".jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    elif path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        with path.open("w", newline="") as file:
+            table = csv.DictWriter(file, rows[0])
+            table.writeheader()
+            table.writerows(rows)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("suffix", "wheres"),
+    [
+        (".json", [1, 2, 3, 4, 5]),
+        (".jsonl", [1, 2, 3, 4, 5]),
+        (".parquet", [1, 2, 3, 4, 5]),
+        (".csv", [3, 5, 7, 9, 11]),
+    ],
+)
+def test_every_kind_of_file_holds_the_same(tmp_path, suffix, wheres):
+    found = read(write(tmp_path / f"x{suffix}"))
+    assert [row.turns for row in found] == EXPECTED
+    assert [row.where for row in found] == [f"x{suffix}:{n}" for n in wheres]  # CSV: the line where the row ends
+
+
+def test_a_glob_reads_its_files_in_order_and_limit_cuts(tmp_path):
+    for name, rows in (("b.jsonl", ROWS[2:]), ("a.jsonl", ROWS[:2])):
+        write(tmp_path / name, rows)
+    assert [row.turns for row in read(tmp_path / "*.jsonl")] == EXPECTED
+    assert [row.where for row in read(tmp_path / "*.jsonl", limit=3)] == ["a.jsonl:1", "a.jsonl:2", "b.jsonl:1"]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv"])
+def test_a_byte_order_mark_is_no_text(tmp_path, suffix):
+    path = write(tmp_path / f"x{suffix}")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert [row.turns for row in read(path)] == EXPECTED
+
+
+def test_a_json_file_with_one_object_a_line(tmp_path):
+    path = write(tmp_path / "x.jsonl").rename(tmp_path / "x.json")
+    assert [row.turns for row in read(path)] == EXPECTED
+
+
+def test_a_broken_line_is_named_and_the_rest_is_used(tmp_path):
+    lines = [json.dumps(row).encode() for row in ROWS]
+    bad = [lines[0][:-9], b"", b"[1]", b"\xff" + lines[1], b'{"prompt": "only"}', b"[" * 100_000]
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b"\n".join([lines[0], *bad, *lines[1:]]))
+    found = read(path)
+    assert [row.turns for row in found if isinstance(row, Conversation)] == EXPECTED
+    assert [row for row in found if isinstance(row, Dropped)] == [
+        Dropped("x.jsonl:2", "not valid JSON"),
+        Dropped("x.jsonl:4", "not a JSON object"),
+        Dropped("x.jsonl:5", "not valid UTF-8"),
+        Dropped("x.jsonl:6", "nothing in column completion"),
+        Dropped("x.jsonl:7", "not valid JSON"),
+    ]
+
+
+def test_a_cut_json_array_gives_what_is_whole(tmp_path):
+    path = write(tmp_path / "x.json")
+    path.write_text(path.read_text()[:-40])
+    found = read(path)
+    assert [row.turns for row in found[:-1]] == EXPECTED[:4]
+    assert found[-1] == Dropped("x.json:5", "not valid JSON")
+
+
+def test_rows_of_a_csv_that_are_broken(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_bytes(b"prompt,completion\na,b\nonly\na,b,c\n\xff,b\nlong," + b"x" * 200_000 + b"\n")
+    found = read(path)
+    assert [row.reason if isinstance(row, Dropped) else len(row.turns[1].text) for row in found] == [
+        1, "not as many cells as the header", "not as many cells as the header", 1, 200_000,
+    ]  # fmt: skip
+    assert clean(found[3])[0] == Dropped("x.csv:5", "text that is not valid Unicode")
+
+
+@pytest.mark.parametrize(
+    ("make", "path", "message"),
+    [
+        (None, "missing.jsonl", "there is no file .*missing.jsonl"),
+        (None, "*.jsonl", "there is no file"),
+        (lambda p: p.mkdir(), "folder", "folder is a folder\n.*folder/\\*.jsonl"),
+        (lambda p: p.write_text(""), "empty.jsonl", "holds no rows"),
+        (lambda p: p.write_text(" \n"), "blank.json", "holds no rows"),
+        (lambda p: p.write_text("[]"), "none.json", "holds no rows"),
+        (lambda p: p.write_text("a,b\n"), "head.csv", "holds no rows"),
+        (lambda p: p.write_text("x"), "notes.txt", "notes.txt is of no known kind\n.*.json, .jsonl, .parquet, .csv"),
+        (lambda p: p.write_text("x"), "bad.parquet", "is not a whole Parquet file"),
+        (lambda p: p.write_text('{"a": 1}'), "columns.jsonl", "has the columns a"),
+    ],
+)
+def test_a_source_that_cannot_be_used(tmp_path, make, path, message):
+    if make:
+        make(tmp_path / path)
+    with pytest.raises(DataError, match=message):
+        read(tmp_path / path)
+
+
+COMMIT = "b" * 40
+FILES = {"train.jsonl": "\n".join(map(json.dumps, ROWS)).encode(), "README.md": b"# Rows\n"}
+REFUSED = {"o/gated": (403, "GatedRepo"), "o/locked": (401, "GatedRepo"), "o/none": (404, "RepoNotFound")}
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """The addresses of the Hugging Face Hub that `datasets` uses, over real HTTP, for one data set: o/rows."""
+
+    def do_HEAD(self):
+        path = self.path.split("?")[0].removeprefix("/api").removeprefix("/datasets/")
+        repo, rest = "/".join(path.split("/")[:2]), path.split("/")[2:]
+        status, code = REFUSED.get(repo, (200, "") if repo == "o/rows" else (404, "RepoNotFound"))
+        body = b"{}"
+        if status == 200 and rest[0] == "resolve":
+            status, code = (200, "") if rest[2] in FILES else (404, "EntryNotFound")
+            status, code = (404, "RevisionNotFound") if rest[1] == "old" else (status, code)
+            body = FILES.get(rest[2], b"")
+        elif status == 200 and rest[0] == "tree":
+            entries = [{"type": "file", "path": name, "size": len(FILES[name]), "oid": "0" * 40} for name in FILES]
+            body = json.dumps(entries if len(rest) == 2 else []).encode()
+        elif status == 200:
+            body = json.dumps({"id": repo, "sha": COMMIT, "siblings": [{"rfilename": name} for name in FILES]}).encode()
+        self.send_response(status)
+        for name, value in (("Content-Length", len(body)), ("X-Error-Code", code), ("X-Repo-Commit", COMMIT)):
+            self.send_header(name, str(value))
+        self.send_header("ETag", f'"{hash(body)}"')
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    do_GET = do_HEAD
+
+    def log_message(self, *_):
+        pass
+
+
+ASK = """
+import json, sys
+from tunesmith.data.hub import hub_commit
+from tunesmith.data.read import conversations
+from tunesmith.errors import DataError
+from tunesmith.recipe import Source
+found = []
+for settings in json.loads(sys.argv[1]):
+    source = Source(**settings)
+    try:
+        found.append([[row.where, row.turns[1].text] for row in conversations(source)] + [hub_commit(source)])
+    except DataError as error:
+        found.append(str(error))
+print(json.dumps(found))
+"""
+
+
+def ask_hub(sources, **environment):
+    """What each source gives, in a process of its own: the Hub's address is read once."""
+    done = subprocess.run(
+        [sys.executable, "-c", ASK, json.dumps(sources)],
+        capture_output=True, text=True, check=True, env=os.environ | {"HF_TOKEN": "hf_secret"} | environment,
+    )  # fmt: skip
+    assert "hf_secret" not in done.stdout
+    return json.loads(done.stdout)
+
+
+def test_a_data_set_from_the_hub_and_each_way_it_fails(tmp_path):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    rows, home = {"path": "o/rows"}, str(tmp_path / "hub")
+    try:
+        found = ask_hub(
+            [rows, rows | {"split": "test"}, rows | {"revision": "old"}, *({"path": path} for path in REFUSED)],
+            HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}", HF_HOME=home,
+        )  # fmt: skip
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    whole = [[f"o/rows row {n}", row["completion"]] for n, row in enumerate(ROWS, 1)] + [COMMIT]
+    assert found[0] == whole
+    expected = (
+        "has no split test",
+        "has no revision old",
+        "is gated",
+        "is gated",
+        "nor a data set of that name on the Hub",
+    )
+    for text, part in zip(found[1:], expected, strict=True):
+        assert part in text and "fix: " in text
+    assert "https://huggingface.co/datasets/o/gated" in found[3] and "HF_TOKEN" in found[3]
+    cached, unknown = ask_hub([rows, {"path": "o/unknown"}], HF_HUB_OFFLINE="1", HF_HOME=home)
+    assert cached == whole
+    assert "the Hub cannot be reached" in unknown and "name a local file (JSON, JSONL, Parquet, CSV)" in unknown
+
+
+def cleaned(*turns):
+    found, changes = clean(Conversation(tuple(Turn(*turn) for turn in turns), "x:1"))
+    return (found.reason if isinstance(found, Dropped) else [(turn.role, turn.text) for turn in found.turns]), changes
+
+
+U, A, S = ("user", "q"), ("assistant", "a"), ("system", "s")
+
+
+@pytest.mark.parametrize(
+    ("turns", "reason"),
+    [
+        ([], "no assistant turn"),
+        ([S, U], "no assistant turn"),
+        ([S], "no assistant turn"),
+        ([A], "does not start with the user"),
+        ([S, A], "does not start with the user"),
+        ([U, A, A], "roles do not alternate"),
+        ([U, U, A], "roles do not alternate"),
+        ([U, A, S, U, A], "roles do not alternate"),
+        ([U, ("assistant", " \n")], "an empty turn"),
+        ([("user", ""), A], "an empty turn"),
+        ([U, ("assistant", "a\x00b")], "control characters"),
+        ([("user", "a\x1bb"), A], "control characters"),
+        ([U, ("assistant", "caf\ufffd")], "text with replacement characters (U+FFFD)"),
+        ([U, ("assistant", "\ud83d")], "text that is not valid Unicode"),
+        ([U, ("assistant", "\ufdd0")], "text that is not valid Unicode"),
+    ],
+)
+def test_what_is_wrong_has_a_reason(turns, reason):
+    assert cleaned(*turns) == (reason, [])
+
+
+@pytest.mark.parametrize(
+    ("turns", "kept", "change"),
+    [
+        ([S, U, A, U, A], [S, U, A, U, A], None),
+        ([U, A, U], [U, A], "last question without an answer cut off"),
+        ([("system", " "), U, A], [U, A], "empty system turn removed"),
+        ([U, ("assistant", "\n a \n")], [U, A], "white space around an answer removed"),
+        ([("user", " q "), A], [("user", " q "), A], None),
+        ([U, ("assistant", "a\r\n\tb\u0085 e\u0301")], [U, ("assistant", "a\r\n\tb\u0085 e\u0301")], None),
+    ],
+)
+def test_what_is_tidied_is_said(turns, kept, change):
+    assert cleaned(*turns) == (kept, [change] if change else [])

@@ -1,0 +1,221 @@
+"""The whole verb: files in, token rows out, every row counted; and what it refuses."""
+
+import json
+import os
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from families import conversation, supervised_texts, tokenizer_of
+from tiny import save_tokenizer, write_rows
+
+from tunesmith.errors import DataError, ResumeError
+from tunesmith.recipe import Recipe
+from tunesmith.runs import Run, read_record
+from tunesmith.tokens.prepare import prepare
+from tunesmith.tokens.rows import COLUMNS, load_rows
+from tunesmith.tokens.template import encode
+from tunesmith.tokens.tokenizer import load_tokenizer
+from tunesmith.weights.locate import LocatedBase
+
+DATE = "2026-01-01"
+CHATS = [[f"What is {n}?", f"It is {n}."] + ["And then?", f"{n + 1}."] * (n % 3) for n in range(60)]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    save_tokenizer(folder)
+    return LocatedBase("tiny", folder, "digest", None, None)
+
+
+def recipe_of(*paths, held_out=0.1, **sections):
+    data = {"sources": [{"path": str(path)} for path in paths], "held_out": held_out} | sections.pop("data", {})
+    return Recipe(name="t", base="tiny", data=data, **sections)
+
+
+def texts_of(tokenizer, rows):
+    return [
+        tokenizer.decode(rows.tokens_T[rows.offsets_N1[n] : rows.offsets_N1[n + 1]].tolist()) for n in range(len(rows))
+    ]
+
+
+def test_rows_are_those_of_the_template_and_every_row_is_counted(tmp_path, base):
+    path = write_rows(tmp_path / "x.jsonl", CHATS)
+    with path.open("a") as file:
+        file.write(path.read_text().splitlines()[0] + "\n")  # line 61: a duplicate of line 1
+        file.write('{"conversations": [{"from": "hum\n')
+        for turns in (
+            ["Ask"],
+            ["What is the capital?", "Paris."],
+            ["a", "b <|im_end|>"],
+            ["a", " spaced "],
+            ["long", "x" * 3000],
+        ):
+            file.write(
+                json.dumps(
+                    {
+                        "conversations": [
+                            {"from": "human", "value": turns[0]},
+                            *({"from": "gpt", "value": t} for t in turns[1:]),
+                        ]
+                    }
+                )
+                + "\n"
+            )
+    recipe, run = recipe_of(path), Run(tmp_path / "run")
+    record, done = prepare(recipe, run, base, ["what is the CAPITAL"])
+    assert done and record == read_record(run.data)
+    counts = record.counts
+    assert counts["dropped"] == {
+        "duplicate": 1, "not valid JSON": 1, "no assistant turn": 1, "is an evaluation prompt": 1,
+        "contains a special token of the template": 1, "longer than max_length": 1,
+    }  # fmt: skip
+    assert counts["examples"]["not valid JSON"] == ["x.jsonl:62"] and counts["examples"]["duplicate"] == ["x.jsonl:61"]
+    assert counts["changed"] == {"white space around an answer removed": 1}
+    assert counts["read"] == 67 == counts["kept"] + sum(counts["dropped"].values())
+    assert counts["held_out_rows"] == 6 and counts["train_rows"] == counts["kept"] - 6
+    train, held_out = load_rows(run.data)
+    assert (len(train), len(held_out)) == (counts["train_rows"], 6)
+    assert counts["tokens"] == train.lengths_N.sum() + held_out.lengths_N.sum() == len(train.tokens_T)
+    assert counts["supervised_tokens"] == train.supervised_T.sum()
+    assert counts["longest"] == max(train.lengths_N.max(), held_out.lengths_N.max())
+    assert [np.load(run.data / f"{name}.npy").dtype for name in COLUMNS] == [np.int32, bool, np.int64, np.int64]
+    tokenizer, table = load_tokenizer(base.folder), pyarrow.parquet.read_table(run.data / "rows.parquet").to_pylist()
+    assert [row["split"] for row in table] == ["train"] * len(train) + ["held_out"] * 6
+    decoded = texts_of(tokenizer, train) + texts_of(tokenizer, held_out)
+    for row, (start, end), text in zip(
+        table,
+        np.stack([np.load(run.data / "offsets.npy")[:-1], np.load(run.data / "offsets.npy")[1:]], 1),
+        decoded,
+        strict=True,
+    ):
+        made = conversation(*(message["content"] for message in row["messages"]))
+        encoded = encode(tokenizer, made, system=None, date=DATE)
+        assert (
+            train.tokens_T[start:end].tolist() == encoded.ids
+            and train.supervised_T[start:end].tolist() == encoded.supervised
+        )
+        assert row["tokens"] == end - start and row["supervised"] == sum(encoded.supervised)
+        assert text == tokenizer.decode(encoded.ids)
+    bytes_N = [*train.answer_bytes_N, *held_out.answer_bytes_N]
+    assert bytes_N == [
+        sum(len(m["content"].encode()) for m in row["messages"] if m["role"] == "assistant") for row in table
+    ]
+
+
+def test_the_same_again_is_skipped_and_gives_the_same_bytes(tmp_path, base):
+    path = write_rows(tmp_path / "x.jsonl", CHATS)
+    first, _ = prepare(recipe_of(path), Run(tmp_path / "a"), base, [])
+    assert prepare(recipe_of(path), Run(tmp_path / "a"), base, []) == (first, False)
+    again, done = prepare(recipe_of(path), Run(tmp_path / "b"), base, [])
+    assert done and again.outputs == first.outputs and again.counts == first.counts
+    os.utime(path, (0, 0))
+    assert not prepare(recipe_of(path), Run(tmp_path / "a"), base, [])[1]  # the bytes count, not the time
+    other, done = prepare(recipe_of(path, seed=1), Run(tmp_path / "a"), base, [])
+    assert done and other.outputs["rows.parquet"] != first.outputs["rows.parquet"]
+
+
+def test_a_long_conversation_is_cut_and_counted(tmp_path, base):
+    chats = [*CHATS, ["one", "short", "two", "y" * 3000, "three", "never seen"]]
+    run = Run(tmp_path / "run")
+    record, _ = prepare(recipe_of(write_rows(tmp_path / "x.jsonl", chats)), run, base, [])
+    assert record.counts["cut"] == 1 and record.counts["kept"] == 61 and record.counts["longest"] <= 2048
+    rows = pyarrow.parquet.read_table(run.data / "rows.parquet").to_pylist()
+    cut = next(row for row in rows if row["where"] == "x.jsonl:61")
+    assert [message["content"] for message in cut["messages"]] == ["one", "short"]
+
+
+def test_held_out_from_its_own_file_shares_nothing_with_training(tmp_path, base):
+    train = write_rows(tmp_path / "train.jsonl", CHATS)
+    held_out = write_rows(tmp_path / "held.jsonl", [["what is 3", "it is 3"], *CHATS[6:8], ["New?", "New."]])
+    run = Run(tmp_path / "run")
+    record, _ = prepare(recipe_of(train, held_out={"path": str(held_out)}), run, base, [])
+    assert record.counts["held_out_rows"] == 4 and record.counts["train_rows"] == 57
+    assert record.counts["dropped"] == {"duplicate of a held-out row": 3}
+    assert record.counts["examples"] == {
+        "duplicate of a held-out row": ["train.jsonl:4", "train.jsonl:7", "train.jsonl:8"]
+    }
+    assert len(load_rows(run.data)[1]) == 4
+
+
+def test_duplicates_stay_where_the_recipe_says_so_but_on_one_side(tmp_path, base):
+    path = write_rows(tmp_path / "x.jsonl", CHATS * 2)
+    run = Run(tmp_path / "run")
+    record, _ = prepare(recipe_of(path, data={"dedup": "off"}), run, base, [])
+    assert record.counts["kept"] == 120 and record.counts["held_out_rows"] == 12
+    rows = pyarrow.parquet.read_table(run.data / "rows.parquet").to_pylist()
+    sides = {split: {row["cluster"] for row in rows if row["split"] == split} for split in ("train", "held_out")}
+    assert len(sides["train"]) == 54 and len(sides["held_out"]) == 6 and not sides["train"] & sides["held_out"]
+
+
+def test_the_system_prompt_of_the_chat_is_trained_on(tmp_path, base):
+    path, run = write_rows(tmp_path / "x.jsonl", CHATS), Run(tmp_path / "run")
+    prepare(recipe_of(path, chat={"system": "You are a smith of tunes."}), run, base, [])
+    assert all(
+        "system\nYou are a smith of tunes.<" in text
+        for text in texts_of(load_tokenizer(base.folder), load_rows(run.data)[0])
+    )
+
+
+def test_no_supervised_token_says_why(tmp_path, base):
+    path = write_rows(tmp_path / "x.jsonl", [[f"Only a question {n}"] for n in range(20)])
+    with pytest.raises(
+        DataError, match=r"no row with supervised tokens.*no assistant turn: 20 \(x.jsonl:1, x.jsonl:2, x.jsonl:3\)"
+    ):
+        prepare(recipe_of(path), Run(tmp_path / "run"), base, [])
+    assert not (tmp_path / "run" / "data").exists()
+
+
+def test_a_held_out_set_that_would_be_empty_says_what_to_write(tmp_path, base):
+    path = write_rows(tmp_path / "x.jsonl", CHATS)
+    with pytest.raises(DataError, match=r"0.01 of 60 different conversations.*\n.*write 0.017 or more"):
+        prepare(recipe_of(path, held_out=0.01), Run(tmp_path / "run"), base, [])
+    long = write_rows(tmp_path / "long.jsonl", [["a", "b" * 3000]])
+    with pytest.raises(DataError, match=r"is left to hold out.*longer than max_length: 1"):
+        prepare(recipe_of(path, held_out={"path": str(long)}), Run(tmp_path / "run"), base, [])
+
+
+def test_a_template_that_hides_answers_is_refused_with_an_example(tmp_path):
+    template = tokenizer_of("chatml").chat_template.replace("message['content']", "message['content'][:12]")
+    save_tokenizer(tmp_path / "base", template=template)
+    base = LocatedBase("bad", tmp_path / "base", "digest", None, None)
+    path = write_rows(tmp_path / "x.jsonl", [*CHATS, ["x", "word " * 9], ["y", "word " * 8]])
+    with pytest.raises(DataError, match=r"in 2 of 62 conversations.*Example: x.jsonl:61: the answers cannot be found"):
+        prepare(recipe_of(path), Run(tmp_path / "run"), base, [])
+    run = Run(tmp_path / "one")
+    prepare(recipe_of(write_rows(tmp_path / "x.jsonl", [*CHATS, ["x", "word " * 9]])), run, base, [])
+    assert read_record(run.data).counts["dropped"] == {"the answers cannot be found in the rendered text": 1}
+
+
+def test_checkpoints_keep_their_data(tmp_path, base):
+    path, run = write_rows(tmp_path / "x.jsonl", CHATS), Run(tmp_path / "run")
+    first, _ = prepare(recipe_of(path), run, base, [])
+    (run.checkpoints / "step-000004").mkdir(parents=True)
+    assert not prepare(recipe_of(path), run, base, [])[1]
+    with pytest.raises(ResumeError, match=r"max_length: 2048 -> 512; seed: 0 -> 3\n.*--run-dir") as error:
+        prepare(recipe_of(path, train={"max_length": 512}, seed=3), run, base, [])
+    assert "checkpoints" in error.value.fix
+    write_rows(path, CHATS[1:])
+    with pytest.raises(ResumeError, match="source_0: "):
+        prepare(recipe_of(path), run, base, [])
+    assert read_record(run.data) == first
+
+
+def test_rows_of_an_unfinished_folder_are_refused(tmp_path):
+    with pytest.raises(DataError, match="run `tunesmith prepare` first"):
+        load_rows(tmp_path / "data")
+
+
+def test_supervised_tokens_are_the_answers(tmp_path, base):
+    path, run = write_rows(tmp_path / "x.jsonl", CHATS), Run(tmp_path / "run")
+    prepare(recipe_of(path), run, base, [])
+    tokenizer, train = load_tokenizer(base.folder), load_rows(run.data)[0]
+    rows = pyarrow.parquet.read_table(run.data / "rows.parquet").to_pylist()
+
+    class Encoded:
+        ids = train.tokens_T[: train.offsets_N1[-1]].tolist()
+        supervised = train.supervised_T[: train.offsets_N1[-1]].tolist()
+
+    answers = [m["content"] for row in rows[: len(train)] for m in row["messages"] if m["role"] == "assistant"]
+    assert supervised_texts(tokenizer, Encoded) == [f"{answer}<|im_end|>" for answer in answers]
