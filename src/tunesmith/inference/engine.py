@@ -182,10 +182,10 @@ class Engine:
         with contextlib.closing(connection):
             headers = {"Content-Type": "application/json"}
             connection.request("POST" if body else "GET", path, json.dumps(body) if body else None, headers)
-            response = connection.getresponse()
-            if response.status != 200:
-                _checked(json.loads(response.read()))
-            yield from response
+            with connection.getresponse() as response:  # it holds the socket open as well
+                if response.status != 200:
+                    _checked(json.loads(response.read()))
+                yield from response
 
 
 def _checked(answer: Any) -> Any:

@@ -1,0 +1,225 @@
+"""The chat as a user has it: a real server process, a real browser, a real terminal."""
+
+import contextlib
+import http.client
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from playwright.sync_api import sync_playwright
+
+from tunesmith.recipe import Recipe
+from tunesmith.recipe_file import dump_recipe
+from tunesmith.runs import Run
+from tunesmith.weights import builtin
+from tunesmith.weights.locate import cache_folder
+
+QUIET = (
+    "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--no-first-run",
+)  # fmt: skip
+TUNESMITH = (sys.executable, "-c", "from tunesmith.cli import main; main()")
+LONG = "Write a long story about the sea."
+
+
+@pytest.fixture(scope="module")
+def run_folder(builtin_base, tmp_path_factory):
+    """A run called `sailor` whose GGUF is the built-in base, answering greedily."""
+    run = Run(tmp_path_factory.mktemp("runs") / "sailor")
+    recipe = Recipe(
+        name="sailor",
+        base=builtin_base.name,
+        data={"sources": [{"path": "a/b"}]},
+        chat={"temperature": 0.0, "context": 512},
+    )
+    run.gguf.mkdir(parents=True)
+    run.recipe.write_text(dump_recipe(recipe))
+    source = builtin.fetch(builtin_base.name, cache_folder() / "builtin")
+    run.gguf_file(recipe.name, recipe.evaluate.gguf).symlink_to(source)
+    return run.path
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def serving(run_folder):
+    """(process, port) of `tunesmith chat`, once it says that it answers."""
+    port = free_port()
+    command = [*TUNESMITH, "chat", str(run_folder), "--port", str(port)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr.readline() == (
+                f"sailor answers at http://127.0.0.1:{port} (API: http://127.0.0.1:{port}/v1/chat/completions)\n"
+            )
+            assert process.stderr.readline() == "Ctrl+C stops it\n"
+            yield process, port
+        finally:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def server(run_folder):
+    with serving(run_folder) as (_, port):
+        yield port
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=list(QUIET))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, server):
+    page = browser.new_page()
+    page.goto(f"http://127.0.0.1:{server}/")
+    page.locator("textarea").wait_for()
+    yield page
+    page.close()
+
+
+def ask(page, question):
+    page.locator("textarea").fill(question)
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Stop", exact=True).wait_for()
+
+
+def shown(page):
+    """The newest answer as the page shows it; empty before its first token."""
+    answer = page.get_by_label("Assistant message with actions").last.locator(".markdown-content")
+    return answer.inner_text() if answer.count() else ""
+
+
+def get(port, path, body=None):
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
+        connection.request("POST" if body else "GET", path, json.dumps(body) if body else None)
+        return json.loads(connection.getresponse().read())
+
+
+def test_page_streams_an_answer_that_ends_by_itself(page, server):
+    sent = []
+    page.on("request", lambda request: sent.append(request) if request.url.endswith("/completions") else None)
+    ask(page, "Say hello.")
+    stop, seen = page.get_by_role("button", name="Stop", exact=True), set()
+    while stop.is_visible():
+        seen.add(shown(page))
+    final = shown(page)
+    assert len(seen - {""}) >= 3, seen  # the text grew before our eyes
+    assert all(final.startswith(text.rstrip()) for text in seen if text)
+    answer = get(server, "/v1/chat/completions", {"messages": [{"role": "user", "content": "Say hello."}]})
+    assert answer["choices"][0]["finish_reason"] == "stop" and answer["model"] == "sailor"
+    assert final.strip() == answer["choices"][0]["message"]["content"]  # greedy in the page too: the recipe's sampling
+    assert "temperature" not in json.loads(sent[0].post_data)
+    assert "sailor" in page.get_by_label("Assistant message with actions").last.inner_text()
+
+
+def test_page_stops_an_answer(page, server):
+    ask(page, LONG)
+    while len(shown(page)) < 20:
+        time.sleep(0.02)
+    page.get_by_role("button", name="Stop", exact=True).click()
+    page.get_by_role("button", name="Stop", exact=True).wait_for(state="hidden")
+    text = shown(page)
+    deadline = time.monotonic() + 10
+    while any(slot["is_processing"] for slot in get(server, "/slots")):
+        assert time.monotonic() < deadline, "the engine goes on after the stop button"
+        time.sleep(0.05)
+    time.sleep(0.3)
+    assert shown(page) == text
+    ask(page, "Say hello.")  # and the conversation goes on
+    page.get_by_role("button", name="Stop", exact=True).wait_for(state="hidden")
+    assert page.get_by_label("Assistant message with actions").count() == 2
+
+
+def test_page_and_api_use_the_sampling_of_the_recipe(server):
+    defaults = get(server, "/props")
+    assert defaults["model_alias"] == "sailor" and defaults["total_slots"] == 2
+    settings = defaults["default_generation_settings"]
+    assert settings["n_ctx"] == 512  # of each slot
+    names = ("temperature", "top_p", "top_k", "min_p")
+    assert [round(settings["params"][name], 3) for name in names] == [0.0, 0.9, 0, 0.0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_while_the_page_reads_an_answer(run_folder, browser, number):
+    with serving(run_folder) as (process, port):
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{port}/")
+        ask(page, LONG)
+        while not shown(page):
+            time.sleep(0.02)
+        process.send_signal(number)
+        assert process.wait(timeout=20) == 0
+        assert process.stdout.read() == "" and process.stderr.read() == "stopped\n"
+        page.close()
+
+
+def test_a_port_in_use_is_an_error_with_the_fix(run_folder, server):
+    command = [*TUNESMITH, "chat", str(run_folder), "--port", str(server)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 7 and "Traceback" not in done.stderr
+    assert f"port {server} cannot be used" in done.stderr and "--port" in done.stderr
+
+
+@pytest.mark.parametrize(("name", "code"), [("nowhere", 2), ("notes.gguf", 4)])
+def test_a_missing_run_and_a_file_that_is_no_gguf(tmp_path, name, code):
+    (tmp_path / "notes.gguf").write_text("my notes")
+    command = [*TUNESMITH, "chat", str(tmp_path / name)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == code and "fix:" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_terminal_chat_has_several_turns_and_speeds(run_folder):
+    questions = "Say hello.\n\nThanks, bye!\n/exit\nnever asked\n"
+    done = subprocess.run(
+        [*TUNESMITH, "chat", str(run_folder), "--cli"],
+        input=questions, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("> ") == 4 and len(done.stdout) > 40
+    first, second = re.findall(r"^\[(\d+) tokens, first after [\d.]+ s, \d+ tokens/s\]$", done.stderr, re.MULTILINE)
+    assert int(first) > 3 and int(second) > 3
+
+
+def test_terminal_chat_ctrl_c_cuts_an_answer_and_ctrl_d_ends(run_folder):
+    ours, theirs = pty.openpty()
+    command = [*TUNESMITH, "chat", str(run_folder), "--cli"]
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True) as process:
+        os.close(theirs)
+        screen = read_until(ours, "", "> ")
+        os.write(ours, LONG.encode() + b"\n")
+        read_until(ours, "", f"{LONG}\r\n")  # the echo
+        screen = read_until(ours, "", " the ")  # inside the answer
+        process.send_signal(signal.SIGINT)
+        screen = read_until(ours, screen, "\r\n> ")
+        assert "tokens/s" not in screen  # it did not come to its end
+        os.write(ours, b"\x04")
+        assert process.wait(timeout=20) == 0, screen
+    os.close(ours)
+
+
+def read_until(terminal, screen, text):
+    """What the terminal shows until `text` is there."""
+    while text not in screen:
+        screen += os.read(terminal, 4096).decode(errors="replace")
+    return screen
+
+
+def test_chat_needs_no_torch():
+    heavy = "{'torch', 'transformers', 'jinja2', 'matplotlib'}"
+    code = f"import tunesmith.server.app, sys; assert not {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
