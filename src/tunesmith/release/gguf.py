@@ -2,8 +2,6 @@
 
 Tensors go through in blocks of rows, so that memory holds a few blocks, never the model. Layout: ggml's docs/gguf.md;
 names, permutation and metadata: llama.cpp's conversion/llama.py and conversion/base.py.
-
-Letters in names: R rows, C columns.
 """
 
 import json
@@ -13,37 +11,25 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import gguf
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tunesmith.console import progress
 from tunesmith.errors import BaseError
 from tunesmith.recipe import ChatConfig, GgufType
-from tunesmith.release.quantise import FILE_TYPE, K_BLOCK, encode, tensor_bytes, tensor_types
+from tunesmith.release.quantise import DEFAULT, encode, tensor_bytes, tensor_types
+from tunesmith.weights.from_gguf import PRE_TOKENIZERS
 from tunesmith.weights.tensorfile import TensorInfo, read_index, read_rows, to_f32
 
 ARCHITECTURES = {"LlamaForCausalLM": gguf.MODEL_ARCH.LLAMA}
-"""What config.json calls a model -> what llama.cpp calls it; one whose q and k rows are permuted for the rotary."""
+"""What config.json calls a model -> what llama.cpp calls it; its q and k rows are permuted for the rotary."""
 BLOCK_NUMBERS = 1 << 20  # numbers read, converted and written at once by one thread: 4 MB as fp32
-ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
-GPT2_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-LLAMA3_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+"
-)
-PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
-    "gpt-2": [GPT2_BYTES],
-    "smollm": [{"type": "Digits", "individual_digits": True}, GPT2_BYTES],
-    "llama-bpe": [
-        {"type": "Split", "pattern": {"Regex": LLAMA3_WORDS}, "behavior": "Isolated", "invert": False},
-        GPT2_BYTES | {"use_regex": False},
-    ],
-}
-"""llama.cpp's name (llm_tokenizer_bpe in src/llama-vocab.cpp) -> tokenizer.json's pre_tokenizer, in parts."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +40,7 @@ class About:
     base: str
     licence: str | None
     chat: ChatConfig
-    template: str | None = None
-    """Chat template; None takes the folder's own."""
+    template: str | None = None  # None takes the folder's own
 
 
 @dataclass(frozen=True)
@@ -66,34 +51,32 @@ class Tensor:
     shape: tuple[int, ...]
     kind: gguf.GGMLQuantizationType
     source: TensorInfo | NDArray[np.float32]
-    head_rows: int
-    """Rows of an attention head whose two halves llama.cpp's rotary wants interleaved; 0: rows stay as they are."""
+    head_rows: int  # of a head whose two halves llama.cpp's rotary wants interleaved; 0: rows stay as they are
 
 
 def write_gguf(folder: Path, out: Path, gguf_type: GgufType, about: About) -> dict[str, Any]:
-    """Write the model in `folder` to `out`; returns bytes, tensors of each type, and how many could be no K-quant.
+    """Write the model in `folder` to `out`; returns bytes, types, and tensors whose rows fit no block.
 
     Raises BaseError for an architecture, rotary scaling or tokenizer that is not supported, by name.
     """
     config = read_config(folder)
     tensors = plan_tensors(folder, config, gguf_type)
-    writer = gguf.GGUFWriter(out, gguf.MODEL_ARCH_NAMES[_architecture(config)])
+    writer = gguf.GGUFWriter(out, gguf.MODEL_ARCH_NAMES[config["arch"]])
     for tensor in tensors:
         size = tensor_bytes(tensor.shape, tensor.kind)
         writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, raw_dtype=tensor.kind)
-    _add_general(writer, gguf_type, about)
-    _add_architecture(writer, config)
+    _add_metadata(writer, config, gguf_type, about)
     _add_tokenizer(writer, folder, config, about.template)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     writer.close()
     _append_data(out, tensors)
-    odd = [tensor.name for tensor in tensors if len(tensor.shape) > 1 and tensor.shape[-1] % K_BLOCK]
+    block = gguf.GGML_QUANT_SIZES[DEFAULT[gguf_type]][0]
     return {
         "bytes": out.stat().st_size,
         "tensor_types": dict(Counter(tensor.kind.name for tensor in tensors).most_common()),
-        "fallbacks": len(odd) if gguf_type == "Q4_K_M" else 0,
+        "fallbacks": sum(tensor.shape[-1] % block > 0 for tensor in tensors if len(tensor.shape) > 1),
     }
 
 
@@ -104,39 +87,34 @@ def expected_bytes(folder: Path, gguf_type: GgufType) -> int:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json with head_dim and num_key_value_heads filled in. Raises BaseError for what cannot be exported."""
+    """config.json with what it may leave out. Raises BaseError for a model that cannot be exported."""
     config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    _architecture(config)
-    heads = config["num_attention_heads"]
+    heads, known = config["num_attention_heads"], [name for name in config["architectures"] if name in ARCHITECTURES]
+    if not known:
+        raise BaseError(
+            f"architecture {', '.join(config['architectures'])} cannot be exported to GGUF",
+            fix=f"use a base of one of these: {', '.join(ARCHITECTURES)}",
+        )
+    config["arch"] = ARCHITECTURES[known[0]]
     config["head_dim"] = config.get("head_dim") or config["hidden_size"] // heads
     config["num_key_value_heads"] = config.get("num_key_value_heads") or heads
-    rope = {"rope_theta": config.get("rope_theta", 10000.0)} | (config.get("rope_scaling") or {})
-    config["rope"] = rope | (config.get("rope_parameters") or {})
-    kind = config["rope"].get("rope_type", config["rope"].get("type", "default"))
-    if kind not in ("default", "llama3"):
-        raise BaseError(f"rotary scaling {kind} cannot be exported", fix="use a base with default or llama3 scaling")
+    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}  # old configs have theta beside it
+    rope = {"rope_theta": config.get("rope_theta", 10000.0), "rope_type": scaling.get("type", "default")} | scaling
+    if rope["rope_type"] not in ("default", "llama3"):
+        raise BaseError(
+            f"rotary scaling {rope['rope_type']} cannot be exported", fix="use a base with none, or llama3's"
+        )
+    config["rope"] = rope
     return config
-
-
-def _architecture(config: dict[str, Any]) -> gguf.MODEL_ARCH:
-    for name in config.get("architectures") or []:
-        if name in ARCHITECTURES:
-            return ARCHITECTURES[name]
-    raise BaseError(
-        f"architecture {config.get('architectures')} cannot be exported to GGUF",
-        fix=f"use a base of one of these: {', '.join(ARCHITECTURES)}",
-    )
 
 
 def plan_tensors(folder: Path, config: dict[str, Any], gguf_type: GgufType) -> list[Tensor]:
     """The tensors of the file, in order."""
-    names = gguf.get_tensor_name_map(_architecture(config), config["num_hidden_layers"])
+    names = gguf.get_tensor_name_map(config["arch"], config["num_hidden_layers"])
     sources: dict[str, tuple[TensorInfo | NDArray[np.float32], int]] = {}
-    if config["rope"].get("rope_type") == "llama3":
+    if config["rope"]["rope_type"] == "llama3":
         sources["rope_freqs.weight"] = (_llama3_factors(config), 0)
     for source, info in read_index(folder).items():
-        if source.endswith("rotary_emb.inv_freq"):  # old files carry it; computed from the config
-            continue
         name = names.get_name(source, try_suffixes=(".weight", ".bias"))
         if name is None:
             raise BaseError(f"tensor {source} has no place in a GGUF file", fix="use an unchanged model")
@@ -158,25 +136,18 @@ def _llama3_factors(config: dict[str, Any]) -> NDArray[np.float32]:
 
 
 def _append_data(out: Path, tensors: list[Tensor]) -> None:
-    total = sum(int(np.prod(tensor.shape)) for tensor in tensors)
-    workers = os.cpu_count() or 1
+    total, workers = sum(prod(tensor.shape) for tensor in tensors), os.cpu_count() or 1
     with out.open("ab") as file, ThreadPoolExecutor(workers) as pool, progress(f"writing {out.name}", total) as advance:
-        _pad(file)
         for tensor in tensors:
-            blocks = _blocks(tensor)
+            file.write(bytes(-file.tell() % gguf.GGUF_DEFAULT_ALIGNMENT))
+            step = max(1, BLOCK_NUMBERS // prod(tensor.shape[1:]))
+            step = max(1, step // (tensor.head_rows or 1)) * (tensor.head_rows or 1)  # whole heads
+            blocks = [slice(first, first + step) for first in range(0, tensor.shape[0], step)]
             for first in range(0, len(blocks), 2 * workers):  # no more than this is in memory
                 for block in pool.map(partial(_encoded, tensor), blocks[first : first + 2 * workers]):
                     file.write(block.data)
-            _pad(file)
-            advance(float(np.prod(tensor.shape)), tensor.name)
-
-
-def _blocks(tensor: Tensor) -> list[slice]:
-    """Rows of a tensor in blocks; whole heads where heads are permuted."""
-    step = max(1, BLOCK_NUMBERS // int(np.prod(tensor.shape[1:])))
-    if tensor.head_rows:
-        step = max(1, step // tensor.head_rows) * tensor.head_rows
-    return [slice(first, first + step) for first in range(0, tensor.shape[0], step)]
+            advance(prod(tensor.shape), "")
+        file.write(bytes(-file.tell() % gguf.GGUF_DEFAULT_ALIGNMENT))
 
 
 def _encoded(tensor: Tensor, rows: slice) -> NDArray[Any]:
@@ -188,31 +159,20 @@ def _encoded(tensor: Tensor, rows: slice) -> NDArray[Any]:
     if tensor.head_rows:  # rotate-half pairs row i with i + d/2; llama.cpp wants a pair in neighbouring rows
         halves = numbers.reshape(-1, 2, tensor.head_rows // 2, *numbers.shape[1:])
         numbers = halves.swapaxes(1, 2).reshape(numbers.shape)
-    try:
-        return np.ascontiguousarray(encode(numbers, tensor.kind))
-    except BaseError as error:
-        raise BaseError(error.what, fix=error.fix, where=f"{tensor.name}, rows from {rows.start}") from None
+    return np.ascontiguousarray(encode(numbers, tensor.kind, f"{tensor.name}, rows from {rows.start}"))
 
 
-def _pad(file: BinaryIO) -> None:
-    file.write(bytes(-file.tell() % ALIGNMENT))
-
-
-def _add_general(writer: gguf.GGUFWriter, gguf_type: GgufType, about: About) -> None:
+def _add_metadata(writer: gguf.GGUFWriter, config: dict[str, Any], gguf_type: GgufType, about: About) -> None:
     writer.add_type("model")
     writer.add_name(about.name)
     writer.add_size_label(gguf.size_label(*writer.get_total_parameter_count()))
-    if about.licence:
-        writer.add_license(about.licence)
+    writer.add_license(about.licence or "")  # an empty text is left out
     writer.add_base_model_count(1)
     writer.add_base_model_name(0, about.base)
     writer.add_sampling_temp(about.chat.temperature)
     writer.add_sampling_top_p(about.chat.top_p)
-    writer.add_file_type(FILE_TYPE[gguf_type])
+    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{gguf_type}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-
-
-def _add_architecture(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
@@ -221,10 +181,9 @@ def _add_architecture(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_rope_freq_base(config["rope"]["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_key_length(config["head_dim"])
-    writer.add_value_length(config["head_dim"])
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_rope_dimension_count(config["head_dim"])
+    for add in (writer.add_rope_dimension_count, writer.add_key_length, writer.add_value_length):
+        add(config["head_dim"])
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, folder: Path, config: dict[str, Any], template: str | None) -> None:
@@ -259,18 +218,21 @@ def _tokens(tokenizer: dict[str, Any], vocab_size: int) -> Iterator[tuple[str, i
 
 def pre_tokenizer(tokenizer: dict[str, Any]) -> str:
     """llama.cpp's name of a tokenizer.json's pre-tokenizer. Raises BaseError for one it does not have."""
-    found = tokenizer["pre_tokenizer"] or {"type": "none"}
-    parts = [
-        {key: value for key, value in part.items() if key != "trim_offsets"}  # moves offsets, not tokens
-        for part in found.get("pretokenizers", [found])
-    ]
-    name = next((name for name, known in PRE_TOKENIZERS.items() if parts == known), None)
-    model = tokenizer["model"]
-    merges_fit = bool(model.get("ignore_merges")) == (name == "llama-bpe")  # llama.cpp ties it to the name
-    if name and model["type"] == "BPE" and merges_fit and tokenizer["normalizer"] is None:
-        return name
+    model, found = tokenizer["model"], _parts(tokenizer["pre_tokenizer"] or {})
+    for name, parts in PRE_TOKENIZERS.items():
+        known = Tokenizer(models.BPE())
+        known.pre_tokenizer = pre_tokenizers.Sequence(parts)
+        merges_fit = bool(model.get("ignore_merges")) == (name == "llama-bpe")  # llama.cpp ties it to the name
+        same = found == _parts(json.loads(known.to_str())["pre_tokenizer"])
+        if same and merges_fit and model["type"] == "BPE" and tokenizer["normalizer"] is None:
+            return name
     raise BaseError(
         f"llama.cpp has no tokenizer known here for {model['type']} with normalizer {tokenizer['normalizer']}, "
-        f"pre_tokenizer {json.dumps(parts)}, ignore_merges {model.get('ignore_merges')}",
+        f"pre_tokenizer {json.dumps(found)}, ignore_merges {model.get('ignore_merges')}",
         fix=f"use a base with one of these: {', '.join(PRE_TOKENIZERS)}",
     )
+
+
+def _parts(found: dict[str, Any]) -> list[dict[str, Any]]:
+    parts = found.get("pretokenizers", [found])
+    return [{key: part[key] for key in part if key != "trim_offsets"} for part in parts]  # moves offsets, not tokens

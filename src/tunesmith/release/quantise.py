@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, LlamaFileType
+from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
@@ -24,11 +24,6 @@ from tunesmith.errors import BaseError, ResourceError
 from tunesmith.recipe import GgufType
 
 DEFAULT: dict[GgufType, Type] = {"F16": Type.F16, "Q8_0": Type.Q8_0, "Q4_K_M": Type.Q4_K}
-FILE_TYPE: dict[GgufType, LlamaFileType] = {
-    "F16": LlamaFileType.MOSTLY_F16,
-    "Q8_0": LlamaFileType.MOSTLY_Q8_0,
-    "Q4_K_M": LlamaFileType.MOSTLY_Q4_K_M,
-}
 FALLBACK = {Type.Q4_K: Type.Q5_0, Type.Q5_K: Type.Q5_1, Type.Q6_K: Type.Q8_0}  # where a row is no multiple of 256
 K_BLOCK = 256  # numbers in a block of the K-quants
 SMALL_BLOCK = 32  # numbers in a block of every fallback type
@@ -42,7 +37,7 @@ def tensor_types(
 ) -> dict[str, Type]:
     """Type of each tensor by its GGUF name and shape (rows first), as llama_model_quantize chooses.
 
-    `grouped`: fewer key-value heads than heads. Raises BaseError for rows that no type fits.
+    `grouped`: fewer key-value heads than heads.
     """
     tied = "output.weight" not in shapes
     types = {}
@@ -52,21 +47,20 @@ def tensor_types(
         elif gguf_type == "F16":
             types[name] = Type.F16
         else:
-            wanted = _wanted(name, shape[-1], gguf_type, tied=tied, layers=layers, grouped=grouped)
-            types[name] = _fitting(name, shape[-1], wanted)
+            types[name] = _wanted(name, shape[-1], gguf_type, tied=tied, layers=layers, grouped=grouped)
+            if shape[-1] % GGML_QUANT_SIZES[types[name]][0]:
+                types[name] = FALLBACK.get(types[name], Type.F16) if shape[-1] % SMALL_BLOCK == 0 else Type.F16
     return types
 
 
 def _wanted(name: str, columns: int, gguf_type: GgufType, *, tied: bool, layers: int, grouped: bool) -> Type:
     kind = name.split(".")[-2]
-    mixed = gguf_type == "Q4_K_M"
     if kind == "output" or (tied and kind == "token_embd"):  # a tied embedding is the output matrix too
-        return Type.Q6_K if mixed and columns % K_BLOCK == 0 else Type.Q8_0
-    if mixed and kind in ("attn_v", "ffn_down"):
-        if _more_bits(int(name.split(".")[1]), layers):
-            return Type.Q6_K
-        if kind == "attn_v" and layers == LAYERS_70B and grouped:
-            return Type.Q5_K
+        return Type.Q6_K if gguf_type == "Q4_K_M" and columns % K_BLOCK == 0 else Type.Q8_0
+    if gguf_type == "Q4_K_M" and kind in ("attn_v", "ffn_down") and _more_bits(int(name.split(".")[1]), layers):
+        return Type.Q6_K
+    if gguf_type == "Q4_K_M" and kind == "attn_v" and layers == LAYERS_70B and grouped:
+        return Type.Q5_K
     return DEFAULT[gguf_type]
 
 
@@ -75,34 +69,22 @@ def _more_bits(layer: int, layers: int) -> bool:
     return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
 
 
-def _fitting(name: str, columns: int, wanted: Type) -> Type:
-    if columns % GGML_QUANT_SIZES[wanted][0] == 0:
-        return wanted
-    if wanted not in FALLBACK:
-        raise BaseError(
-            f"tensor {name} has rows of {columns} numbers, {wanted.name} needs a multiple of {SMALL_BLOCK}",
-            fix="leave Q8_0 out of export.gguf",
-        )
-    return FALLBACK[wanted] if columns % SMALL_BLOCK == 0 else Type.F16
-
-
 def tensor_bytes(shape: Sequence[int], kind: Type) -> int:
     """Size of a tensor of this type."""
     block, block_bytes = GGML_QUANT_SIZES[kind]
     return int(np.prod(shape, dtype=np.int64)) // block * block_bytes
 
 
-def encode(rows: NDArray[np.float32], kind: Type) -> NDArray[Any]:
-    """Rows [R, C] or a vector, in `kind`. Quantised types start from F16, as llama.cpp does from an F16 file.
+def encode(rows: NDArray[np.float32], kind: Type, where: str) -> NDArray[Any]:
+    """Rows [R, C] or a vector, in `kind`; `where` is what an error says. Quantised types start from F16, as llama.cpp does from an F16 file.
 
     Lets other threads run. Raises BaseError for numbers that F16 cannot hold, ResourceError without the library.
     """
     if kind == Type.F32:
         return rows
     if not (rows.min() >= -F16_MAX and rows.max() <= F16_MAX):  # also False for a NaN
-        raise BaseError(
-            f"a weight is {np.abs(rows).max()}, F16 ends at {F16_MAX:.0f}", fix="train with a lower lr; see the loss"
-        )
+        what = f"a weight is {np.abs(rows).max()}, F16 ends at {F16_MAX:.0f}"
+        raise BaseError(what, fix="train with a lower train.lr; see the loss", where=where)
     half = rows.astype(np.float16)
     if kind == Type.F16:
         return half

@@ -1,0 +1,62 @@
+"""VERB export: the merged model as GGUF files for llama.cpp, each proved; and the untouched base as one."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from tunesmith import __version__
+from tunesmith.console import say
+from tunesmith.recipe import ChatConfig, GgufType, Recipe
+from tunesmith.release.gguf import About, expected_bytes, write_gguf
+from tunesmith.release.proof import prove
+from tunesmith.runs import Record, Run, commit_folder, commit_stage, fingerprint, need_disk
+from tunesmith.stages import gguf_needs
+from tunesmith.tokens.template import chat_template_with
+from tunesmith.tokens.tokenizer import load_tokenizer
+from tunesmith.weights.locate import LocatedBase, cache_folder
+
+
+def export(recipe: Recipe, run: Run, base: LocatedBase) -> tuple[Record, bool]:
+    """Commit run.gguf: the types of recipe.export.gguf and proof.json. F16 is always made; kept only if asked for.
+
+    Raises ProofError if the F16 file is not the merged model, BaseError for a model that cannot be a GGUF.
+    """
+
+    def work(draft: Path) -> dict[str, Any]:
+        types: list[GgufType] = ["F16", *(kind for kind in recipe.export.gguf if kind != "F16")]
+        need_disk(run.path, sum(expected_bytes(run.model, kind) for kind in types), "export")
+        files: dict[GgufType, Path] = {kind: draft / run.gguf_file(recipe.name, kind).name for kind in types}
+        written = {}
+        for kind, path in files.items():
+            started = time.monotonic()
+            written[kind] = write_gguf(run.model, path, kind, About(recipe.name, base.name, base.licence, recipe.chat))
+            written[kind]["write_s"] = round(time.monotonic() - started, 1)
+        for kind, proved in prove(recipe, run, files).items():
+            written[kind] |= proved
+            odd = written[kind]["fallbacks"]
+            note = f"; {odd} tensors have rows that fit no K-quant and are larger types" if odd else ""
+            say(f"export: {files[kind].name}, {written[kind]['bytes'] / 1e6:.0f} MB, proved{note}")
+        (draft / "proof.json").write_text(json.dumps(written, indent=1) + "\n")
+        if "F16" not in recipe.export.gguf:
+            files["F16"].unlink()
+        return {"files": written}
+
+    return commit_stage(run.gguf, *gguf_needs(recipe, run, base.digest), work)
+
+
+def export_base(base: LocatedBase, gguf_type: GgufType, chat: ChatConfig, date: str) -> Path:
+    """The untouched base as a GGUF file in the cache, with the system prompt and date of a run; made once."""
+    name = base.name.replace(":", "/").split("/")[-1]
+    decides = [base.digest, gguf_type, chat.system, chat.temperature, chat.top_p, date, __version__]
+    folder = cache_folder() / "base-gguf" / fingerprint(decides)
+    path = folder / f"{name}-{gguf_type}.gguf"
+
+    def write(draft: Path) -> None:
+        template = chat_template_with(load_tokenizer(base.folder).get_chat_template(), chat.system, date)
+        write_gguf(base.folder, draft / path.name, gguf_type, About(name, base.name, base.licence, chat, template))
+
+    if not path.exists():
+        need_disk(folder, expected_bytes(base.folder, gguf_type), f"the GGUF file of {name}")
+        commit_folder(folder, write)
+    return path

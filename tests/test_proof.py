@@ -1,0 +1,233 @@
+"""The gate: a good export passes and says so, each planted fault stops it with its place."""
+
+import json
+import shutil
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny import CORPUS, save_base, write_rows
+
+from tunesmith.errors import ProofError
+from tunesmith.inference.engine import Engine
+from tunesmith.recipe import ChatConfig, Recipe
+from tunesmith.release.export import export, export_base
+from tunesmith.release.gguf import About, write_gguf
+from tunesmith.release.merge import merge_weights
+from tunesmith.release.proof import Prefix, check_equal, compare, pick_prefixes, prove
+from tunesmith.runs import Run, commit_stage
+from tunesmith.tokens.prepare import prepare
+from tunesmith.tokens.rows import load_rows
+from tunesmith.tokens.template import chat_template_with
+from tunesmith.weights.locate import LocatedBase
+
+SYSTEM = "Answer in one line."
+TURN_END = b"{{ message['content'] }}<|im_end|>"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(recipe, run, base): a run up to its merged model, whose adapter changed two layers; and one merged twice."""
+    place = tmp_path_factory.mktemp("made")
+    folder = save_base(place / "base", initializer_range=0.2, layers=3)
+    base = LocatedBase("tiny", folder, "digest", None, "apache-2.0")
+    words = CORPUS.read_text().split()
+    texts = [" ".join(words[i : i + 9]) for i in range(0, 9 * 40, 3)]
+    rows = write_rows(place / "rows.jsonl", [texts[i : i + 4] for i in range(0, len(texts), 4)])
+    recipe = Recipe(
+        name="made",
+        base="tiny",
+        data={"sources": [{"path": str(rows)}], "held_out": 0.3},
+        export={"gguf": ["Q8_0", "Q4_K_M"], "prefixes": 24},
+        evaluate={"gguf": "Q8_0"},
+        chat={"system": SYSTEM},
+    )
+    run = Run(place / "run")
+    prepare(recipe, run, base, [])
+    adapter = place / "adapter"
+    adapter.mkdir()
+    targets = {"q_proj": (64, 64), "down_proj": (64, 128)}
+    tensors = {}
+    for number, (name, (out, width)) in enumerate(targets.items()):
+        module = f"base_model.model.model.layers.{number}.{'self_attn' if name == 'q_proj' else 'mlp'}.{name}"
+        tensors[f"{module}.lora_A.weight"] = torch.randn(4, width, generator=torch.Generator().manual_seed(number)) / 8
+        tensors[f"{module}.lora_B.weight"] = torch.randn(out, 4, generator=torch.Generator().manual_seed(9)) / 8
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "lora_dropout": 0.0, "target_modules": list(targets)}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+
+    def merged(draft, source=folder):
+        shutil.copytree(source, draft, dirs_exist_ok=True)
+        merge_weights(source, adapter, draft)
+        template = draft / "chat_template.jinja"
+        template.write_text(chat_template_with(template.read_text(), SYSTEM, recipe.data.date))
+        return {}
+
+    commit_stage(run.model, {}, {}, merged)
+    merged(place / "twice", run.model)
+    return recipe, run, base
+
+
+@pytest.fixture
+def good(made, tmp_path):
+    """An F16 file of the merged model, to be damaged."""
+    recipe, run, base = made
+    write_gguf(run.model, tmp_path / "made-F16.gguf", "F16", About("made", base.name, None, recipe.chat))
+    return tmp_path / "made-F16.gguf"
+
+
+def test_export_writes_what_was_asked_and_proves_it(made):
+    recipe, run, base = made
+    record, done = export(recipe, run, base)
+    assert done and sorted(record.outputs) == ["made-Q4_K_M.gguf", "made-Q8_0.gguf", "proof.json"]  # F16 was not asked
+    proof = json.loads((run.gguf / "proof.json").read_text())
+    assert proof == record.counts["files"]
+    assert list(proof) == ["F16", "Q8_0", "Q4_K_M"]
+    f16, q8, q4 = proof.values()
+    assert f16["against_model"]["mean_kl"] <= 1e-4 and f16["against_model"]["top1"] == 1
+    assert 0 < q8["against_F16"]["mean_kl"] < q4["against_F16"]["mean_kl"]
+    assert q4["tensor_types"]["Q5_0"] and q4["fallbacks"] == 22 and q8["fallbacks"] == 0
+    assert f16["tokens_equal"] == load_rows(run.data)[1].lengths_N.sum() > 100
+    assert q8["bytes"] == (run.gguf / "made-Q8_0.gguf").stat().st_size
+    assert export(recipe, run, base) == (record, False)
+
+
+def rewrite(path, name, change):
+    """Change the numbers of one tensor in place."""
+    tensor = next(t for t in gguf.GGUFReader(path, "r+").tensors if t.name == name)
+    tensor.data[...] = change(tensor.data.copy())
+
+
+def field(path, key, value):
+    """Change a number of the metadata in place."""
+    found = gguf.GGUFReader(path, "r+").fields[key]
+    found.parts[found.data[0]][0] = value
+
+
+def swap_rotary(path):
+    for layer in range(3):  # as if q and k had been written in Hugging Face's order
+        for name, heads in (("q", 4), ("k", 2)):
+            rewrite(
+                path,
+                f"blk.{layer}.attn_{name}.weight",
+                lambda rows, heads=heads: rows.reshape(heads, 8, 2, 64).swapaxes(1, 2).reshape(rows.shape),
+            )
+
+
+def add_noise(path):
+    rng = np.random.default_rng(0)
+    rewrite(path, "blk.1.ffn_up.weight", lambda rows: rows + rng.normal(0, 0.02, rows.shape).astype(np.float16))
+
+
+def say_bos(path):
+    field(path, "tokenizer.ggml.add_bos_token", 1)
+
+
+def other_stop(path):
+    field(path, "tokenizer.ggml.eos_token_id", 0)
+
+
+def forget_stop(path):
+    data = path.read_bytes()
+    assert data.count(TURN_END) == 1
+    path.write_bytes(data.replace(TURN_END, TURN_END.replace(b"<|im_end|>", b" " * 10)))
+
+
+def forget_system(path):
+    data = path.read_bytes()
+    path.write_bytes(data.replace(SYSTEM.encode(), SYSTEM.upper().encode()))
+
+
+FAULTS = {
+    swap_rotary: r"(?s)is not the merged model: mean KL .*held-out row \d+, token \d+",
+    add_noise: r"(?s)is not the merged model: mean KL .*held-out row \d+, token \d+",
+    say_bos: r"(?s)llama.cpp has \[1, .*add_bos_token",
+    other_stop: r"(?s)llama.cpp has \[0\] where transformers has \[2\].*stop token",
+    forget_stop: r"(?s)llama.cpp has .*rows.jsonl:\d+, as the chat template renders it",
+    forget_system: r"(?s)llama.cpp has 'NSWER IN ONE LINE.*where transformers has 'nswer in one line",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_a_planted_fault_fails_the_gate(made, good, fault):
+    recipe, run, _ = made
+    fault(good)
+    with pytest.raises(ProofError, match=FAULTS[fault]):
+        prove(recipe, run, {"F16": good})
+
+
+def test_an_adapter_merged_twice_fails_the_gate(made, good):
+    recipe, run, base = made
+    prove(recipe, run, {"F16": good})  # once is fine
+    write_gguf(run.path.parent / "twice", good, "F16", About("made", base.name, None, recipe.chat))
+    with pytest.raises(ProofError, match="is not the merged model: mean KL"):
+        prove(recipe, run, {"F16": good})
+
+
+def test_nothing_is_committed_when_the_gate_fails(made, tmp_path):
+    recipe, run, base = made
+    broken = Run(tmp_path / "run")
+    for stage in (run.data, run.model):
+        shutil.copytree(stage, broken.path / stage.name)
+    template = broken.model / "chat_template.jinja"
+    template.write_text(template.read_text().replace(SYSTEM, SYSTEM.upper()))  # the recipe says otherwise
+    with pytest.raises(ProofError, match="as the chat template renders it"):
+        export(recipe, broken, base)
+    assert not broken.gguf.exists() and not list(broken.path.glob(".gguf*"))
+
+
+def test_prefixes_are_spread_over_rows_and_end_before_a_supervised_token(made):
+    _, run, _ = made
+    held_out = load_rows(run.data)[1]
+    prefixes = pick_prefixes(held_out, 24)
+    assert prefixes == pick_prefixes(held_out, 24) and len(prefixes) == 24
+    assert len({prefix.row for prefix in prefixes}) == len(held_out)
+    for prefix in prefixes:
+        start = held_out.offsets_N1[prefix.row]
+        assert held_out.tokens_T[start : start + len(prefix.ids)].tolist() == list(prefix.ids)
+        assert held_out.supervised_T[start + len(prefix.ids)]
+
+
+def test_divergence_is_torchs_and_near_ties_are_counted_apart():
+    torch.manual_seed(0)
+    ours, theirs = torch.randn(6, 300).log_softmax(1), torch.randn(6, 300).log_softmax(1)
+    prefixes = [Prefix((1,) * (n + 1), n) for n in range(6)]
+    found = compare(ours.numpy(), theirs.numpy(), prefixes)
+    expected = torch.nn.functional.kl_div(theirs, ours, reduction="none", log_target=True).sum(1)
+    assert found.mean_kl == pytest.approx(float(expected.mean())) and found.max_kl == pytest.approx(
+        float(expected.max())
+    )
+    assert found.worst == f"held-out row {int(expected.argmax())}, token {int(expected.argmax()) + 1}"
+    top = ours.topk(100, dim=1).indices
+    assert found.max_difference_top100 == pytest.approx(float((ours - theirs).gather(1, top).abs().max()))
+    tied = ours.clone()
+    tied[0, :2] = ours.max() + 1  # two best, equal in the reference
+    other = tied.clone()
+    other[0, 0] -= 1e-4
+    tied[0, 1] -= 1e-4
+    found = compare(tied.numpy(), other.numpy(), prefixes)
+    assert (found.top1, found.near_ties) == (1, 1)
+    zero = ours.clone()
+    zero[0, 7] = -3e38  # as llama.cpp writes a probability of zero
+    assert np.isfinite(compare(ours.numpy(), zero.numpy(), prefixes).mean_kl)
+
+
+def test_not_a_number_is_not_equal():
+    logprobs = np.full((1, 200), np.nan, np.float32)
+    with pytest.raises(ProofError):
+        check_equal(compare(logprobs, logprobs, [Prefix((1,), 0)]), "a.gguf")
+
+
+def test_the_untouched_base_is_made_once_with_the_runs_template(made, own_cache):
+    _, _, base = made
+    chat = ChatConfig(system=SYSTEM)
+    path = export_base(base, "Q8_0", chat, "2026-01-01")
+    assert path.is_relative_to(own_cache) and path.name == "tiny-Q8_0.gguf"
+    changed = path.stat().st_mtime_ns
+    assert export_base(base, "Q8_0", chat, "2026-01-01") == path and path.stat().st_mtime_ns == changed
+    assert export_base(base, "Q8_0", ChatConfig(), "2026-01-01") != path
+    with Engine(path, threads=2, context=256) as engine:
+        text = engine.render([{"role": "user", "content": "Hi"}])
+    assert text == f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
