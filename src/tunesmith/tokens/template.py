@@ -9,12 +9,12 @@ in the chat. It may lack what the template trims, and have what the template add
 import json
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date as Date
 from functools import lru_cache, partial
 from itertools import groupby, takewhile
-from typing import Any
+from typing import Any, TypeVar
 from unicodedata import normalize
 
 from jinja2 import TemplateError
@@ -25,10 +25,10 @@ from tunesmith.errors import DataError, RecipeError
 
 Messages = Sequence[dict[str, str]]
 Span = tuple[int, int]
+Result = TypeVar("Result")
 MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # noncharacters (Unicode 23.7): no text of ours has them
 ANY_MARK = re.compile(f"[{MARKS[0]}-{MARKS[-1]}]")
 THINK_TAG = re.compile(r"(</?think>)")  # templates split answers here, so each side gets marks of its own
-TOO_LONG = "longer than max_length"
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,9 @@ def chat_template_with(template: str, system: str | None, date: str) -> str:
 
 
 def render(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Messages,
-    *,
-    system: str | None,
-    date: str,
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, *, system: str | None, date: str,
     add_generation_prompt: bool = False,
-) -> str:
+) -> str:  # fmt: skip
     """The conversation as the model sees it. Raises jinja2's TemplateError where the template refuses it."""
     return _render(tokenizer, _template(tokenizer, system, date), [messages], add_generation_prompt)[0]
 
@@ -122,67 +118,58 @@ def encode(
 
 
 def encode_all(
-    tokenizer: PreTrainedTokenizerBase,
-    conversations: Sequence[Conversation],
-    *,
-    system: str | None,
-    date: str,
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], *, system: str | None, date: str,
     max_length: int | None = None,
-) -> list[Encoded | Refused]:
+) -> list[Encoded | Refused]:  # fmt: skip
     """As `encode`, for many conversations at once; one longer than `max_length` tokens is cut after its last answer
     that fits, rendered again and proved again. Raises DataError if the template can train nothing.
     """
     form = _form(tokenizer, _template(tokenizer, system, date))
-    drawn = [_drawn(tokenizer, form, conversation) for conversation in conversations]
+    drawn = [_tried(_drawn, tokenizer, form, conversation) for conversation in conversations]
     texts = [item[0] for item in drawn if not isinstance(item, Refused)]
     batch = iter(tokenizer(texts, add_special_tokens=False).encodings if texts else [])  # in threads
     found: list[Encoded | Refused] = []
     for conversation, item in zip(conversations, drawn, strict=True):
-        if isinstance(item, Refused):
-            found.append(item)
-            continue
-        encoding = next(batch)
-        try:
-            encoded, ends = _proved(tokenizer, form, *item, encoding, len(conversation.turns))
-        except Refused as refused:
-            found.append(refused)
-            continue
-        if max_length is None or len(encoded.ids) <= max_length:
-            found.append(encoded)
-        elif shorter := _shorter(conversation, ends, max_length):
-            found += encode_all(tokenizer, [shorter], system=system, date=date, max_length=max_length)
-        else:
-            found.append(Refused(TOO_LONG))
+        turns = conversation.turns
+        done = item if isinstance(item, Refused) else _tried(_proved, tokenizer, form, *item, next(batch), len(turns))
+        if isinstance(done, Encoded) and max_length is not None and len(done.ids) > max_length:
+            keep = _turns_that_fit(done, form, turns, max_length)
+            shorter = [Conversation(turns[:keep], conversation.where)] if keep else []
+            again = encode_all(tokenizer, shorter, system=system, date=date, max_length=max_length)
+            done = again[0] if again else Refused("longer than max_length")
+        found.append(done)
     return found
 
 
-def _shorter(conversation: Conversation, ends: list[int], max_length: int) -> Conversation | None:
-    """The conversation up to its last answer that ends within `max_length` tokens, and at least one answer shorter."""
-    answers = [index for index, turn in enumerate(conversation.turns) if turn.role == "assistant"]
-    keep = min(sum(end <= max_length for end in ends), len(answers) - 1)
-    return Conversation(conversation.turns[: answers[keep - 1] + 1], conversation.where) if keep else None
+def _tried(step: Callable[..., Result], *arguments: Any) -> Result | Refused:
+    try:
+        return step(*arguments)
+    except Refused as refused:
+        return refused
+    except TemplateError as error:
+        return Refused(f"the template refuses it: {error}", f"a rendered conversation is not {error}")
 
 
-def _drawn(
-    tokenizer: PreTrainedTokenizerBase, form: _Form, conversation: Conversation
-) -> tuple[str, list[Span]] | Refused:
+def _turns_that_fit(encoded: Encoded, form: _Form, turns: Sequence[Turn], max_length: int) -> int:
+    """Turns up to the last answer that ends within `max_length` tokens, but at least one answer fewer than before."""
+    first = list(zip(encoded.ids[:max_length], encoded.supervised, strict=False))
+    answers = [number for number, turn in enumerate(turns, 1) if turn.role == "assistant"]
+    return [0, *answers[:-1]][min(first.count((form.end_id, True)), len(answers) - 1)]
+
+
+def _drawn(tokenizer: PreTrainedTokenizerBase, form: _Form, conversation: Conversation) -> tuple[str, list[Span]]:
     """The rendered text, and from where to where in it each answer is."""
     everything = "\0".join(turn.text for turn in conversation.turns)
     if ANY_MARK.search(everything) or form.forbidden.search(everything):
-        return Refused("contains a special token of the template")
+        raise Refused("contains a special token of the template")
     plain, marked = messages_of(conversation.turns), messages_of(conversation.turns)
     answers = [message for message in marked if message["role"] == "assistant"]
     for number, message in enumerate(answers):
         message["content"] = _marked(message["content"], MARKS[number % len(MARKS)])
-    try:
-        text, marked_text = _render(tokenizer, form.template, [plain, marked])
-        if ANY_MARK.sub("", marked_text) != text:
-            raise Refused("the answers cannot be found in the rendered text", f"{text!r} is not {marked_text!r}")
-        return text, list(_spans(form, text, marked_text, len(answers)))
-    except TemplateError as error:
-        return Refused(f"the template refuses it: {error}", f"a rendered conversation is not {error}")
-    except Refused as refused:
-        return refused
+    text, marked_text = _render(tokenizer, form.template, [plain, marked])
+    if ANY_MARK.sub("", marked_text) != text:
+        raise Refused("the answers cannot be found in the rendered text", f"{text!r} is not {marked_text!r}")
+    return text, list(_spans(form, text, marked_text, len(answers)))
 
 
 def _marked(answer: str, mark: str) -> str:
@@ -217,13 +204,12 @@ def _spans(form: _Form, text: str, marked_text: str, answers: int) -> Iterator[S
 
 def _proved(
     tokenizer: PreTrainedTokenizerBase, form: _Form, text: str, spans: list[Span], encoding: Any, turns: int
-) -> tuple[Encoded, list[int]]:
-    """The tokens, and how many of them go up to the end of each answer. Raises Refused where the proof fails."""
+) -> Encoded:
+    """The tokens of the text, those in the spans supervised. Raises Refused where they are not exactly the spans."""
     ids, offsets = encoding.ids, encoding.offsets
     decode = partial(tokenizer.backend_tokenizer.decode, skip_special_tokens=False)
     supervised = [False] * len(ids)
     token_ends = [end for _, end in offsets]
-    ends = []
     for start, end in spans:
         first, stop = bisect_right(token_ends, start), bisect_right(token_ends, end)
         inside = first < stop < len(ids) and offsets[first][0] >= start and offsets[stop][0] == end
@@ -238,9 +224,7 @@ def _proved(
                 "no end-of-turn token after an answer", f"{decode(ids[stop : stop + 1])!r} is not {form.end!r}"
             )
         supervised[first : stop + 1] = [True] * (stop + 1 - first)
-        ends.append(stop + 1)
-    answer_bytes = sum(len(text[start:end].encode()) for start, end in spans)
-    return Encoded(ids, supervised, answer_bytes, turns), ends
+    return Encoded(ids, supervised, sum(len(text[start:end].encode()) for start, end in spans), turns)
 
 
 @lru_cache(maxsize=8)
