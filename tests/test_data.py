@@ -220,8 +220,10 @@ def test_a_data_set_from_the_hub_and_each_way_it_fails(tmp_path):
     for text, part in zip(found[1:], expected, strict=True):
         assert part in text and "fix: " in text
     assert "https://huggingface.co/datasets/o/gated" in found[3] and "HF_TOKEN" in found[3]
-    cached, unknown = ask_hub([rows, {"path": "o/unknown"}], HF_HUB_OFFLINE="1", HF_HOME=home)
-    assert cached == whole
+    pinned = [rows | {"revision": commit} for commit in (COMMIT, "c" * 40)]
+    cached, same, another, unknown = ask_hub([rows, *pinned, {"path": "o/unknown"}], HF_HUB_OFFLINE="1", HF_HOME=home)
+    assert cached == same == whole
+    assert "the Hub cannot be reached" in another
     assert "the Hub cannot be reached" in unknown and "name a local file (JSON, JSONL, Parquet, CSV)" in unknown
 
 

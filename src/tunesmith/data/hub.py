@@ -19,7 +19,10 @@ def hub_rows(source: Source) -> Any:
     Raises DataError if it is gated, not there, has no such split, or the Hub cannot be reached.
     """
     try:
-        return datasets.load_dataset(source.path, split=source.split, revision=source.revision)
+        rows = datasets.load_dataset(source.path, split=source.split, revision=source.revision)
+        if source.revision in (None, _commit(rows)) or not re.fullmatch("[0-9a-f]{40}", source.revision):
+            return rows
+        raise ConnectionError  # without a network `datasets` takes what it has, also if it is another commit
     except Exception as error:  # errors of several HTTP libraries come through, and their texts can hold the token
         what, fix = _explained(error, source)
     token = huggingface_hub.get_token()
@@ -27,8 +30,12 @@ def hub_rows(source: Source) -> Any:
 
 
 def hub_commit(source: Source) -> str | None:
-    """The commit that the rows came from: `datasets` names its cache by it. None if it does not tell."""
-    found = re.search(r"[/\\]([0-9a-f]{40})[/\\]", hub_rows(source).cache_files[0]["filename"])
+    """The commit that the rows came from; None if `datasets` does not tell."""
+    return _commit(hub_rows(source))
+
+
+def _commit(rows: Any) -> str | None:
+    found = re.search(r"[/\\]([0-9a-f]{40})[/\\]", rows.cache_files[0]["filename"])  # its cache is named by it
     return found[1] if found else None
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,7 @@ from tunesmith.recipe import Source
 from tunesmith.stages import source_files
 
 BAD_JSON, BAD_TEXT, BAD_CSV = "not valid JSON", "not valid UTF-8", "not as many cells as the header"
+BETWEEN = re.compile(r"[\s,]*")  # two items of a JSON array
 BOM = b"\xef\xbb\xbf"  # some editors start UTF-8 files with it
 csv.field_size_limit(2**31 - 1)  # conversations are longer than csv's 128 KiB
 
@@ -44,8 +46,10 @@ def _rows(source: Source) -> Iterator[tuple[str, Row | str]]:
         for number, row in enumerate(hub_rows(source), 1):
             yield f"{source.path} row {number}", row
     for path in files:
+        if path.suffix not in READERS:
+            raise DataError(f"{path} is of no known kind", fix=f"write the conversations as {', '.join(READERS)}")
         number = 0
-        for number, row in _reader(path)(path):
+        for number, row in READERS[path.suffix](path):
             yield f"{path.name}:{number}", row
         if not number:
             raise DataError(f"{path} holds no rows", fix="name another file in data.sources", where=str(path))
@@ -61,13 +65,6 @@ def _refuse_missing(path: str) -> None:
         )
 
 
-def _reader(path: Path) -> Callable[[Path], Numbered]:
-    if path.suffix not in READERS:
-        fix = f"write the conversations as {', '.join(READERS)}"
-        raise DataError(f"{path} is of no known kind", fix=fix)
-    return READERS[path.suffix]
-
-
 def _json(path: Path) -> Numbered:
     """A JSON array, item by item; or one object a line."""
     content = path.read_bytes().removeprefix(BOM)
@@ -77,7 +74,7 @@ def _json(path: Path) -> Numbered:
     text = content.decode(errors="surrogateescape")
     decoder = json.JSONDecoder()
     place, number = text.index("[") + 1, 0
-    while (place := _skip(text, place)) < len(text) and text[place] != "]":
+    while (place := BETWEEN.match(text, place).end()) < len(text) and text[place] != "]":  # type: ignore[union-attr]
         number += 1
         try:
             item, place = decoder.raw_decode(text, place)
@@ -85,13 +82,6 @@ def _json(path: Path) -> Numbered:
             yield number, BAD_JSON  # where the next item starts cannot be known
             return
         yield number, _checked(item)
-
-
-def _skip(text: str, place: int) -> int:
-    """The next place that is neither white space nor a comma."""
-    while place < len(text) and text[place] in " \t\r\n,":
-        place += 1
-    return place
 
 
 def _json_lines(path: Path) -> Numbered:

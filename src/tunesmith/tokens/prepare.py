@@ -144,13 +144,10 @@ def _kept(rows: Iterator[tuple[Conversation | Dropped, str, int]], tally: _Tally
 
 def _encoded(tokenizer: PreTrainedTokenizerBase, batch: list[Kept], recipe: Recipe, tally: _Tally) -> list[Row]:
     """A batch as tokens, without the rows that the template refuses."""
-    settings: dict[str, Any] = {
-        "system": recipe.chat.system,
-        "date": recipe.data.date,
-        "max_length": recipe.train.max_length,
-    }
+    rows, system, date = [row for row, *_ in batch], recipe.chat.system, recipe.data.date
+    found = encode_all(tokenizer, rows, system=system, date=date, max_length=recipe.train.max_length)
     encoded = []
-    for kept, item in zip(batch, encode_all(tokenizer, [row for row, *_ in batch], **settings), strict=True):
+    for kept, item in zip(batch, found, strict=True):
         where = kept[0].where
         if isinstance(item, Refused):
             tally.drop(where, item.reason)
@@ -162,7 +159,7 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, batch: list[Kept], recipe: Reci
 
 
 def _append(writer: RowWriter, table: pyarrow.parquet.ParquetWriter, rows: list[Row], tally: _Tally) -> None:
-    columns = []
+    written = []
     for row, split, cluster, item in rows:
         writer.add(item.ids, item.supervised, item.answer_bytes)
         supervised = sum(item.supervised)
@@ -170,11 +167,9 @@ def _append(writer: RowWriter, table: pyarrow.parquet.ParquetWriter, rows: list[
         tally.supervised += supervised
         tally.longest = max(tally.longest, len(item.ids))
         tally.changed["cut to max_length"] += item.turns < len(row.turns)
-        columns.append((row.where, messages_of(row.turns[: item.turns]), split, len(item.ids), supervised, cluster))
-    arrays = zip(*columns, strict=True) if columns else [[]] * len(SCHEMA)
-    table.write_table(
-        pyarrow.table([pyarrow.array(c, f.type) for c, f in zip(arrays, SCHEMA, strict=True)], schema=SCHEMA)
-    )
+        cells = (row.where, messages_of(row.turns[: item.turns]), split, len(item.ids), supervised, cluster)
+        written.append(dict(zip(SCHEMA.names, cells, strict=True)))
+    table.write_table(pyarrow.Table.from_pylist(written, SCHEMA))
 
 
 def _check(tally: _Tally) -> None:

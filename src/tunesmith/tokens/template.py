@@ -127,7 +127,7 @@ def encode_all(
     form = _form(tokenizer, _template(tokenizer, system, date))
     drawn = [_tried(_drawn, tokenizer, form, conversation) for conversation in conversations]
     texts = [item[0] for item in drawn if not isinstance(item, Refused)]
-    batch = iter(tokenizer(texts, add_special_tokens=False).encodings if texts else [])  # in threads
+    batch = iter(tokenizer(texts, add_special_tokens=False, verbose=False).encodings if texts else [])  # in threads
     found: list[Encoded | Refused] = []
     for conversation, item in zip(conversations, drawn, strict=True):
         turns = conversation.turns
