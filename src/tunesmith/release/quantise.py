@@ -76,9 +76,10 @@ def tensor_bytes(shape: Sequence[int], kind: Type) -> int:
 
 
 def encode(rows: NDArray[np.float32], kind: Type, where: str) -> NDArray[Any]:
-    """Rows [R, C] or a vector, in `kind`; `where` is what an error says. Quantised types start from F16, as llama.cpp does from an F16 file.
+    """Rows [R, C] or a vector, in `kind`. Quantised types start from F16, as llama.cpp does from an F16 file.
 
-    Lets other threads run. Raises BaseError for numbers that F16 cannot hold, ResourceError without the library.
+    Other threads run meanwhile. Raises BaseError, with `where`, for numbers F16 cannot hold; ResourceError without
+    the library.
     """
     if kind == Type.F32:
         return rows
