@@ -184,8 +184,8 @@ def _known(run: Run) -> tuple[str, str, str]:
 def _files(proof: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows of the quantisation table: F16 against the merged model, every other file against F16."""
     rows = []
-    for kind, file in proof["files"].items():
-        against = file.get("against_f16", file["against_model"])
+    for kind, file in proof.items():
+        against = file.get("against_F16", file["against_model"])
         rows.append({
             "type": kind,
             "size": _megabytes(file["bytes"]),
