@@ -43,6 +43,7 @@ def finished_run(path, base_folder, recipe, *, loss=2.0, held_out=6, tokens_per_
             ]  # fmt: skip
             (draft / f"{prefix}answers.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
             scores = SPEEDS | KEPT | {"held_out_loss": value, "bits_per_byte": value / 3, "tokens_per_s": tokens_per_s}
+            scores["file_bytes"] += len(prefix) + int(tokens_per_s)  # differences that are not written
             (draft / f"{prefix}scores.json").write_text(json.dumps(scores))
         return {}
 

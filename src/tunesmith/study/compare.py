@@ -73,11 +73,12 @@ class Measure:
     best: Callable[..., Any] | None = None
 
     def cells(self, models: Sequence[Model]) -> list[tuple[str, bool]]:
-        """Text of each model, and whether it is the best."""
+        """Text of each model, and whether it is the best; what is written the same is no difference."""
         values = [(model.scores | model.training).get(self.of) for model in models]
+        texts = [NONE if value is None else self.write(value) for value in values]
         known = [value for value in values if value is not None]
-        best = self.best(known) if self.best and len(set(known)) > 1 else None
-        return [(NONE if v is None else self.write(v), v is not None and v == best) for v in values]
+        best = self.write(self.best(known)) if self.best and len({*texts} - {NONE}) > 1 else None
+        return [(text, text == best) for text in texts]
 
 
 MEASURES = (
