@@ -15,10 +15,10 @@ from tunesmith.model.attention import Packing
 from tunesmith.model.base import hidden_states, load_base
 from tunesmith.runs import Run
 from tunesmith.tokens.rows import load_rows
-from tunesmith.training import loop
+from tunesmith.training import loop, selftest
 from tunesmith.training.batch import Batching, supervised_in
 from tunesmith.training.loop import train
-from tunesmith.training.selftest import prove_packing
+from tunesmith.training.selftest import prove_compiling, prove_packing
 from tunesmith.training.stop import Paused
 from tunesmith.weights.locate import LocatedBase
 
@@ -77,6 +77,26 @@ def test_the_self_test_catches_attention_across_conversations(run, base, monkeyp
     monkeypatch.setattr(Packing, "kwargs", lambda self: {"conversation_lengths": (sum(self.lengths),)})
     with pytest.raises(ProofError, match="packing changes the base's logits"):
         prove_packing(model, load_rows(run.data)[0], Batching(600, 200, CPU, kernel=False, static=False))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # the compiler looks at it
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_compiled_layers_have_the_same_gradient(run, base, dropout):
+    model = load_base(base.folder, precision="fp32", device=CPU)
+    keys = loop.attach(model, recipe_with(dropout=dropout).lora, seed=0)
+    rows, _ = load_rows(run.data)
+    keys.keys_T = torch.arange(rows.lengths_N[0]) if dropout else None
+    batching = Batching(600, 200, CPU, kernel=False, static=False)
+    assert prove_compiling(model, rows, batching, backend="aot_eager") < 1e-5
+
+
+def test_the_self_test_catches_a_lost_gradient(run, base, monkeypatch):
+    model = load_base(base.folder, precision="fp32", device=CPU)
+    loop.attach(model, recipe_with().lora, seed=0)
+    freeze = lambda model, backend: [layer.requires_grad_(False) for layer in model.model.layers[:1]]  # noqa: E731
+    monkeypatch.setattr(selftest, "compile_layers", freeze)
+    with pytest.raises(ProofError, match="compiling changes an adapter's gradient"):
+        prove_compiling(model, load_rows(run.data)[0], Batching(600, 200, CPU, kernel=False, static=False))
 
 
 def test_padding_and_empty_conversations_change_nothing(run):

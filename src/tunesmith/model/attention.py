@@ -8,6 +8,7 @@ Shapes: B = 1 row, H heads, K key and value heads, T tokens, D head width, N con
 """
 
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from transformers import AttentionInterface
 from tunesmith.errors import BaseError
 
 PACKED = "tunesmith_packed"
+GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
+# torch 2.11 takes fewer key and value heads as they come; later ones want to be told
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def has_varlen_kernel(device: torch.device, dtype: torch.dtype) -> bool:
     )
 
 
-def packed_attention(
+def packed_attention(  # noqa: PLR0913 - the signature of transformers' attention interface
     module: nn.Module,
     query_BHTD: Tensor,
     key_BKTD: Tensor,
@@ -75,8 +78,7 @@ def packed_attention(
         window = (-1, 0) if sliding_window is None else (sliding_window - 1, 0)
         out_THD = varlen_attn(
             query_BHTD[0].transpose(0, 1), key_BKTD[0].transpose(0, 1), value_BKTD[0].transpose(0, 1),
-            cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q,
-            scale=scaling, window_size=window, enable_gqa=query_BHTD.shape[1] != key_BKTD.shape[1],
+            cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling, window_size=window, **GROUPED,
         )  # fmt: skip
         assert isinstance(out_THD, Tensor)
         return out_THD[None], None

@@ -72,7 +72,8 @@ def recompute_layers(model: PreTrainedModel) -> None:
         layer.training = True  # the layer's own switch for it; its children stay in eval mode, so no torch dropout runs
 
 
-def compile_layers(model: PreTrainedModel) -> None:
+def compile_layers(model: PreTrainedModel, backend: str) -> None:
     """Compile each decoder layer by itself: seconds instead of minutes, and one piece of code for all of them."""
+    torch.compiler.reset()  # what an earlier model of this process left would count against the limit of variants
     for layer in decoder_layers(model):
-        layer.compile()
+        layer.compile(backend=backend)

@@ -31,7 +31,7 @@ class DropoutKeys:
 
 
 def mix(bits: Tensor) -> Tensor:
-    """Scramble 64-bit integers so that nearby ones share nothing (splitmix64; sign-extending shifts do as well here)."""
+    """Scramble 64-bit integers so that nearby ones share nothing (splitmix64; sign-extending shifts serve as well)."""
     bits = (bits ^ (bits >> 30)) * SIGNED[1]
     bits = (bits ^ (bits >> 27)) * SIGNED[2]
     return bits ^ (bits >> 31)
@@ -52,7 +52,7 @@ class _LoraProduct(torch.autograd.Function):
     """W x + bias + s B A (m * x) with gradients for x, A and B only."""
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0913, PLR0917 - a Function takes its tensors one by one
         ctx: Any, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor,
         scale: float, mask_TI: Tensor | None,
     ) -> Tensor:  # fmt: skip
@@ -98,7 +98,11 @@ class LoraLinear(nn.Module):
         if self.dropout and self.keys.keys_T is not None:
             mask_TI = keep_mask(self.keys.keys_T, self.layer, x_TI.shape[1], self.dropout, x_TI.dtype)
         a_RI, b_OR = self.a_RI.to(x_TI.dtype), self.b_OR.to(x_TI.dtype)
-        out_TO = _LoraProduct.apply(x_TI, self.base.weight, self.base.bias, a_RI, b_OR, self.scale, mask_TI)
+        if torch.compiler.is_compiling():  # torch 2.11 loses the gradients of A and B of a Function it compiles
+            low_TR = (x_TI if mask_TI is None else x_TI * mask_TI) @ a_RI.T
+            out_TO = F.linear(x_TI, self.base.weight, self.base.bias) + self.scale * (low_TR @ b_OR.T)
+        else:
+            out_TO = _LoraProduct.apply(x_TI, self.base.weight, self.base.bias, a_RI, b_OR, self.scale, mask_TI)
         return out_TO.view(*x_BTI.shape[:-1], -1)
 
     @torch.no_grad()

@@ -42,7 +42,6 @@ TOP = 100
 LONGEST = 256  # tokens of a prefix where rows allow it; llama.cpp reads each one from its start
 FLOOR = -100.0  # nats; llama.cpp writes a probability that fell to zero as -3e38
 SPARE_BYTES = 1 << 30  # for activations and probabilities
-PLAIN = "The start of a text."
 FIX = "type `tunesmith merge`, then `tunesmith export`; if it fails again, report the base model"
 
 Logprobs = NDArray[np.float32]
@@ -178,8 +177,8 @@ def check_tokens(recipe: Recipe, run: Run, file: Path, engine: Engine) -> int:
     tokenizer = load_tokenizer(run.model)
     fields, keys = gguf.GGUFReader(file).fields, (gguf.Keys.Tokenizer.EOS_ID, gguf.Keys.Tokenizer.EOT_ID)
     _same([end_of_turn_id(tokenizer)], [fields[key].contents() for key in keys if key in fields][-1:], "stop token")
-    bare, started = tokenizer(PLAIN, add_special_tokens=False)["input_ids"], tokenizer(PLAIN)["input_ids"]
-    _same(started, engine.tokenize(PLAIN), f"{PLAIN!r}, with the start token that add_bos_token says")
+    bare, started = tokenizer("A text", add_special_tokens=False)["input_ids"], tokenizer("A text")["input_ids"]
+    _same(started, engine.tokenize("A text"), "'A text', with the start token that add_bos_token says")
     bos = tokenizer.bos_token if started[1:] == bare else ""  # llama.cpp adds it, so it must not be in the text too
     filters, tokens = [("split", "=", HELD_OUT)], 0
     rows = pyarrow.parquet.read_table(run.data / "rows.parquet", columns=["where", "messages"], filters=filters)

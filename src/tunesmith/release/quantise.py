@@ -25,8 +25,7 @@ from tunesmith.recipe import GgufType
 
 DEFAULT: dict[GgufType, Type] = {"F16": Type.F16, "Q8_0": Type.Q8_0, "Q4_K_M": Type.Q4_K}
 FALLBACK = {Type.Q4_K: Type.Q5_0, Type.Q5_K: Type.Q5_1, Type.Q6_K: Type.Q8_0}  # where a row is no multiple of 256
-K_BLOCK = 256  # numbers in a block of the K-quants
-SMALL_BLOCK = 32  # numbers in a block of every fallback type
+K_BLOCK, SMALL_BLOCK = 256, 32  # numbers in a block of the K-quants, and of the types they fall back to
 LAYERS_70B = 80  # llama.cpp gives attn_v of the grouped 80-layer Llama more bits (LLM_TYPE_70B)
 F16_MAX = 65504.0
 LIBRARIES = (("xllamacpp", "*.so"), ("libggml", "*ggml-base*"))  # the second where the first hides the symbol (Windows)

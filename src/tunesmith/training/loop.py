@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.console import progress, say, warn
+from tunesmith.errors import ProofError
 from tunesmith.model.adapter import save_adapter
 from tunesmith.model.attention import has_varlen_kernel
-from tunesmith.model.base import compile_layers, head, hidden_states, load_base, recompute_layers
+from tunesmith.model.base import head, hidden_states, load_base, recompute_layers
 from tunesmith.model.lora import attach, mix
 from tunesmith.recipe import Recipe, cadence
 from tunesmith.recipe_file import dump_recipe
@@ -31,7 +32,7 @@ from tunesmith.training.evaluate import bits_per_byte, held_out_loss
 from tunesmith.training.loss import loss_sum
 from tunesmith.training.metrics import Metrics, plot_losses
 from tunesmith.training.schedule import lr_at
-from tunesmith.training.selftest import prove_packing
+from tunesmith.training.selftest import prove_compiling, prove_packing
 from tunesmith.training.state import INFINITY, TrainState, new_state
 from tunesmith.training.stop import Paused, StopRequested, StopWatch
 from tunesmith.weights.locate import LocatedBase
@@ -120,7 +121,9 @@ def _start(job: Job, base: LocatedBase, watch: StopWatch) -> tuple[TrainState, l
     if recipe.train.recompute == "on":
         recompute_layers(model)
     if job.batching.static:
-        compile_layers(model)
+        say("train: compiling the layers, which takes half a minute")
+        difference = prove_compiling(model, job.rows, job.batching)
+        say(f"train: compiled layers have the gradient they had before (differs by {difference:.1e}, relative)")
     state = new_state(model, keys, recipe.train, device)
     notes = resume(job.run.checkpoints, state, job.decides, job.machine)
     Metrics(job.run.metrics).cut_back(state.progress)
@@ -179,6 +182,11 @@ def update(job: Job, state: TrainState, watch: StopWatch) -> dict[str, Any]:
     state.scaler.unscale_(state.optimizer)
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     norm = nn.utils.clip_grad_norm_(parameters, config.clip).item()
+    if not 0 < norm < INFINITY and not state.scaler.is_enabled():  # the loss scaler skips such a step and goes on
+        raise ProofError(
+            f"step {at.step + 1}: the gradient's norm is {norm}, loss {total.item():.4g}",
+            fix="lower train.lr; what was saved before is whole and the same command goes on from there",
+        )
     lr = lr_at(at.step, len(job.steps), config)
     for group in state.optimizer.param_groups:
         group["lr"] = lr
