@@ -3,34 +3,59 @@
 Each side is a process of its own (peak memory is its own) and trains in turn; TRL with checkpointing off and its
 metrics as they come, once with its default collator (padding) and once packed. Padding is not counted as tokens.
 
-Usage: python benchmarks/training.py [--steps N] [--rounds N]   (needs the `dev` extra)
+Usage: python benchmarks/training.py [--data demo|FOLDER] [--steps N] [--rounds N]   (needs the `dev` extra)
+FOLDER holds instruction data; 80 rows of each file of MIXED are drawn, and those of at most 512 tokens used.
 """
 
 import argparse
 import contextlib
 import json
+import random
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
-DATA = Path(__file__).parents[1] / "recipes" / "demo-data"
-BASE, SYSTEM = "builtin:smollm2-135m-instruct", None
+DEMO = [Path(__file__).parents[1] / "recipes" / "demo-data" / name for name in ("tunesmith.jsonl", "finetuning.jsonl")]
+MIXED = (
+    "fastchat_500_sharegpt.json", "gsm8k_train_7473_sharegpt.jsonl", "gpteacher_roleplay_1923_alpaca_response.json",
+    "dolly_151.jsonl", "rasbt_1100_alpaca.json",
+)  # fmt: skip
+COLUMNS = {"gpteacher": {"output": "response"}, "dolly": {"completion": "answer"}}
+BASE = "builtin:smollm2-135m-instruct"
 MAX_LENGTH, RANK = 512, 16
 
 
-def rows():
-    """The demo conversations as TRL takes them."""
-    roles = {"human": "user", "gpt": "assistant"}
-    for name in ("tunesmith.jsonl", "finetuning.jsonl"):
-        for line in (DATA / name).read_text().splitlines():
-            turns = json.loads(line)["conversations"]
-            yield {"messages": [{"role": roles[t["from"]], "content": t["value"]} for t in turns]}
+def write_rows(data, target):
+    """The conversations of both sides as a file of messages: clean ones of at most MAX_LENGTH tokens."""
+    from tunesmith.data.clean import clean
+    from tunesmith.data.conversation import Conversation
+    from tunesmith.data.read import conversations
+    from tunesmith.recipe import Source
+    from tunesmith.tokens.template import Encoded, encode_all, messages_of
+    from tunesmith.tokens.tokenizer import load_tokenizer
+    from tunesmith.weights.locate import locate_base
+
+    drawn = []
+    for path in DEMO if data == "demo" else [Path(data) / name for name in MIXED]:
+        columns = next((c for start, c in COLUMNS.items() if path.name.startswith(start)), {})
+        rows = [row for row in conversations(Source(path=str(path), columns=columns)) if isinstance(row, Conversation)]
+        rows = [row for row, _ in map(clean, rows) if isinstance(row, Conversation)]
+        random.Random(0).shuffle(rows)
+        drawn += rows if data == "demo" else rows[:80]
+    encoded = encode_all(load_tokenizer(locate_base(BASE).folder), drawn, system=None, date="2026-01-01")
+    pairs = [(row, len(e.ids)) for row, e in zip(drawn, encoded, strict=True) if isinstance(e, Encoded)]
+    pairs = [(row, length) for row, length in pairs if length <= MAX_LENGTH]
+    target.write_text("".join(json.dumps({"messages": messages_of(row.turns)}) + "\n" for row, _ in pairs))
+    lengths = sorted(length for _, length in pairs)
+    middle = lengths[len(lengths) // 2]
+    print(f"{len(lengths)} conversations, {sum(lengths)} tokens, median {middle}, longest {lengths[-1]}")
 
 
-def ours(steps):
+def ours(steps, file):
     """tokens, seconds of `steps` optimizer steps of 1024 tokens after two to warm up."""
     from tunesmith.recipe import Recipe
     from tunesmith.runs import Run
@@ -40,13 +65,12 @@ def ours(steps):
     from tunesmith.training.stop import Paused
     from tunesmith.weights.locate import locate_base
 
-    sources = [{"path": str(DATA / name)} for name in ("tunesmith.jsonl", "finetuning.jsonl")]
     train_settings = {
         "tokens_per_step": 1024, "max_length": MAX_LENGTH, "micro_batch_tokens": 1024, "precision": "fp32",
         "stop_after": f"{steps + 2} steps", "evaluate_every": "1000 steps", "epochs": 9,
     }  # fmt: skip
     recipe = Recipe(
-        name="speed", base=BASE, data={"sources": sources}, lora={"rank": RANK}, train=train_settings,
+        name="speed", base=BASE, data={"sources": [{"path": str(file)}]}, lora={"rank": RANK}, train=train_settings,
         checkpoint={"every": "1000 steps"},
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
@@ -59,7 +83,7 @@ def ours(steps):
     return sum(line["tokens"] for line in timed), sum(line["seconds"] for line in timed)
 
 
-def trl(steps, packing):
+def trl(steps, file, packing):
     """The same with TRL: 8 rows padded, or packed rows of 1024 tokens; loss on all tokens, as it does by default."""
     import torch
     from datasets import Dataset
@@ -85,7 +109,8 @@ def trl(steps, packing):
     )  # fmt: skip
     trainer = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), args=settings,
-        train_dataset=Dataset.from_list(list(rows())), processing_class=AutoTokenizer.from_pretrained(folder),
+        train_dataset=Dataset.from_list([json.loads(line) for line in file.read_text().splitlines()]),
+        processing_class=AutoTokenizer.from_pretrained(folder),
         peft_config=LoraConfig(r=RANK, lora_alpha=16, target_modules="all-linear"), callbacks=[Clock()],
     )  # fmt: skip
     collate = trainer.data_collator
@@ -99,9 +124,9 @@ def trl(steps, packing):
     return sum(tokens[2 : 2 + steps]), sum(times[2:])
 
 
-def measure(side, steps):
+def measure(side, steps, file):
     """One side in a process of its own."""
-    command = [sys.executable, __file__, "--side", side, "--steps", str(steps)]
+    command = [sys.executable, __file__, "--side", side, "--steps", str(steps), "--file", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr[-3000:])
@@ -112,20 +137,22 @@ def main():
     """Measure each side in turn and print the table of medians."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--side", choices=["tunesmith", "trl", "trl-packed"])
+    parser.add_argument("--file", type=Path, default=Path(tempfile.gettempdir()) / "tunesmith-benchmark.jsonl")
+    parser.add_argument("--data", default="demo")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     if options.side:
-        tokens, seconds = (
-            ours(options.steps) if options.side == "tunesmith" else trl(options.steps, "packed" in options.side)
-        )
+        work = partial(trl, packing="packed" in options.side) if options.side.startswith("trl") else ours
+        tokens, seconds = work(options.steps, options.file)
         peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         print(json.dumps({"tokens_per_s": tokens / seconds, "peak_gb": peak_gb}))
         return
+    write_rows(options.data, options.file)
     sides = {"tunesmith": [], "trl-packed": [], "trl": []}
     for _ in range(options.rounds):
         for side, measured in sides.items():
-            measured.append(measure(side, options.steps))
+            measured.append(measure(side, options.steps, options.file))
             print(side, {key: round(value, 2) for key, value in measured[-1].items()}, flush=True)
     middle = {
         side: {key: sorted(m[key] for m in measured)[len(measured) // 2] for key in measured[0]}
