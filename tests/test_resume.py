@@ -109,6 +109,30 @@ def test_torn_newest_checkpoint_falls_back(base, whole, tmp_path, capsys):
     same(run, whole)
 
 
+def test_early_stopping_counts_on_across_a_resume(base, tmp_path):
+    rule = {"patience": 2, "min_gain": 0.0}
+    settings = {"epochs": 60, "lr": 0.3, "evaluate_every": "2 steps", "early_stopping": rule}
+    one, two = (prepare_rows(tmp_path / name, base.folder) for name in ("one", "two"))
+    record, _ = train(recipe_with(**settings), one, base)
+    for _ in range(record.counts["steps"] - 1):
+        with pytest.raises(Paused):
+            train(recipe_with(**settings, stop_after="1 steps"), two, base)
+    resumed, _ = train(recipe_with(**settings), two, base)
+    assert resumed.counts["stopped_early"] and resumed.counts["best_step"] == record.counts["best_step"]
+    assert history(one) == history(two)
+
+
+def test_what_a_killed_save_left_is_cleared_or_put_back(base, whole, tmp_path):
+    run = prepare_rows(tmp_path / "run", base.folder)
+    with pytest.raises(Paused):
+        train(recipe_with(**RECIPE, stop_after="4 steps"), run, base)
+    (run.checkpoints / "step-000004").rename(run.checkpoints / ".step-000004.old")  # killed between two renames
+    (run.checkpoints / ".step-000009.draft").mkdir()
+    train(recipe_with(**RECIPE), run, base)
+    assert not list(run.checkpoints.glob(".*")) and history(run)[-1] == history(whole)[-1]
+    same(run, whole)
+
+
 def test_half_a_metrics_line_is_dropped(base, whole, tmp_path):
     run = Run(prepare_rows(tmp_path / "run", base.folder).path)
     with pytest.raises(Paused):

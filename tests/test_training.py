@@ -15,7 +15,7 @@ from tunesmith.model.attention import Packing
 from tunesmith.model.base import hidden_states, load_base
 from tunesmith.runs import Run
 from tunesmith.tokens.rows import load_rows
-from tunesmith.training import loop, selftest
+from tunesmith.training import checkpoint, loop, selftest
 from tunesmith.training.batch import Batching, supervised_in
 from tunesmith.training.loop import train
 from tunesmith.training.selftest import prove_compiling, prove_packing
@@ -193,22 +193,27 @@ def test_another_micro_batch_goes_on_and_says_so(run, base):
     assert record.counts["notes"] == ["state-exact, not bit-exact: micro_batch_tokens: 200 -> 400"]
 
 
+def test_the_note_outlives_a_later_interruption(run, base):
+    for micro in (200, 400):
+        with pytest.raises(Paused):
+            train(recipe_with(micro_batch_tokens=micro, stop_after="2 steps"), run, base)
+    record, _ = train(recipe_with(micro_batch_tokens=400), run, base)
+    assert record.counts["notes"] == ["state-exact, not bit-exact: micro_batch_tokens: 200 -> 400"]
+
+
 def test_full_disk_during_a_checkpoint_names_it_and_loses_nothing(run, base, monkeypatch):
-    import errno
+    real, calls = checkpoint.save, 0
 
-    from tunesmith.training import checkpoint
+    def save(tensors):
+        nonlocal calls
+        calls += 1
+        if calls == 5:  # the third checkpoint: its draft becomes a file system that is full after one page
+            draft = run.checkpoints / ".step-000003.draft"
+            (draft / "adapter.safetensors").symlink_to("/dev/full")
+        return real(tensors)
 
-    real, calls = checkpoint.save_file, []
-
-    def save_file(tensors, path, *rest):
-        calls.append(path)
-        if len(calls) > 4:
-            path.write_bytes(b"half")
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(tensors, path, *rest)
-
-    monkeypatch.setattr(checkpoint, "save_file", save_file)
-    with pytest.raises(ResourceError, match="the disk is full"):
+    monkeypatch.setattr(checkpoint, "save", save)
+    with pytest.raises(ResourceError, match="the disk is full: step-000003"):
         train(recipe_with(), run, base)
     assert [p.name for p in sorted(run.checkpoints.iterdir())] == ["step-000001", "step-000002"]
     monkeypatch.undo()
@@ -217,6 +222,41 @@ def test_full_disk_during_a_checkpoint_names_it_and_loses_nothing(run, base, mon
     train(recipe_with(), other, base)
     for name, tensor in adapter(run).items():
         assert torch.equal(tensor, adapter(other)[name])
+
+
+def test_a_damaged_best_checkpoint_is_not_shipped(run, base, monkeypatch):
+    real = loop._take_best
+
+    def damaged(job, state, *rest):
+        best = run.checkpoints / f"step-{state.progress.best_step:06d}" / "adapter.safetensors"
+        best.write_bytes(best.read_bytes()[:-1] + b"x")
+        return real(job, state, *rest)
+
+    monkeypatch.setattr(loop, "_take_best", damaged)
+    with pytest.raises(ResumeError, match="the best checkpoint, step-0000"):
+        train(recipe_with(), run, base)
+    assert not run.adapter.exists()
+
+
+def test_a_loss_that_is_no_number_is_named(run, base):
+    with pytest.raises(ProofError, match="lower train"):
+        train(recipe_with(lr=1e30, epochs=4), run, base)
+    assert "NaN" not in run.metrics.read_text() and "Infinity" not in run.metrics.read_text()
+
+
+def test_loss_scaling_is_saved_and_its_skipped_steps_are_counted(run, base):
+    other = twin(run, "other")
+    settings = {"precision": "fp16", "early_stopping": {"patience": 9}, "lr": 1e-3}
+    record, _ = train(recipe_with(**settings), run, base)
+    for _ in range(3):
+        with pytest.raises(Paused):
+            train(recipe_with(**settings, stop_after="3 steps"), other, base)
+    resumed, _ = train(recipe_with(**settings), other, base)
+    newest = sorted(other.checkpoints.iterdir())[-1]
+    scaler = json.loads((newest / "state.json").read_text())["scaler"]
+    assert scaler["scale"] > 0 and scaler["_growth_tracker"] >= 1
+    assert resumed.counts["skipped_steps"] == record.counts["skipped_steps"] and resumed.counts["interruptions"] == 3
+    assert all(torch.equal(tensor, adapter(other)[name]) for name, tensor in adapter(run).items())
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it

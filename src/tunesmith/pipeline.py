@@ -52,7 +52,7 @@ def recipe_written(recipe: Recipe, run: Run) -> Iterator[None]:
     try:
         yield
     except ResumeError:
-        if before is not None:
+        if before is not None and run.recipe.read_text() == wanted:  # else train has decided its `auto` fields
             write_file(run.recipe, before)
         raise
 

@@ -53,7 +53,11 @@ def _switch_text(value: Any) -> Any:
 
 
 def _date_text(value: Any) -> Any:
-    return value.isoformat() if isinstance(value, datetime.date) else value  # YAML reads a bare 2026-01-31 as a date
+    if isinstance(value, datetime.date):  # YAML reads a bare 2026-01-31 as one
+        return value.isoformat()
+    if isinstance(value, str):
+        datetime.date.fromisoformat(value)
+    return value
 
 
 Every = Annotated[str, BeforeValidator(_cadence_text)]
@@ -63,7 +67,7 @@ EverySteps = Annotated[str, BeforeValidator(_steps_text)]
 class Section(BaseModel):
     """Frozen, and no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Columns(Section):
@@ -90,7 +94,7 @@ class Columns(Section):
 class Source(Section):
     """One place that conversations come from."""
 
-    path: str
+    path: Annotated[str, Field(min_length=1)]
     """A file or glob (JSON, JSONL, Parquet, CSV; relative to the recipe file), or the id of a data set on the Hub."""
     format: Literal["auto", "sharegpt", "messages", "alpaca", "prompt-completion"] = "auto"
     """How a row holds its conversation; `auto` decides by the columns of the first row."""
@@ -218,7 +222,7 @@ class ExportConfig(Section):
 class EvaluateConfig(Section):
     """How the GGUF is tried on the CPU."""
 
-    prompts: str = "default"
+    prompts: Annotated[str, Field(min_length=1)] = "default"
     """`default`: the ten of tunesmith; or a YAML file with a list of prompts."""
     gguf: GgufType = "Q8_0"
     """Type of the GGUF file that answers; one of export.gguf."""
@@ -248,7 +252,7 @@ class Recipe(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Name of the run, of its folder and of its model files."""
-    base: str
+    base: Annotated[str, Field(min_length=1)]
     """Hub id[@revision], folder, GGUF file, or builtin:smollm2-135m-instruct."""
     data: DataConfig
     lora: LoraConfig = LoraConfig()

@@ -1,6 +1,7 @@
 """Recipes in and out of YAML: every problem at once, each with its file and line."""
 
 import difflib
+import glob
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -164,7 +165,11 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe with paths that exist beside its file made absolute, so that it means the same from any folder."""
 
     def anchor(path: str) -> str:
-        return str((folder / path).resolve()) if not Path(path).is_absolute() and any(folder.glob(path)) else path
+        if Path(path).is_absolute() or not path:
+            return path
+        if (folder / path).exists():
+            return str((folder / path).resolve())
+        return str(Path(glob.escape(str(folder.resolve()))) / path) if glob.glob(path, root_dir=folder) else path
 
     data = recipe.data
     sources = tuple(s.model_copy(update={"path": anchor(s.path)}) for s in data.sources)

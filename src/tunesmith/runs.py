@@ -113,6 +113,18 @@ def commit_folder(target: Path, write: Callable[[Path], None]) -> None:
     flush(target.parent)  # so that the new name survives a power cut too
 
 
+def sweep(folder: Path) -> None:
+    """Clear what a killed commit_folder left in `folder`; what it had only moved aside is put back."""
+    for old in folder.glob(".*.old"):
+        target = folder / old.name[1 : -len(".old")]
+        if target.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(target)
+    for draft in folder.glob(".*.draft"):
+        shutil.rmtree(draft)
+
+
 def write_file(target: Path, content: str | bytes) -> None:
     """Create or replace one file completely or not at all."""
     draft = target.with_name(f".{target.name}.draft")

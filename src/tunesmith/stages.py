@@ -124,6 +124,8 @@ def sources_of(recipe: Recipe) -> list[Source]:
 
 def source_files(source: Source) -> list[Path]:
     """The files that a source's path names, sorted; none for the id of a data set on the Hub."""
+    if Path(source.path).is_file():  # also one with brackets in its name
+        return [Path(source.path)]
     return [Path(name) for name in sorted(glob.glob(source.path, recursive=True)) if Path(name).is_file()]
 
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from tunesmith.errors import ResumeError
@@ -54,7 +54,7 @@ def save_adapter(folder: Path, checkpoint: Path, config: LoraConfig, base: str) 
         "init_lora_weights": True,
     }
     (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
-    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+    (folder / WEIGHTS).write_bytes(save(tensors, {"format": "pt"}))
 
 
 def load_adapter(folder: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:

@@ -2,16 +2,17 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from tunesmith.console import say, warn
 from tunesmith.errors import ResumeError
 from tunesmith.model.adapter import adapter_tensors
 from tunesmith.recipe import Keep
-from tunesmith.runs import commit_folder, digest_folder
+from tunesmith.runs import commit_folder, digest_folder, sweep
 from tunesmith.training.state import TrainState
 
 ADAPTER, OPTIMIZER, STATE, DIGESTS = "adapter.safetensors", "optimizer.safetensors", "state.json", "digests.json"
@@ -27,8 +28,9 @@ def save_checkpoint(
     target = folder / f"step-{state.progress.step:06d}"
 
     def write(draft: Path) -> None:
-        save_file({n: t.contiguous().cpu() for n, t in adapter_tensors(state.model).items()}, draft / ADAPTER)
-        save_file({n: t.cpu() for n, t in state.optimizer_tensors().items()}, draft / OPTIMIZER)
+        adapter = {name: tensor.contiguous().cpu() for name, tensor in adapter_tensors(state.model).items()}
+        (draft / ADAPTER).write_bytes(save(adapter))  # save_file hides a full disk in an error of its own
+        (draft / OPTIMIZER).write_bytes(save({n: t.cpu() for n, t in state.optimizer_tensors().items()}))
         numbers = {**state.numbers(), "decides": decides, "machine": machine}
         (draft / STATE).write_text(json.dumps(numbers, indent=1) + "\n")
         (draft / DIGESTS).write_text(json.dumps(digest_folder(draft), indent=1) + "\n")
@@ -45,15 +47,16 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"))
 
 
-def resume(folder: Path, state: TrainState, decides: dict[str, Any], machine: dict[str, Any]) -> list[str]:
-    """Load the newest good checkpoint into `state`, if there is one. Returns notes for the record.
+def resume(folder: Path, state: TrainState, decides: dict[str, Any], machine: dict[str, Any]) -> None:
+    """Load the newest good checkpoint into `state`, if there is one.
 
     A torn checkpoint is passed over. One of other settings is refused: raises ResumeError naming each of them.
     """
+    sweep(folder)
     for checkpoint in reversed(checkpoints(folder)):
-        if not _is_whole(checkpoint):
+        if not is_whole(checkpoint):
             warn(f"{checkpoint.name} is damaged and is passed over")
-            shutil.rmtree(checkpoint)
+            checkpoint.rename(folder / f".damaged-{checkpoint.name}-{time.time_ns()}")
             continue
         numbers = json.loads((checkpoint / STATE).read_text())
         _refuse_others(checkpoint, numbers["decides"], decides)
@@ -61,11 +64,9 @@ def resume(folder: Path, state: TrainState, decides: dict[str, Any], machine: di
         state.progress.interruptions += 1
         say(f"train: going on from {checkpoint.name}")
         if changed := changes(numbers["machine"], machine):
-            note = "state-exact, not bit-exact: " + "; ".join(changed)
-            warn(f"the resumed run is {note}")
-            return [note]
-        return []
-    return []
+            state.progress.notes.append("state-exact, not bit-exact: " + "; ".join(changed))
+            warn(f"the resumed run is {state.progress.notes[-1]}")
+        return
 
 
 def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
@@ -80,10 +81,11 @@ def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[
     return found
 
 
-def _is_whole(checkpoint: Path) -> bool:
+def is_whole(checkpoint: Path) -> bool:
+    """Whether every file of a checkpoint has the bytes that were written. A disk that cannot be read is an OSError."""
     try:
         digests = json.loads((checkpoint / DIGESTS).read_text())
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         return False
     return bool(digests == digest_folder(checkpoint))
 

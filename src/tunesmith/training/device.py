@@ -61,6 +61,7 @@ def _fit(train: TrainConfig, config: dict[str, Any], base_folder: Path) -> dict[
     """
     free_bytes, _ = torch.cuda.mem_get_info()
     width_bytes = 4 if train.precision == "fp32" else 2
+    config = config.get("text_config", config)
     hidden, layers = config["hidden_size"], config["num_hidden_layers"]
     inner = config.get("intermediate_size", 4 * hidden)
     stored = sum(path.stat().st_size for path in base_folder.glob("*.safetensors"))
@@ -72,14 +73,15 @@ def _fit(train: TrainConfig, config: dict[str, Any], base_folder: Path) -> dict[
     kept_bytes = {"off": layers * layer_bytes, "on": layers * hidden * width_bytes + layer_bytes}
     modes = list(kept_bytes) if train.recompute == "auto" else [train.recompute]
     for mode in modes:
-        micro = train.tokens_per_step
-        while micro > train.max_length and micro * kept_bytes[mode] > budget:
+        fixed = train.micro_batch_tokens
+        micro = train.tokens_per_step if fixed == "auto" else fixed
+        while fixed == "auto" and micro > train.max_length and micro * kept_bytes[mode] > budget:
             micro = max(train.max_length, micro // 2)
         if micro * kept_bytes[mode] <= budget:
             return {"micro_batch_tokens": micro, "recompute": mode}
     raise ResourceError(
-        f"the base and {train.max_length} tokens do not fit into {free_bytes / 1e9:.1f} GB of free GPU memory",
-        fix="lower train.max_length, or choose a smaller base",
+        f"the base and {micro} tokens do not fit into {free_bytes / 1e9:.1f} GB of free GPU memory",
+        fix="lower train.max_length or train.micro_batch_tokens, or choose a smaller base",
     )
 
 

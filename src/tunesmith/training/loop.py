@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.console import progress, say, warn
-from tunesmith.errors import ProofError
+from tunesmith.errors import ProofError, ResourceError, ResumeError
 from tunesmith.model.adapter import save_adapter
 from tunesmith.model.attention import has_varlen_kernel
 from tunesmith.model.base import head, hidden_states, load_base, recompute_layers
@@ -26,7 +26,7 @@ from tunesmith.stages import adapter_needs, keep_autos, stands
 from tunesmith.tokens.order import rows_of_epoch
 from tunesmith.tokens.rows import TokenRows, load_rows
 from tunesmith.training.batch import Batching, MicroBatch, supervised_in
-from tunesmith.training.checkpoint import ADAPTER, resume, save_checkpoint
+from tunesmith.training.checkpoint import ADAPTER, is_whole, resume, save_checkpoint
 from tunesmith.training.device import machine, peak_memory_bytes, pick_device, resolve, set_determinism
 from tunesmith.training.evaluate import bits_per_byte, held_out_loss
 from tunesmith.training.loss import loss_sum
@@ -36,6 +36,8 @@ from tunesmith.training.selftest import prove_compiling, prove_packing
 from tunesmith.training.state import INFINITY, TrainState, new_state
 from tunesmith.training.stop import Paused, StopRequested, StopWatch
 from tunesmith.weights.locate import LocatedBase
+
+MOST_SKIPPED = 20  # the scale starts at 65,536 and halves each time: after 20 it is not the scale
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def train(recipe: Recipe, run: Run, base: LocatedBase) -> tuple[Record, bool]:
     def work(draft: Path) -> dict[str, Any]:
         job = _prepare_job(recipe, run, device, decides={"settings": settings, "inputs": inputs})
         with StopWatch(recipe.train.stop_after) as watch:
-            state, notes = _start(job, base, watch)
+            state = _start(job, base)
             try:
                 _fit(job, state, watch)
             except StopRequested:
@@ -76,8 +78,13 @@ def train(recipe: Recipe, run: Run, base: LocatedBase) -> tuple[Record, bool]:
                 plot_losses(Metrics(run.metrics), run.loss_plot)
                 say(f"train: stopped at step {state.progress.step}, {saved.name} is saved; the same command goes on")
                 raise Paused(watch.exit_code) from None
+            except torch.OutOfMemoryError as error:
+                raise ResourceError(
+                    f"the GPU's memory is full at step {state.progress.step + 1}: {str(error).splitlines()[0]}",
+                    fix="--set train.recompute=on, or a smaller train.micro_batch_tokens; the state is saved as it was",
+                ) from error
         plot_losses(Metrics(run.metrics), run.loss_plot)
-        return _take_best(job, state, base, draft) | {"notes": notes}
+        return _take_best(job, state, base, draft)
 
     return commit_stage(run.adapter, settings, inputs, work)
 
@@ -108,8 +115,8 @@ def _plan(rows: TokenRows, recipe: Recipe) -> list[Sequence[int]]:
     return [step for step in steps if supervised_in(rows, step)]
 
 
-def _start(job: Job, base: LocatedBase, watch: StopWatch) -> tuple[TrainState, list[str]]:
-    """The model with its adapter, proved to pack, at the newest checkpoint. Notes for the record with it."""
+def _start(job: Job, base: LocatedBase) -> TrainState:
+    """The model with its adapter, proved to pack, at the newest checkpoint."""
     recipe, device = job.recipe, job.batching.device
     say(f"train: loading {base.name} in {recipe.train.precision} on {job.machine['device']}")
     model = load_base(
@@ -125,9 +132,9 @@ def _start(job: Job, base: LocatedBase, watch: StopWatch) -> tuple[TrainState, l
         difference = prove_compiling(model, job.rows, job.batching)
         say(f"train: compiled layers have the gradient they had before (differs by {difference:.1e}, relative)")
     state = new_state(model, keys, recipe.train, device)
-    notes = resume(job.run.checkpoints, state, job.decides, job.machine)
+    resume(job.run.checkpoints, state, job.decides, job.machine)
     Metrics(job.run.metrics).cut_back(state.progress)
-    return state, notes
+    return state
 
 
 def _fit(job: Job, state: TrainState, watch: StopWatch) -> None:
@@ -141,10 +148,10 @@ def _fit(job: Job, state: TrainState, watch: StopWatch) -> None:
             if at.evaluated_step != at.step and (at.step % train.evaluate_every_steps == 0 or last):
                 loss = held_out_loss(state.model, job.held_out, job.held_out_batching, watch.check)
                 bits = bits_per_byte(loss, job.held_out)
-                metrics.append({"step": at.step, "held_out_loss": loss, "bits_per_byte": bits})
                 say(f"train: step {at.step} of {steps}, held-out loss {loss:.4f} ({bits:.3f} bits per byte)")
                 if at.note_held_out(loss, rule):
                     saved_step = -1  # the best one must be on disk
+                metrics.append({"step": at.step, "held_out_loss": loss, "bits_per_byte": bits})
             last = last or at.stopped_early(rule)
             due = at.step - saved_step >= (every.steps or INFINITY)
             due = due or time.monotonic() - saved_s >= (every.seconds or INFINITY)
@@ -182,11 +189,7 @@ def update(job: Job, state: TrainState, watch: StopWatch) -> dict[str, Any]:
     state.scaler.unscale_(state.optimizer)
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     norm = nn.utils.clip_grad_norm_(parameters, config.clip).item()
-    if not 0 < norm < INFINITY and not state.scaler.is_enabled():  # the loss scaler skips such a step and goes on
-        raise ProofError(
-            f"step {at.step + 1}: the gradient's norm is {norm}, loss {total.item():.4g}",
-            fix="lower train.lr; what was saved before is whole and the same command goes on from there",
-        )
+    _check_gradient(norm, state, total.item())
     lr = lr_at(at.step, len(job.steps), config)
     for group in state.optimizer.param_groups:
         group["lr"] = lr
@@ -196,10 +199,23 @@ def update(job: Job, state: TrainState, watch: StopWatch) -> dict[str, Any]:
     at.step, at.tokens, at.seconds = at.step + 1, at.tokens + tokens, at.seconds + elapsed_s
     at.supervised_tokens += supervised
     return {
-        "step": at.step, "loss": total.item(), "lr": lr, "grad_norm": norm, "tokens": tokens,
-        "supervised_tokens": supervised, "seconds": round(elapsed_s, 3), "tokens_per_s": round(tokens / elapsed_s, 1),
+        "step": at.step, "loss": total.item(), "lr": lr, "grad_norm": norm if math.isfinite(norm) else None,
+        "tokens": tokens, "supervised_tokens": supervised, "seconds": round(elapsed_s, 3),
+        "tokens_per_s": round(tokens / elapsed_s, 1),
         "memory_gb": round(peak_memory_bytes(job.batching.device) / 1e9, 2),
     }  # fmt: skip
+
+
+def _check_gradient(norm: float, state: TrainState, loss: float) -> None:
+    """Raise ProofError for a gradient that is zero or, unless the loss scaler may still find a scale, not finite."""
+    finite, at = math.isfinite(norm), state.progress
+    at.skipped = 0 if finite else at.skipped + 1
+    at.skipped_in_all += not finite
+    if norm == 0 or at.skipped > (MOST_SKIPPED if state.scaler.is_enabled() else 0):
+        raise ProofError(
+            f"step {at.step + 1}: the gradient's norm is {norm}, loss {loss:.4g}",
+            fix="lower train.lr, or set train.precision to fp32 or bf16; checkpoints made before are whole",
+        )
 
 
 def _dropout_keys(job: Job, step: int, batch: MicroBatch) -> Tensor | None:
@@ -215,8 +231,14 @@ def _take_best(job: Job, state: TrainState, base: LocatedBase, draft: Path) -> d
     at, recipe = state.progress, job.recipe
     if at.best_loss >= at.base_loss:
         warn(f"the held-out loss never fell below the base's {at.base_loss:.4f}; try a lower train.lr or other data")
-    best = job.run.checkpoints / f"step-{at.best_step:06d}" / ADAPTER
-    save_adapter(draft, best, recipe.lora, base.name)
+    best = job.run.checkpoints / f"step-{at.best_step:06d}"
+    if not is_whole(best):
+        raise ResumeError(
+            f"the best checkpoint, {best.name}, is missing or damaged",
+            fix="delete the checkpoints after it and type the same again: training repeats those steps",
+            where=str(job.run.checkpoints),
+        )
+    save_adapter(draft, best / ADAPTER, recipe.lora, base.name)
     return {
         "steps": at.step,
         "planned_steps": len(job.steps),
@@ -231,6 +253,9 @@ def _take_best(job: Job, state: TrainState, base: LocatedBase, draft: Path) -> d
         "train_seconds": round(at.seconds, 1),
         "tokens_per_s": round(at.tokens / max(at.seconds, 1e-9), 1),
         "interruptions": at.interruptions,
+        "skipped_steps": at.skipped_in_all,
+        "notes": at.notes,
+        "base_revision": base.revision,
         "peak_memory_bytes": peak_memory_bytes(job.batching.device),
         "device": job.machine["device"],
         "precision": recipe.train.precision,

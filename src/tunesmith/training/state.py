@@ -1,6 +1,7 @@
 """Everything that changes during training, in one object. The learning rate and the order of rows are functions of
 the step and are not here."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tunesmith.errors import ProofError
 from tunesmith.model.adapter import adapter_tensors, set_adapter
 from tunesmith.model.lora import DropoutKeys, adapted_layers
 from tunesmith.recipe import EarlyStopping, TrainConfig
@@ -36,9 +38,19 @@ class Progress:
     """Evaluations in a row that did not."""
     interruptions: int = 0
     """Times this run was resumed."""
+    skipped: int = 0
+    """fp16 steps in a row whose gradient was not finite; the loss scaler leaves the adapter as it is and goes on."""
+    skipped_in_all: int = 0
+    notes: list[str] = field(default_factory=list)
+    """What the record must say about this run."""
 
     def note_held_out(self, loss: float, rule: EarlyStopping | None) -> bool:
         """Take in a held-out loss measured at the current step; True if it is the best of a trained adapter."""
+        if not math.isfinite(loss):
+            raise ProofError(
+                f"the held-out loss at step {self.step} is {loss}",
+                fix="lower train.lr, or set train.precision to fp32 or bf16; checkpoints made before are whole",
+            )
         self.evaluated_step = self.step
         if self.step == 0:
             self.base_loss = self.reference_loss = loss
