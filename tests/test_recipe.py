@@ -7,7 +7,7 @@ import pytest
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
 from tunesmith.recipe_file import dump_recipe, read_recipe, schema_text
-from tunesmith.stages import missing_files
+from tunesmith.stages import missing_files, source_files
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 MINIMAL = "name: a\nbase: b\ndata: {sources: [{path: rows.jsonl}]}\n"
@@ -121,3 +121,31 @@ def test_paths_are_taken_from_the_recipes_folder(tmp_path, monkeypatch):
     assert read_recipe(path).data.sources[0].path == str((tmp_path / "sub" / "rows.jsonl").resolve())
     assert missing_files(read_recipe(path, ["data.sources.0.path=other.jsonl"])) == ["other.jsonl does not exist"]
     assert missing_files(read_recipe(path, ["data.sources.0.path=someone/chats"])) == []
+
+
+def test_a_key_set_twice_is_refused(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("name: x\nbase: b\ndata:\n  sources: [{path: a}]\ntrain: {lr: 1e-4}\ntrain: {epochs: 2}\n")
+    with pytest.raises(RecipeError, match="train is set twice, in lines 5 and 6"):
+        read_recipe(path)
+
+
+@pytest.mark.parametrize("line", ["train: {lr: .inf}", "train: {epochs: .nan}", "data: {sources: [{path: ''}]}"])
+def test_what_is_no_number_or_no_path_is_refused(tmp_path, line):
+    path = tmp_path / "r.yaml"
+    data = "" if line.startswith("data") else "data: {sources: [{path: a}]}\n"
+    path.write_text(f"name: x\nbase: b\n{data}{line}\n")
+    with pytest.raises(RecipeError, match="line"):
+        read_recipe(path)
+
+
+def test_data_beside_a_recipe_in_a_folder_with_brackets_is_found(tmp_path):
+    folder = tmp_path / "[1] my*data"
+    folder.mkdir()
+    for name in ("a.jsonl", "b.jsonl"):
+        (folder / name).write_text("{}\n")
+    path = folder / "r.yaml"
+    path.write_text("name: x\nbase: b\ndata: {sources: [{path: a.jsonl}, {path: '*.jsonl'}]}\n")
+    one, both = read_recipe(path).data.sources
+    assert [p.name for p in source_files(one)] == ["a.jsonl"]
+    assert [p.name for p in source_files(both)] == ["a.jsonl", "b.jsonl"]

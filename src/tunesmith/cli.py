@@ -35,10 +35,8 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except PermissionError as error:
-        print(
-            f"error: {error.filename} may not be written or read\n  fix: put the run elsewhere with --run-dir",
-            file=sys.stderr,
-        )
+        fix = "change its permissions, or put the run elsewhere with --run-dir"
+        print(f"error: {error.filename} may not be written or read\n  fix: {fix}", file=sys.stderr)
         sys.exit(ResourceError.exit_code)
     except SystemExit as end:
         if end.code == INTERRUPTED and type(end) is SystemExit:  # train says itself where it paused

@@ -41,7 +41,14 @@ def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
         ) from error
     if not isinstance(raw, dict):
         raise RecipeError("recipe is not a mapping of settings", fix="start from `tunesmith init`", where=str(path))
-    lines = dict(_lines(node)) if node else {}
+    lines: dict[Loc, int] = {}
+    for loc, line in _lines(node) if node else ():
+        if loc in lines:  # YAML would silently take the last one
+            name = ".".join(map(str, loc))
+            raise RecipeError(
+                f"{name} is set twice, in lines {lines[loc]} and {line}", fix="keep one of them", where=str(path)
+            )
+        lines[loc] = line
     for change in changes:
         _apply(raw, lines, change)
     try:
@@ -180,7 +187,9 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
     return recipe.model_copy(
         update={
             "data": data.model_copy(update={"sources": sources, "held_out": held_out}),
-            "base": anchor(recipe.base) if recipe.base.startswith((".", "/")) else recipe.base,
+            "base": anchor(recipe.base)
+            if recipe.base.startswith((".", "/")) or recipe.base.endswith(".gguf")
+            else recipe.base,
             "evaluate": recipe.evaluate.model_copy(
                 update={"prompts": prompts if prompts == "default" else anchor(prompts)}
             ),
