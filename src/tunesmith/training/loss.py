@@ -25,11 +25,14 @@ class _HeadLoss(torch.autograd.Function):
             part = slice(start, start + rows)
             logits_CV = F.linear(hidden_SD[part], weight_VD, bias_V).float()
             picked_C1 = targets_S[part, None]
-            log_sum_C1 = logits_CV.logsumexp(dim=1, keepdim=True)
-            total += (log_sum_C1 - logits_CV.gather(1, picked_C1)).sum()
+            picked_logit_C1 = logits_CV.gather(1, picked_C1)
+            largest_C1 = logits_CV.amax(dim=1, keepdim=True)
+            exp_CV = logits_CV.sub_(largest_C1).exp_()  # in place: torch's logsumexp takes as long as the product above
+            sum_C1 = exp_CV.sum(dim=1, keepdim=True)
+            total += (sum_C1.log() + largest_C1 - picked_logit_C1).sum()
             if grad_SD is not None:
-                softmax_CV = logits_CV.sub_(log_sum_C1).exp_()
-                softmax_CV.scatter_add_(1, picked_C1, -torch.ones_like(log_sum_C1))  # d loss / d logits
+                softmax_CV = exp_CV.div_(sum_C1)
+                softmax_CV.scatter_add_(1, picked_C1, -torch.ones_like(sum_C1))  # d loss / d logits
                 torch.mm(softmax_CV.to(hidden_SD.dtype), weight_VD, out=grad_SD[part])
         if grad_SD is not None:
             ctx.save_for_backward(grad_SD)

@@ -57,7 +57,8 @@ def plot_losses(metrics: Metrics, target: Path) -> None:
         best = min(held_out, key=lambda point: point[1])
         axes.annotate(f"{best[1]:.3f}", best, xytext=(0, -14), textcoords="offset points", ha="center", color="#b3412d")
     axes.set(xlabel="step", ylabel="loss (nats per supervised token)", ylim=(0, None))
-    axes.legend(frameon=False)
+    if lines:  # none yet where a run was stopped before its first step
+        axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     draft = target.with_name(f".{target.name}")
     figure.savefig(draft, dpi=120, format="png")
