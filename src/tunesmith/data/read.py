@@ -14,9 +14,9 @@ import pyarrow.parquet
 from tunesmith.data.conversation import Conversation, Dropped
 from tunesmith.data.formats import Row, column_names, format_of, to_turns
 from tunesmith.data.hub import hub_rows
+from tunesmith.decides import source_files
 from tunesmith.errors import DataError
 from tunesmith.recipe import Source
-from tunesmith.stages import source_files
 
 BAD_JSON, BAD_TEXT, BAD_CSV = "not valid JSON", "not valid UTF-8", "not as many cells as the header"
 BETWEEN = re.compile(r"[\s,]*")  # two items of a JSON array
