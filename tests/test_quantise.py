@@ -12,7 +12,7 @@ from tunesmith.errors import BaseError, ResourceError
 from tunesmith.recipe import ChatConfig
 from tunesmith.release import quantise
 from tunesmith.release.gguf import About, write_gguf
-from tunesmith.release.quantise import encode, tensor_types
+from tunesmith.release.quantise import quantise_rows, tensor_types
 
 ABOUT = About("tiny", "tiny", "apache-2.0", ChatConfig())
 SHAPES = {  # name -> what save_base is given; rows that are a multiple of 256, of 64 and (ffn_down) of 16 numbers
@@ -61,7 +61,7 @@ def test_numbers_that_f16_cannot_hold_are_refused(value):
     rows = np.ones((2, 256), np.float32)
     rows[1, 3] = value
     with pytest.raises(BaseError, match=r"(?s)F16 ends at 65504.*blk\.0"):
-        encode(rows, gguf.GGMLQuantizationType.Q4_K, "blk.0")
+        quantise_rows(rows, gguf.GGMLQuantizationType.Q4_K, "blk.0")
 
 
 def test_a_library_without_the_symbol_names_the_way_out(monkeypatch):

@@ -8,7 +8,7 @@ from tunesmith.data.conversation import Role, Turn
 from tunesmith.errors import DataError
 from tunesmith.recipe import Source
 
-NEEDS = {
+FORMATS = {
     "sharegpt": ("conversations",),
     "messages": ("messages",),
     "alpaca": ("instruction", "output"),
@@ -40,7 +40,7 @@ def column_names(source: Source) -> Names:
 def format_of(row: Row, source: Source, where: str) -> str:
     """The format of a source, decided by the columns of a row. Raises DataError if none fits."""
     names = column_names(source)
-    wanted = NEEDS if source.format == "auto" else {source.format: NEEDS[source.format]}
+    wanted = FORMATS if source.format == "auto" else {source.format: FORMATS[source.format]}
     found = next((form for form, needs in wanted.items() if all(names[need] in row for need in needs)), None)
     if found:
         return found
@@ -54,10 +54,10 @@ def format_of(row: Row, source: Source, where: str) -> str:
 
 def to_turns(row: Row, form: str, names: Names) -> tuple[Turn, ...] | str:
     """The turns of a row, or the reason why it has none."""
-    missing = [names[need] for need in NEEDS[form] if row.get(names[need]) is None]
+    missing = [names[need] for need in FORMATS[form] if row.get(names[need]) is None]
     if missing:
         return f"nothing in column {missing[0]}"
-    first, last = (row[names[need]] for need in (NEEDS[form][0], NEEDS[form][-1]))
+    first, last = (row[names[need]] for need in (FORMATS[form][0], FORMATS[form][-1]))
     try:
         if form == "alpaca":
             task, context = _text(first), _text(row.get(names["input"]) or "")

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tunesmith.console import progress
 from tunesmith.errors import BaseError
 from tunesmith.recipe import ChatConfig, GgufType
-from tunesmith.release.quantise import DEFAULT, encode, tensor_bytes, tensor_types
+from tunesmith.release.quantise import DEFAULT, quantise_rows, tensor_bytes, tensor_types
 from tunesmith.weights.from_gguf import PRE_TOKENIZERS
 from tunesmith.weights.tensorfile import TensorInfo, read_index, read_rows, to_f32
 
@@ -159,7 +159,7 @@ def _encoded(tensor: Tensor, rows: slice) -> NDArray[Any]:
     if tensor.head_rows:  # rotate-half pairs row i with i + d/2; llama.cpp wants a pair in neighbouring rows
         halves = numbers.reshape(-1, 2, tensor.head_rows // 2, *numbers.shape[1:])
         numbers = halves.swapaxes(1, 2).reshape(numbers.shape)
-    return np.ascontiguousarray(encode(numbers, tensor.kind, f"{tensor.name}, rows from {rows.start}"))
+    return np.ascontiguousarray(quantise_rows(numbers, tensor.kind, f"{tensor.name}, rows from {rows.start}"))
 
 
 def _add_metadata(writer: gguf.GGUFWriter, config: dict[str, Any], gguf_type: GgufType, about: About) -> None:
