@@ -2,16 +2,22 @@
 
 import json
 import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow.parquet
 import pytest
+import yaml
 from families import conversation, supervised_texts, tokenizer_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny import save_tokenizer, write_rows
 
 from tunesmith.errors import DataError, ResumeError
 from tunesmith.recipe import Recipe
 from tunesmith.runs import Run, read_record
+from tunesmith.stages import read_prompts
 from tunesmith.tokens.prepare import prepare
 from tunesmith.tokens.rows import COLUMNS, load_rows
 from tunesmith.tokens.template import encode
@@ -19,6 +25,7 @@ from tunesmith.tokens.tokenizer import load_tokenizer
 from tunesmith.weights.locate import LocatedBase
 
 DATE = "2026-01-01"
+VERSION_01 = Path(__file__).parent / "data" / "version-0.1"
 CHATS = [[f"What is {n}?", f"It is {n}."] + ["And then?", f"{n + 1}."] * (n % 3) for n in range(60)]
 
 
@@ -64,7 +71,7 @@ def test_rows_are_those_of_the_template_and_every_row_is_counted(tmp_path, base)
                 + "\n"
             )
     recipe, run = recipe_of(path), Run(tmp_path / "run")
-    record, done = prepare(recipe, run, base, ["what is the CAPITAL"])
+    record, done = prepare(recipe, run, base, ["What is  the capital?"])
     assert done and record == read_record(run.data)
     counts = record.counts
     assert counts["dropped"] == {
@@ -130,13 +137,91 @@ def test_held_out_from_its_own_file_shares_nothing_with_training(tmp_path, base)
     train = write_rows(tmp_path / "train.jsonl", CHATS)
     held_out = write_rows(tmp_path / "held.jsonl", [["what is 3", "it is 3"], *CHATS[6:8], ["New?", "New."]])
     run = Run(tmp_path / "run")
-    record, _ = prepare(recipe_of(train, held_out={"path": str(held_out)}), run, base, [])
+    held = {"path": str(held_out)}
+    record, _ = prepare(recipe_of(train, held_out=held, data={"dedup": "words"}), run, base, [])
     assert record.counts["held_out_rows"] == 4 and record.counts["train_rows"] == 57
     assert record.counts["dropped"] == {"duplicate of a held-out row": 3}
     assert record.counts["examples"] == {
         "duplicate of a held-out row": ["train.jsonl:4", "train.jsonl:7", "train.jsonl:8"]
     }
     assert len(load_rows(run.data)[1]) == 4
+
+
+def prompts_and_answers(run, split):
+    rows = pyarrow.parquet.read_table(run.data / "rows.parquet").to_pylist()
+    return [tuple(m["content"] for m in row["messages"]) for row in rows if row["split"] == split]
+
+
+@pytest.mark.parametrize("dedup", ["off", "exact", "words"])
+def test_what_is_left_after_the_cut_is_on_one_side(tmp_path, base, dedup):
+    """80 chats that begin alike in twos and fours; cut to max_length only the beginning is left."""
+    chats = [[f"Colour {n % 30}?", f"It is {n % 30}.", f"And {n}?", "y" * 200 + str(n)] for n in range(80)]
+    path, run = write_rows(tmp_path / "x.jsonl", chats), Run(tmp_path / "run")
+    recipe = recipe_of(path, held_out=0.2, data={"dedup": dedup}, train={"max_length": 100})
+    counts = prepare(recipe, run, base, [])[0].counts
+    train, held_out = prompts_and_answers(run, "train"), prompts_and_answers(run, "held_out")
+    assert not set(train) & set(held_out)
+    assert len(set(train)) == 24 and len(set(held_out)) == 6
+    assert {len(row) for row in train + held_out} == {2}
+    if dedup == "off":
+        assert counts["kept"] == counts["cut"] == 80 and not counts["dropped"]
+    else:
+        assert counts["kept"] == counts["cut"] == 30 and counts["dropped"] == {"duplicate": 50}
+        assert counts["examples"]["duplicate"] == ["x.jsonl:31", "x.jsonl:32", "x.jsonl:33"]
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(st.lists(st.sampled_from(["a", "A", "b", "ef " * 9, "long " * 30]), min_size=2, max_size=6), min_size=8),
+    st.sampled_from(["off", "exact", "words"]),
+    st.integers(40, 90),
+)
+def test_no_held_out_row_is_a_training_row_whatever_is_cut(base, chats, dedup, max_length):
+    with TemporaryDirectory() as folder:
+        path, run = write_rows(Path(folder) / "x.jsonl", chats), Run(Path(folder) / "run")
+        recipe = recipe_of(path, held_out=0.5, data={"dedup": dedup}, train={"max_length": max_length})
+        try:
+            counts = prepare(recipe, run, base, [])[0].counts
+        except DataError as error:
+            assert "none would be held out" in str(error) or "is left to" in str(error)
+            return
+        train, held_out = prompts_and_answers(run, "train"), prompts_and_answers(run, "held_out")
+    assert not set(train) & set(held_out)
+    assert counts["read"] == len(chats) == counts["kept"] + sum(counts["dropped"].values())
+    if dedup == "exact":
+        assert len({*train, *held_out}) == len(train + held_out)
+
+
+def test_a_refused_row_is_nobodys_twin(tmp_path, base):
+    """What the template refuses takes no place in the share that is held out, nor does it drop a good row."""
+    good = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
+    path = write_rows(tmp_path / "x.jsonl", [[f"long {n}", "x" * 3000] for n in range(40)])
+    with path.open("a") as file:
+        for row in (good | {"system": "<|im_end|>"}, good, *({"prompt": str(n)} for n in range(2))):
+            file.write(json.dumps(row) + "\n")
+        file.write(write_rows(tmp_path / "y.jsonl", CHATS[:9]).read_text())
+    counts = prepare(recipe_of(path), Run(tmp_path / "run"), base, [])[0].counts
+    assert (counts["kept"], counts["held_out_rows"]) == (10, 1)
+    assert counts["dropped"] == {
+        "longer than max_length": 40, "nothing in column conversations": 2,
+        "contains a special token of the template": 1,
+    }  # fmt: skip
+
+
+def test_version_0_1_and_words_make_the_same_rows(tmp_path):
+    """What version 0.1 called `exact` is `words`: same rows, same order, same split, same bytes."""
+    old, made = VERSION_01 / "finished" / "data", tmp_path / "first"
+    base = LocatedBase("base", VERSION_01 / "base", "digest", None, None)
+    values = yaml.safe_load((VERSION_01 / "recipe.yaml").read_text())
+    values["data"] |= {"dedup": "words", "sources": [{"path": str(VERSION_01 / "rows.jsonl")}]}
+    recipe = Recipe.model_validate(values | {"train": values["train"] | {"lr": 0.01}})
+    record, _ = prepare(recipe, Run(made), base, read_prompts(recipe))
+    for name in COLUMNS:
+        assert (made / "data" / f"{name}.npy").read_bytes() == (old / f"{name}.npy").read_bytes()
+    tables = [pyarrow.parquet.read_table(folder / "rows.parquet") for folder in (made / "data", old)]
+    assert tables[0].equals(tables[1]) and len(tables[0]) == 40
+    assert record.counts == read_record(old).counts
+    assert sorted(record.outputs) == sorted(read_record(old).outputs)  # the spool is gone
 
 
 def test_duplicates_stay_where_the_recipe_says_so_but_on_one_side(tmp_path, base):
