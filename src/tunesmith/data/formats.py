@@ -41,15 +41,27 @@ def format_of(row: Row, source: Source, where: str) -> str:
     """The format of a source, decided by the columns of a row. Raises DataError if none fits."""
     names = column_names(source)
     wanted = FORMATS if source.format == "auto" else {source.format: FORMATS[source.format]}
-    found = next((form for form, needs in wanted.items() if all(names[need] in row for need in needs)), None)
-    if found:
+    if found := _form(row, wanted, names):
         return found
     known = "; ".join(f"{form}: {' and '.join(names[need] for need in needs)}" for form, needs in wanted.items())
+    fix = "name its columns in the recipe, such as data.sources[].columns: {output: answer}"
+    for key, value in row.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict) and _form(value[0], wanted, names):
+            fix = f'the rows are in the list "{key}": write that list alone to a file, and name it in the recipe'
     raise DataError(
         f"{source.path} has the columns {', '.join(map(str, row)) or '(none)'}. A conversation needs {known}",
-        fix="name its columns in the recipe, such as data.sources[].columns: {output: answer}",
+        fix=fix,
         where=where,
     )
+
+
+def _form(row: Row, wanted: Mapping[Any, tuple[str, ...]], names: Names) -> str | None:
+    """The first format whose columns a row has; better one with something in them, as tables pad columns with null."""
+    for is_there in (lambda column: row.get(column) is not None, row.__contains__):
+        for form, needs in wanted.items():
+            if all(is_there(names[need]) for need in needs):
+                return form
+    return None
 
 
 def to_turns(row: Row, form: str, names: Names) -> tuple[Turn, ...] | str:
@@ -92,13 +104,17 @@ def _listed(turns: Any) -> list[Turn]:
 
 
 def _turn(turn: Row) -> Turn:
-    speaker = turn.get("from", turn.get("role"))
+    speaker = _either(turn, "from", "role")  # tables and mixed files pad the other one's keys with null
     role = ROLES.get(speaker) if isinstance(speaker, str) else None
     if role is None:
         raise _NoTurns(f"unknown role {json.dumps(speaker, default=str)[:40]}")
     if role == "tool" or turn.get("tool_calls"):
         raise _NoTurns(TOOLS)
-    return Turn(role, _text(turn.get("value", turn.get("content"))))
+    return Turn(role, _text(_either(turn, "value", "content")))
+
+
+def _either(turn: Row, key: str, other: str) -> Any:
+    return turn.get(other) if turn.get(key) is None else turn[key]
 
 
 def _text(value: Any) -> str:
