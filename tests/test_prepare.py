@@ -12,9 +12,9 @@ import yaml
 from families import conversation, supervised_texts, tokenizer_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import save_tokenizer, write_rows
+from tiny import CHATML, save_tokenizer, write_rows
 
-from tunesmith.errors import DataError, ResumeError
+from tunesmith.errors import BaseError, DataError, ResumeError
 from tunesmith.recipe import Recipe
 from tunesmith.runs import Run, read_record
 from tunesmith.stages import read_prompts
@@ -271,6 +271,58 @@ def test_a_template_that_hides_answers_is_refused_with_an_example(tmp_path):
     run = Run(tmp_path / "one")
     prepare(recipe_of(write_rows(tmp_path / "x.jsonl", [*CHATS, ["x", "word " * 9]])), run, base, [])
     assert read_record(run.data).counts["dropped"] == {"the answers cannot be found in the rendered text": 1}
+
+
+def test_a_token_that_the_base_has_no_embedding_for(tmp_path):
+    """The tokenizer may know more tokens than the model; version 0.1 found out in training, by an IndexError."""
+    tokenizer = save_tokenizer(tmp_path / "base")
+    size = len(tokenizer)
+    tokenizer.add_tokens(["<extra>"])
+    tokenizer.save_pretrained(tmp_path / "base")
+    config = tmp_path / "base" / "config.json"
+    config.write_text(json.dumps({"vocab_size": size}))
+    base, run = LocatedBase("tiny", tmp_path / "base", "digest", None, None), Run(tmp_path / "run")
+    path = write_rows(tmp_path / "x.jsonl", [*CHATS, ["a", "an <extra> token"]])
+    counts = prepare(recipe_of(path), run, base, [])[0].counts
+    assert counts["dropped"] == {"a token beyond the base's embeddings": 1} and counts["kept"] == 60
+    assert counts["examples"] == {"a token beyond the base's embeddings": ["x.jsonl:61"]}
+    assert load_rows(run.data)[0].tokens_T.max() < size
+    path = write_rows(tmp_path / "y.jsonl", [*CHATS, ["a", "an <extra> token"], ["an <extra>", "b"]])
+    expected = rf"no embeddings for in 2 of 62 .*y.jsonl:61: .*'<extra>' is token {size}, .*last .* {size - 1}\n.*fix: "
+    with pytest.raises(DataError, match=expected):
+        prepare(recipe_of(path), Run(tmp_path / "other"), base, [])
+    config.write_text(json.dumps({"text_config": {"vocab_size": size + 1}}))
+    assert prepare(recipe_of(path), Run(tmp_path / "more"), base, [])[0].counts["kept"] == 62
+    config.write_text("{}")
+    with pytest.raises(BaseError, match=r"config.json has no vocab_size"):
+        prepare(recipe_of(path), Run(tmp_path / "none"), base, [])
+
+
+NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system.') }}{% endif %}" + CHATML
+
+
+def test_a_template_without_system_prompts_says_what_to_take_out(tmp_path):
+    save_tokenizer(tmp_path / "base", template=NO_SYSTEM)
+    base = LocatedBase("tiny", tmp_path / "base", "digest", None, None)
+    path = write_rows(tmp_path / "x.jsonl", CHATS)
+    with pytest.raises(DataError, match=r"takes no system prompt: No system.\n  fix: remove chat.system"):
+        prepare(recipe_of(path, chat={"system": "Be kind."}), Run(tmp_path / "a"), base, [])
+    assert prepare(recipe_of(path), Run(tmp_path / "b"), base, [])[0].counts["kept"] == 60
+    rows = [json.loads(line) | {"system": "Be kind."} for line in path.read_text().splitlines()]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    expected = r"takes no system prompt, which 60 of 60 conversations have.*\n  fix: take the system prompts out"
+    with pytest.raises(DataError, match=expected):
+        prepare(recipe_of(path), Run(tmp_path / "c"), base, [])
+
+
+def test_a_template_that_refuses_rows_says_so(tmp_path):
+    template = "{% if messages | length > 4 %}{{ raise_exception('long') }}{% endif %}" + CHATML
+    save_tokenizer(tmp_path / "base", template=template)
+    base = LocatedBase("tiny", tmp_path / "base", "digest", None, None)
+    path = write_rows(tmp_path / "x.jsonl", [chat * 3 for chat in CHATS])
+    expected = r"the chat template refuses 60 of 60 conversations.*refuses it: long.*\n  fix: correct these rows"
+    with pytest.raises(DataError, match=expected):
+        prepare(recipe_of(path), Run(tmp_path / "run"), base, [])
 
 
 def test_checkpoints_keep_their_data(tmp_path, base):

@@ -26,11 +26,28 @@ from tunesmith.recipe import Dedup, Recipe, Source
 from tunesmith.runs import Record, Run, commit_stage, fingerprint, read_record
 from tunesmith.stages import Needs, data_needs, source_files, sources_of
 from tunesmith.tokens.spool import BATCH_ROWS, Spool, Written, wheres, write_split
-from tunesmith.tokens.template import Encoded, Refused, encode_all
-from tunesmith.tokens.tokenizer import load_tokenizer
+from tunesmith.tokens.template import NO_SYSTEM, REFUSED, Encoded, Refused, encode_all
+from tunesmith.tokens.tokenizer import embedding_rows, load_tokenizer
 from tunesmith.weights.locate import LocatedBase
 
 UNPROVED_SHARE = 0.01  # invariant 4; one row alone never refuses a template, or a set of 90 could not have a bad one
+BEYOND = "a token beyond the base's embeddings"
+UNPROVED = {
+    NO_SYSTEM: (
+        "the chat template takes no system prompt, which {} have",
+        "take the system prompts out of these rows, or use a base whose template takes one",
+    ),
+    REFUSED: ("the chat template refuses {}", "correct these rows as it says, or use another base"),
+    BEYOND: (
+        "the tokenizer makes tokens that the base has no embeddings for in {}",
+        "fetch or save the base and its tokenizer again from one place; or take what makes the token out of these rows",
+    ),
+    "": (
+        "the chat template does not show where the answers are in {}, so what would be trained on is not proved",
+        "use another base, or correct its chat template or these rows",
+    ),
+}
+"""Kind, which is the start of the reason to drop a row -> what is wrong where many rows have it, and the fix."""
 
 
 def prepare(recipe: Recipe, run: Run, base: LocatedBase, prompts: Sequence[str]) -> tuple[Record, bool]:
@@ -54,7 +71,8 @@ class _Tally:
     dropped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
     changed: Counter[str] = field(default_factory=Counter)
-    unproved: list[str] = field(default_factory=list)
+    unproved: dict[str, list[str]] = field(default_factory=lambda: {kind: [] for kind in UNPROVED})
+    """Kind -> each row with what was found."""
 
     def drop(self, where: str, reason: str) -> None:
         """Count a row that is not used; the first three of a reason are named."""
@@ -103,6 +121,7 @@ def _spooled(
 ) -> tuple[list[Signed], int]:
     """Every row that can be used, as tokens in `folder`; their signatures, and the first row of a held-out source."""
     tokenizer, asked = load_tokenizer(base.folder), {exact(prompt) for prompt in prompts}
+    known_ids = embedding_rows(base.folder)
     signed, first_held = list[Signed](), 0
     with Spool(folder) as spool, progress("prepare", None, unit="rows") as advance:
         for index, source in enumerate(sources_of(recipe)):
@@ -110,7 +129,7 @@ def _spooled(
             first_held = len(signed) if index == len(recipe.data.sources) else first_held
             rows = _rows(source, asked, tally)
             while batch := list(islice(rows, BATCH_ROWS)):  # tokenised at once, in threads
-                encoded = _encoded(tokenizer, batch, recipe, tally)
+                encoded = _encoded(tokenizer, known_ids, batch, recipe, tally)
                 spool.add(encoded)
                 signed += [_signed(row, item.turns, recipe.data.dedup) for row, item in encoded]
                 advance(len(batch), "")
@@ -138,20 +157,31 @@ def _rows(source: Source, asked: set[str], tally: _Tally) -> Iterator[Conversati
 
 
 def _encoded(
-    tokenizer: PreTrainedTokenizerBase, batch: list[Conversation], recipe: Recipe, tally: _Tally
+    tokenizer: PreTrainedTokenizerBase, known_ids: int | None, batch: list[Conversation], recipe: Recipe, tally: _Tally
 ) -> list[tuple[Conversation, Encoded]]:
-    """A batch as tokens, without the rows that the template refuses."""
+    """A batch as tokens, without the rows that the template refuses or the base has no embeddings for."""
     system, date = recipe.chat.system, recipe.data.date
     found = encode_all(tokenizer, batch, system=system, date=date, max_length=recipe.train.max_length)
     encoded = []
     for row, item in zip(batch, found, strict=True):
-        if isinstance(item, Refused):
-            tally.drop(row.where, item.reason)
-            if item.detail:
-                tally.unproved.append(f"{row.where}: {item.reason}: {item.detail}"[:600])
-        else:
+        refused = item if isinstance(item, Refused) else _beyond(tokenizer, known_ids, item)
+        if refused:
+            tally.drop(row.where, refused.reason)
+            if refused.detail:
+                kind = next(kind for kind in UNPROVED if refused.reason.startswith(kind))
+                tally.unproved[kind].append(f"{row.where}: {refused.reason}: {refused.detail}"[:600])
+        elif isinstance(item, Encoded):
             encoded.append((row, item))
     return encoded
+
+
+def _beyond(tokenizer: PreTrainedTokenizerBase, known_ids: int | None, item: Encoded) -> Refused | None:
+    """Why the base cannot read a row; in training it would be an IndexError, hours later."""
+    highest = max(item.ids)
+    if known_ids is None or highest < known_ids:
+        return None
+    token = tokenizer.convert_ids_to_tokens(highest)
+    return Refused(BEYOND, f"{token!r} is token {highest}, and the last embedding is that of {known_ids - 1}")
 
 
 def _decided(signed: list[Signed], first_held: int, recipe: Recipe, tally: _Tally) -> list[str]:
@@ -166,13 +196,13 @@ def _decided(signed: list[Signed], first_held: int, recipe: Recipe, tally: _Tall
 
 
 def _check_proved(tally: _Tally, proved: int) -> None:
-    """Raise DataError if the template's mask could not be proved for too many rows."""
-    tried = proved + len(tally.unproved)
-    if len(tally.unproved) > max(1, UNPROVED_SHARE * tried):
+    """Raise DataError if too many rows could not be proved; it is about the kind that most of them are."""
+    unproved = sum(map(len, tally.unproved.values()))
+    if unproved > max(1, UNPROVED_SHARE * (proved + unproved)):
+        kind, rows = max(tally.unproved.items(), key=lambda item: len(item[1]))
+        what, fix = UNPROVED[kind]
         raise DataError(
-            f"the chat template does not show where the answers are in {len(tally.unproved)} of {tried} conversations, "
-            f"so what would be trained on is not proved. Example: {tally.unproved[0]}",
-            fix="use another base, or correct its chat template or these rows",
+            f"{what.format(f'{len(rows)} of {proved + unproved} conversations')}. Example: {rows[0]}", fix=fix
         )
 
 
