@@ -18,7 +18,7 @@ from tunesmith.console import progress, say
 from tunesmith.data.clean import clean
 from tunesmith.data.conversation import Conversation
 from tunesmith.data.dedup import clusters, exact, signature
-from tunesmith.data.hub import hub_commit
+from tunesmith.data.hub import resolve_commit
 from tunesmith.data.read import conversations
 from tunesmith.data.split import HELD_OUT, TRAIN, Signed, fates
 from tunesmith.errors import DataError, ResumeError
@@ -112,7 +112,7 @@ def _write(draft: Path, recipe: Recipe, base: LocatedBase, prompts: Sequence[str
         "changed": dict(tally.changed),
         "dropped": dict(tally.dropped.most_common()),
         "examples": tally.examples,
-        "revisions": {s.path: hub_commit(s) for s in sources_of(recipe) if not source_files(s)},
+        "revisions": {s.path: resolve_commit(s) for s in sources_of(recipe) if not source_files(s)},
     }
 
 
