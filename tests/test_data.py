@@ -91,12 +91,12 @@ def test_a_broken_line_is_named_and_the_rest_is_used(tmp_path):
     ]
 
 
-def test_a_cut_json_array_gives_what_is_whole(tmp_path):
+def test_a_cut_json_array_is_an_error(tmp_path):
     path = write(tmp_path / "x.json")
     path.write_text(path.read_text()[:-40])
-    found = read(path)
-    assert [row.turns for row in found[:-1]] == EXPECTED[:4]
-    assert found[-1] == Dropped("x.json:5", "not valid JSON")
+    with pytest.raises(DataError, match=r"line 19, column 13.*41 of 372 bytes, from line 18 on, cannot be read"):
+        read(path)
+    assert [row.turns for row in read(path, limit=4)] == EXPECTED[:4]
 
 
 def test_rows_of_a_csv_that_are_broken(tmp_path):
@@ -107,6 +107,33 @@ def test_rows_of_a_csv_that_are_broken(tmp_path):
         1, "not as many cells as the header", "not as many cells as the header", 1, 200_000,
     ]  # fmt: skip
     assert clean(found[3])[0] == Dropped("x.csv:5", "text that is not valid Unicode")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('a,b\n1,one\n2,"two is 2\n3,three\n4,four\n', 3),
+        ('a,b\n1,one\n2,"two is 2\n3,"three"\n', 3),
+        ('a,b\n1,"said ""so""\nand, so"\n2,"three\nlines\nlong",\r\n"3,"x"\n', 7),
+        ('a,b\n1,"x" y\n', 2),
+        ('a,b\n"1\n2",x\n\n"3\n4","5\n', 6),
+        ('a,"b\n1,2\n', 1),
+    ],
+)
+def test_an_open_quote_in_a_csv_is_an_error_with_its_line(tmp_path, text, line):
+    """It would make one answer of all the rows below it."""
+    path = tmp_path / "x.csv"
+    path.write_bytes(text.encode())
+    with pytest.raises(DataError, match=rf"quote that opens a cell in line {line} is not closed.*\n.*fix: close it"):
+        read(path, columns={"prompt": "a", "completion": "b"})
+
+
+@pytest.mark.parametrize("suffix", [".JSON", ".Jsonl", ".PARQUET", ".CSV"])
+def test_a_suffix_in_capitals(tmp_path, suffix):
+    path = write(tmp_path / f"x{suffix.lower()}").rename(tmp_path / f"y{suffix}")
+    assert [row.turns for row in read(path)] == EXPECTED
+    with pytest.raises(DataError, match="there is no file"):
+        read(f"none{suffix}")
 
 
 @pytest.mark.parametrize(
