@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from tunesmith.gguf.read import convert
 from tunesmith.inference.engine import Engine
 from tunesmith.recipe_file import read_recipe
 from tunesmith.release.export import export_base
@@ -47,7 +48,7 @@ def main(folder: Path) -> int:
     questions = yaml.safe_load(QUESTIONS.read_text())
     files = {
         "fine-tuned": run.gguf_file(recipe.name, "Q8_0"),
-        "base": export_base(locate_base(recipe.base), "Q8_0", recipe.chat, recipe.data.date),
+        "base": export_base(locate_base(recipe.base, convert), "Q8_0", recipe.chat, recipe.data.date),
     }
     answers = {who: ask(gguf, recipe.chat.system, recipe.evaluate.threads) for who, gguf in files.items()}
     right = {who: [is_right(a, q) for a, q in zip(given, questions, strict=True)] for who, given in answers.items()}

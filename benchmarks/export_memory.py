@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from tunesmith.gguf.read import convert
+from tunesmith.gguf.write import About, write_gguf
 from tunesmith.recipe import ChatConfig
-from tunesmith.release.gguf import About, write_gguf
 from tunesmith.weights.locate import locate_base
 from tunesmith.weights.tensorfile import TensorWriter, from_f32
 
@@ -65,7 +66,7 @@ def make(folder: Path) -> None:
     base.mkdir()
     adapter.mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copyfile(locate_base("builtin:smollm2-135m-instruct").folder / name, base / name)
+        shutil.copyfile(locate_base("builtin:smollm2-135m-instruct", convert).folder / name, base / name)
     (base / "config.json").write_text(json.dumps(CONFIG))
     write_random(base / "model.safetensors", shapes(), "BF16")
     pairs: dict[str, tuple[int, ...]] = {}

@@ -17,13 +17,13 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tunesmith.model.base import head, hidden_states, load_base
+from tunesmith.model.batch import Batching
+from tunesmith.model.loss import loss_sum
 from tunesmith.recipe import Recipe
 from tunesmith.runs import Run, commit_stage
 from tunesmith.tokens.rows import RowWriter, load_rows
-from tunesmith.training.batch import Batching
-from tunesmith.training.loop import train
-from tunesmith.training.loss import loss_sum
 from tunesmith.training.stop import Paused
+from tunesmith.training.train import train
 from tunesmith.weights.locate import LocatedBase
 
 SHAPES = {

@@ -12,7 +12,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from tunesmith.release.quantise import tensor_types
+from tunesmith.gguf.quantise import tensor_types
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from llama_quantize import quantize

@@ -34,6 +34,7 @@ def write_rows(data, target):
     from tunesmith.data.clean import clean
     from tunesmith.data.conversation import Conversation
     from tunesmith.data.read import conversations
+    from tunesmith.gguf.read import convert
     from tunesmith.recipe import Source
     from tunesmith.tokens.template import Encoded, encode_all, messages_of
     from tunesmith.tokens.tokenizer import load_tokenizer
@@ -46,7 +47,7 @@ def write_rows(data, target):
         rows = [row for row, _ in map(clean, rows) if isinstance(row, Conversation)]
         random.Random(0).shuffle(rows)
         drawn += rows if data == "demo" else rows[:80]
-    encoded = encode_all(load_tokenizer(locate_base(BASE).folder), drawn, system=None, date="2026-01-01")
+    encoded = encode_all(load_tokenizer(locate_base(BASE, convert).folder), drawn, system=None, date="2026-01-01")
     pairs = [(row, len(e.ids)) for row, e in zip(drawn, encoded, strict=True) if isinstance(e, Encoded)]
     pairs = [(row, length) for row, length in pairs if length <= MAX_LENGTH]
     target.write_text("".join(json.dumps({"messages": messages_of(row.turns)}) + "\n" for row, _ in pairs))
@@ -57,12 +58,13 @@ def write_rows(data, target):
 
 def ours(steps, file):
     """tokens, seconds of `steps` optimizer steps of 1024 tokens after two to warm up."""
+    from tunesmith.decides import read_prompts
+    from tunesmith.gguf.read import convert
     from tunesmith.recipe import Recipe
     from tunesmith.runs import Run
-    from tunesmith.stages import read_prompts
     from tunesmith.tokens.prepare import prepare
-    from tunesmith.training.loop import train
     from tunesmith.training.stop import Paused
+    from tunesmith.training.train import train
     from tunesmith.weights.locate import locate_base
 
     train_settings = {
@@ -74,7 +76,7 @@ def ours(steps, file):
         checkpoint={"every": "1000 steps"},
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        run, base = Run(Path(folder)), locate_base(BASE)
+        run, base = Run(Path(folder)), locate_base(BASE, convert)
         prepare(recipe, run, base, read_prompts(recipe))
         with contextlib.suppress(Paused):
             train(recipe, run, base)
@@ -91,9 +93,10 @@ def trl(steps, file, packing):
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
+    from tunesmith.gguf.read import convert
     from tunesmith.weights.locate import locate_base
 
-    folder, times, tokens = locate_base(BASE).folder, [], []
+    folder, times, tokens = locate_base(BASE, convert).folder, [], []
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *args, **kwargs):

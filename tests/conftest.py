@@ -3,6 +3,7 @@
 import pytest
 from tiny import save_base
 
+from tunesmith.gguf.read import convert
 from tunesmith.weights.locate import locate_base
 
 
@@ -22,7 +23,7 @@ def tiny_base(tmp_path_factory):
 @pytest.fixture(scope="session")
 def builtin_base():
     """The real built-in base, fetched once into the user's cache."""
-    return locate_base("builtin:smollm2-135m-instruct")
+    return locate_base("builtin:smollm2-135m-instruct", convert)
 
 
 @pytest.fixture

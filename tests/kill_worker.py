@@ -15,7 +15,7 @@ from pathlib import Path
 from training_runs import recipe_with
 
 from tunesmith.runs import Run, read_record
-from tunesmith.training.loop import train
+from tunesmith.training.train import train
 from tunesmith.weights.locate import LocatedBase
 
 RECIPE = {"dropout": 0.1, "epochs": 4, "evaluate_every": "3 steps"}

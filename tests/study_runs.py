@@ -4,8 +4,9 @@ import json
 
 from training_runs import prepare_rows
 
+from tunesmith.files import write_file
 from tunesmith.recipe_file import dump_recipe
-from tunesmith.runs import commit_stage, write_file
+from tunesmith.runs import commit_stage
 
 SPEEDS = {"first_token_s": 0.1, "prompt_per_s": 300.0, "tokens_per_s": 70.0}
 KEPT = {

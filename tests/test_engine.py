@@ -12,9 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tunesmith.errors import BaseError, ProofError, ResourceError
+from tunesmith.gguf.write import About, write_gguf
 from tunesmith.inference.engine import Engine, _check_version
 from tunesmith.recipe import ChatConfig
-from tunesmith.release.gguf import About, write_gguf
 from tunesmith.weights import builtin
 from tunesmith.weights.locate import cache_folder
 
@@ -37,7 +37,7 @@ def tiny_engine(tiny_gguf):
 
 @pytest.fixture(scope="module")
 def builtin_engine(builtin_base):
-    gguf = builtin.fetch(builtin_base.name, cache_folder() / "builtin")
+    gguf = builtin.fetch_builtin(builtin_base.name, cache_folder() / "builtin")
     with Engine(gguf, threads=2, context=512) as engine:
         yield engine
 

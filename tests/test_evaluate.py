@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 from training_runs import prepare_rows, recipe_with
 
+from tunesmith.decides import DEFAULT_PROMPTS, read_prompts
 from tunesmith.errors import BaseError, ResourceError
+from tunesmith.evaluation.evaluate import answer_prompts, evaluate
+from tunesmith.gguf.read import convert
+from tunesmith.gguf.write import About, write_gguf
 from tunesmith.inference.engine import Engine
 from tunesmith.recipe import ChatConfig
-from tunesmith.release.gguf import About, write_gguf
 from tunesmith.runs import commit_stage
-from tunesmith.stages import DEFAULT_PROMPTS, read_prompts
-from tunesmith.study.answer import answer_prompts, evaluate
 from tunesmith.weights.locate import locate_base
 
 COUNTS = {"held_out_loss": 2.0, "base_held_out_loss": 3.0, "bits_per_byte": 0.7, "base_bits_per_byte": 1.1}
@@ -52,7 +53,7 @@ def lines(path):
 
 
 def test_answers_and_scores_of_tuned_and_base(run, recipe, tiny_base, own_cache):
-    record, done = evaluate(recipe, run, locate_base(str(tiny_base)))
+    record, done = evaluate(recipe, run, locate_base(str(tiny_base), convert))
     assert done and record.counts["tuned"]["held_out_loss"] == 2.0
     scores, base_scores = (json.loads((run.evaluation / f"{p}scores.json").read_text()) for p in ("", "base-"))
     assert (scores["held_out_loss"], scores["bits_per_byte"]) == (2.0, 0.7)
@@ -71,7 +72,7 @@ def test_answers_and_scores_of_tuned_and_base(run, recipe, tiny_base, own_cache)
 
 
 def test_a_second_time_stands_and_the_base_is_answered_once(run, recipe, tiny_base, own_cache):
-    base = locate_base(str(tiny_base))
+    base = locate_base(str(tiny_base), convert)
     first, _ = evaluate(recipe, run, base)
     assert evaluate(recipe, run, base) == (first, False)
     shutil.rmtree(own_cache / "base-gguf")
@@ -90,7 +91,7 @@ def test_a_damaged_file_is_named_and_nothing_is_committed(run, recipe, tiny_base
     gguf = run.gguf_file(recipe.name, "Q8_0")
     gguf.write_bytes(b"XXXX" + gguf.read_bytes()[4:])
     with pytest.raises(BaseError, match=r"tiny-Q8_0\.gguf is no GGUF file"):
-        evaluate(recipe, run, locate_base(str(tiny_base)))
+        evaluate(recipe, run, locate_base(str(tiny_base), convert))
     assert not run.evaluation.exists()
 
 
@@ -110,7 +111,7 @@ def kill_worker():
     while time.monotonic() < deadline:
         for children in Path("/proc/self/task").glob("*/children"):
             for number in children.read_text().split():
-                if b"tunesmith.study.worker" in Path(f"/proc/{number}/cmdline").read_bytes():
+                if b"tunesmith.evaluation.worker" in Path(f"/proc/{number}/cmdline").read_bytes():
                     os.kill(int(number), signal.SIGKILL)
                     return
         time.sleep(0.01)
@@ -125,5 +126,5 @@ def test_the_ten_prompts_word_for_word():
 
 
 def test_worker_loads_no_torch():
-    code = "import tunesmith.study.worker, sys; assert not {'torch', 'transformers'} & set(sys.modules)"
+    code = "import tunesmith.evaluation.worker, sys; assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

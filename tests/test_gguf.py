@@ -12,11 +12,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from tunesmith.errors import BaseError
+from tunesmith.gguf import read
+from tunesmith.gguf import write as ours
+from tunesmith.gguf.write import About, expected_bytes, write_gguf
 from tunesmith.inference.engine import Engine
 from tunesmith.recipe import ChatConfig
-from tunesmith.release import gguf as ours
-from tunesmith.release.gguf import About, expected_bytes, write_gguf
-from tunesmith.weights import builtin, from_gguf
+from tunesmith.weights import builtin
 from tunesmith.weights.locate import cache_folder
 
 ABOUT = About("tiny", "a/base", "apache-2.0", ChatConfig(temperature=0.25, top_p=0.5))
@@ -40,7 +41,7 @@ def test_the_way_back_gives_every_bit(tmp_path, tied):
     written = write_gguf(folder, tmp_path / "a.gguf", "F16", ABOUT)
     assert written["tensor_types"] == {"F16": 15 if tied else 16, "F32": 5}  # norms are F32
     (tmp_path / "back").mkdir()
-    from_gguf.convert(tmp_path / "a.gguf", tmp_path / "back")
+    read.convert(tmp_path / "a.gguf", tmp_path / "back")
     back = load_file(tmp_path / "back" / "model.safetensors")
     assert {n: t.float().numpy().tobytes() for n, t in back.items()} == {
         n: t.float().numpy().tobytes() for n, t in half.items()
@@ -71,7 +72,7 @@ def test_builtin_metadata_equal_the_file_that_llama_cpps_converter_made(tmp_path
     """The builtin base came as a GGUF of llama.cpp's converter: through our folder and back, its metadata return."""
     write_gguf(builtin_base.folder, tmp_path / "a.gguf", "F16", ABOUT)
     found = fields_of(tmp_path / "a.gguf")
-    theirs = fields_of(builtin.fetch(builtin_base.name, cache_folder() / "builtin"))
+    theirs = fields_of(builtin.fetch_builtin(builtin_base.name, cache_folder() / "builtin"))
     unused = ("tokenizer.ggml.add_space_prefix", "tokenizer.ggml.unknown_token_id")  # by a byte-level tokenizer
     same = [name for name in theirs if name.startswith(("llama.", "tokenizer.")) and name not in unused]
     assert len(same) > 15

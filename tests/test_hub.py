@@ -20,7 +20,7 @@ def hub(tiny_base):
 
 def locate_in_child(base, hub_url, cache, **environment):
     """locate_base in a fresh process (the Hub's address is read at import); its result, or all that it printed."""
-    code = f"import sys; from tunesmith.weights.locate import locate_base; print(vars(locate_base({base!r})))"
+    code = f"from tunesmith.weights.locate import locate_base; print(vars(locate_base({base!r}, None)))"
     own = {
         "HF_ENDPOINT": hub_url,
         "HF_HOME": str(cache / "hf"),

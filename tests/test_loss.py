@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tunesmith.model import loss as loss_module
+from tunesmith.model.loss import loss_sum
 from tunesmith.recipe import EarlyStopping, TrainConfig
-from tunesmith.training import loss as loss_module
-from tunesmith.training.loss import loss_sum
 from tunesmith.training.schedule import lr_at
 from tunesmith.training.state import Progress
 

@@ -13,7 +13,7 @@ from tunesmith.errors import ProofError, ResumeError
 from tunesmith.model.lora import LoraLinear
 from tunesmith.release import merge as merge_module
 from tunesmith.release.merge import merge, merge_weights
-from tunesmith.training.loop import train
+from tunesmith.training.train import train
 from tunesmith.weights.locate import LocatedBase
 
 
@@ -46,8 +46,8 @@ def test_the_merged_folder_has_the_logits_of_peft(fresh):
 
     recipe, run, base, stored = fresh
     record, done = merge(recipe, run, base)
-    proof = record.counts["proof"]
-    assert done and proof["max_logit_difference"] <= 1e-3 and proof["positions"] > 100
+    merged, rounded = record.proofs
+    assert done and merged.value <= 1e-3 and merged.positions == rounded.positions > 100
     plain = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)
     ids = torch.arange(3, 60)[None]
     with torch.no_grad():

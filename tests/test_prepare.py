@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import CHATML, save_tokenizer, write_rows
 
+from tunesmith.decides import read_prompts
 from tunesmith.errors import BaseError, DataError, ResumeError
 from tunesmith.recipe import Recipe
 from tunesmith.runs import Run, read_record
-from tunesmith.stages import read_prompts
 from tunesmith.tokens.prepare import prepare
 from tunesmith.tokens.rows import COLUMNS, load_rows
 from tunesmith.tokens.template import encode
@@ -213,6 +213,7 @@ def test_version_0_1_and_words_make_the_same_rows(tmp_path):
     old, made = VERSION_01 / "finished" / "data", tmp_path / "first"
     base = LocatedBase("base", VERSION_01 / "base", "digest", None, None)
     values = yaml.safe_load((VERSION_01 / "recipe.yaml").read_text())
+    del values["trust_remote_code"]
     values["data"] |= {"dedup": "words", "sources": [{"path": str(VERSION_01 / "rows.jsonl")}]}
     recipe = Recipe.model_validate(values | {"train": values["train"] | {"lr": 0.01}})
     record, _ = prepare(recipe, Run(made), base, read_prompts(recipe))

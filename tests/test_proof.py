@@ -11,12 +11,12 @@ from safetensors.torch import save_file
 from tiny import CORPUS, save_base, write_rows
 
 from tunesmith.errors import ProofError
+from tunesmith.gguf.write import About, write_gguf
 from tunesmith.inference.engine import Engine
+from tunesmith.proof.gguf import Prefix, check_equal, divergence, pick_prefixes, prove_gguf
 from tunesmith.recipe import ChatConfig, Recipe
 from tunesmith.release.export import export, export_base
-from tunesmith.release.gguf import About, write_gguf
 from tunesmith.release.merge import merge_weights
-from tunesmith.release.proof import Prefix, check_equal, compare, pick_prefixes, prove
 from tunesmith.runs import Run, commit_stage
 from tunesmith.tokens.prepare import prepare
 from tunesmith.tokens.rows import load_rows
@@ -81,7 +81,7 @@ def good(made, tmp_path):
 def test_export_writes_what_was_asked_and_proves_it(made):
     recipe, run, base = made
     record, done = export(recipe, run, base)
-    assert done and sorted(record.outputs) == ["made-Q4_K_M.gguf", "made-Q8_0.gguf", "proof.json"]  # F16 was not asked
+    assert done and sorted(record.outputs) == ["made-Q4_K_M.gguf", "made-Q8_0.gguf"]  # F16 was not asked
     proof = json.loads((run.gguf / "proof.json").read_text())
     assert proof == record.counts["files"]
     assert list(proof) == ["F16", "Q8_0", "Q4_K_M"]
@@ -155,15 +155,15 @@ def test_a_planted_fault_fails_the_gate(made, good, fault):
     recipe, run, _ = made
     fault(good)
     with pytest.raises(ProofError, match=FAULTS[fault]):
-        prove(recipe, run, {"F16": good})
+        prove_gguf(recipe, run, {"F16": good})
 
 
 def test_an_adapter_merged_twice_fails_the_gate(made, good):
     recipe, run, base = made
-    prove(recipe, run, {"F16": good})  # once is fine
+    prove_gguf(recipe, run, {"F16": good})  # once is fine
     write_gguf(run.path.parent / "twice", good, "F16", About("made", base.name, None, recipe.chat))
     with pytest.raises(ProofError, match="is not the merged model: mean KL"):
-        prove(recipe, run, {"F16": good})
+        prove_gguf(recipe, run, {"F16": good})
 
 
 def test_nothing_is_committed_when_the_gate_fails(made, tmp_path):
@@ -194,7 +194,7 @@ def test_divergence_is_torchs_and_near_ties_are_counted_apart():
     torch.manual_seed(0)
     ours, theirs = torch.randn(6, 300).log_softmax(1), torch.randn(6, 300).log_softmax(1)
     prefixes = [Prefix((1,) * (n + 1), n) for n in range(6)]
-    found = compare(ours.numpy(), theirs.numpy(), prefixes)
+    found = divergence(ours.numpy(), theirs.numpy(), prefixes)
     expected = torch.nn.functional.kl_div(theirs, ours, reduction="none", log_target=True).sum(1)
     assert found.mean_kl == pytest.approx(float(expected.mean())) and found.max_kl == pytest.approx(
         float(expected.max())
@@ -207,17 +207,17 @@ def test_divergence_is_torchs_and_near_ties_are_counted_apart():
     other = tied.clone()
     other[0, 0] -= 1e-4
     tied[0, 1] -= 1e-4
-    found = compare(tied.numpy(), other.numpy(), prefixes)
+    found = divergence(tied.numpy(), other.numpy(), prefixes)
     assert (found.top1, found.near_ties) == (1, 1)
     zero = ours.clone()
     zero[0, 7] = -3e38  # as llama.cpp writes a probability of zero
-    assert np.isfinite(compare(ours.numpy(), zero.numpy(), prefixes).mean_kl)
+    assert np.isfinite(divergence(ours.numpy(), zero.numpy(), prefixes).mean_kl)
 
 
 def test_not_a_number_is_not_equal():
     logprobs = np.full((1, 200), np.nan, np.float32)
     with pytest.raises(ProofError):
-        check_equal(compare(logprobs, logprobs, [Prefix((1,), 0)]), "a.gguf")
+        check_equal(divergence(logprobs, logprobs, [Prefix((1,), 0)]), "a.gguf")
 
 
 def test_the_untouched_base_is_made_once_with_the_runs_template(made, own_cache):

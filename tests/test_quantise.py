@@ -9,10 +9,10 @@ from llama_quantize import quantize
 from tiny import save_base
 
 from tunesmith.errors import BaseError, ResourceError
+from tunesmith.gguf import quantise
+from tunesmith.gguf.quantise import quantise_rows, tensor_types
+from tunesmith.gguf.write import About, write_gguf
 from tunesmith.recipe import ChatConfig
-from tunesmith.release import quantise
-from tunesmith.release.gguf import About, write_gguf
-from tunesmith.release.quantise import quantise_rows, tensor_types
 
 ABOUT = About("tiny", "tiny", "apache-2.0", ChatConfig())
 SHAPES = {  # name -> what save_base is given; rows that are a multiple of 256, of 64 and (ffn_down) of 16 numbers

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from tunesmith.decides import missing_files, source_files
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
 from tunesmith.recipe_file import dump_recipe, read_recipe, schema_text
-from tunesmith.stages import missing_files, source_files
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 MINIMAL = "name: a\nbase: b\ndata: {sources: [{path: rows.jsonl}]}\n"

@@ -16,8 +16,8 @@ from tunesmith.runs import Run, commit_stage
 from tunesmith.tokens.rows import RowWriter, load_rows
 from tunesmith.tokens.template import encode
 from tunesmith.tokens.tokenizer import load_tokenizer
-from tunesmith.training.loop import _plan, train
 from tunesmith.training.stop import Paused
+from tunesmith.training.train import _plan, train
 
 STEPS = 20
 DATA = Path(__file__).parents[1] / "recipes" / "demo-data" / "tunesmith.jsonl"

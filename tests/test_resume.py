@@ -15,8 +15,8 @@ from training_runs import prepare_rows, recipe_with
 
 from tunesmith.runs import Run
 from tunesmith.training import loop
-from tunesmith.training.loop import train
 from tunesmith.training.stop import Paused
+from tunesmith.training.train import train
 from tunesmith.weights.locate import LocatedBase
 
 KILLS_A_RUN, RUNS = 8, 3
@@ -84,7 +84,7 @@ def test_told_to_stop_inside_accumulation(base, whole, tmp_path, monkeypatch, nu
     monkeypatch.setattr(loop, "hidden_states", hidden_states)
     with pytest.raises(Paused) as paused:
         train(recipe_with(**RECIPE), run, base)
-    assert paused.value.code == 128 + number
+    assert paused.value.exit_code == 128 + number
     newest = sorted(run.checkpoints.iterdir())[-1]
     step = json.loads((newest / "state.json").read_text())["progress"]["step"]
     assert step == len([line for line in history(run) if "loss" in line]) > 0

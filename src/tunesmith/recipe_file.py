@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from tunesmith.console import say
 from tunesmith.errors import RecipeError
-from tunesmith.recipe import Recipe
+from tunesmith.past import RETIRED
+from tunesmith.recipe import Recipe, sections_in
 
 Loc = tuple[str | int, ...]
 UNION_TAGS = {"share", "source", "literal['auto']", "literal['all-linear']", "constrained-int", "tuple[str, ...]"}
@@ -51,6 +53,7 @@ def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
         lines[loc] = line
     for change in changes:
         _apply(raw, lines, change)
+    _retire(raw, path, lines)
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
@@ -61,6 +64,21 @@ def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML, every field written out."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def lasting(recipe: Recipe, file: Recipe) -> Recipe:
+    """The recipe with what holds for one call only (train.stop_after, cadence, chat slots) as the file has it.
+
+    What `--set` says of these is done and forgotten; nothing of a result depends on it.
+    """
+    chat = {name: getattr(file.chat, name) for name in ("context", "slots")}
+    return recipe.model_copy(
+        update={
+            "train": recipe.train.model_copy(update={"stop_after": file.train.stop_after}),
+            "checkpoint": file.checkpoint,
+            "chat": recipe.chat.model_copy(update=chat),
+        }
+    )
 
 
 def schema_text() -> str:
@@ -78,6 +96,18 @@ def _lines(node: yaml.Node, loc: Loc = ()) -> Iterator[tuple[Loc, int]]:
         for index, value in enumerate(node.value):
             yield (*loc, index), value.start_mark.line + 1
             yield from _lines(value, (*loc, index))
+
+
+def _retire(raw: dict[str, Any], path: Path, lines: Mapping[Loc, int]) -> None:
+    """Take out fields of earlier versions: one that asks for nothing with a word, one that asks for something fails."""
+    for name, (harmless, reason, fix) in RETIRED.items():
+        if name not in raw:
+            continue
+        if raw[name] != harmless:
+            raise RecipeError(f"{name} is {raw[name]}: {reason}", fix=fix, where=_where((name,), path, lines))
+        if path.name != "recipe.yaml" or not path.with_name("manifest.json").exists():  # not a run of version 0.1
+            say(f"{path}: {name} no longer counts; {reason}")
+        del raw[name]
 
 
 def _apply(raw: dict[str, Any], lines: dict[Loc, int], change: str) -> None:
@@ -157,15 +187,8 @@ def _known_keys(loc: Loc) -> list[str]:
     model: Any = Recipe
     for part in loc:
         if isinstance(part, str):
-            model = next((m for m in _models_in(model.model_fields[part].annotation)), None)
+            model = next((m for m in sections_in(model.model_fields[part].annotation)), None)
     return list(model.model_fields) if model else []
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in getattr(annotation, "__args__", ()):
-        yield from _models_in(inner)
 
 
 def _anchored(recipe: Recipe, folder: Path) -> Recipe:

@@ -4,23 +4,51 @@ A stage reads folders and commits a new one with a record.json. A stage whose se
 the record that stands is skipped. Nothing else in the package knows these file names.
 """
 
-import contextlib
-import errno
-import hashlib
 import json
-import os
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from importlib import metadata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from tunesmith.errors import ResourceError, ResumeError
+from tunesmith import __version__, past
+from tunesmith.errors import ResumeError
+from tunesmith.files import (
+    PROOFS,
+    RECORD,
+    commit_folder,
+    digest_file,
+    digest_folder,
+    fingerprint,
+    write_file,
+)
+from tunesmith.machine import versions
+from tunesmith.recipe import Recipe, without_defaults
+from tunesmith.recipe_file import dump_recipe, lasting
+from tunesmith.stages import STAGES
 
-RECORD = "record.json"
-VERSIONED = ("tunesmith", "torch", "transformers", "tokenizers", "gguf", "xllamacpp", "numpy", "pyarrow")
+MADE_BY = "# The recipe of this run, every setting resolved. Made by tunesmith "
+"""How recipe.yaml begins: a folder with such a file is a run folder, and ours."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Two things that must be equal, and how equal they were: `value` is at most `limit`."""
+
+    name: str
+    value: float | None
+    limit: float | None
+    """None: measured, and for the user to judge."""
+    positions: int
+    """At how many places they were compared."""
+    skipped_because: str | None = None
+    """Why it was not done: then it is no proof, and is done later where it can be."""
+
+    def __str__(self) -> str:
+        if self.skipped_because:
+            return f"NOT proved: {self.name}: {self.skipped_because}"
+        limit = f"limit {self.limit:g}, " if self.limit is not None else ""
+        return f"{self.name}: {self.value:.2g} ({limit}{self.positions:,} positions)"
 
 
 @dataclass(frozen=True)
@@ -29,7 +57,7 @@ class Record:
 
     stage: str
     fingerprint: str
-    """Hash of settings and inputs; the same fingerprint means the same result."""
+    """Hash of settings and inputs, for people: what decides is `same_needs`."""
     settings: dict[str, Any]
     inputs: dict[str, str]
     """Name of an input -> its digest."""
@@ -38,154 +66,58 @@ class Record:
     versions: dict[str, str]
     counts: dict[str, Any]
     seconds: float
-    notes: list[str] = field(default_factory=list)
+    proofs: tuple[Proof, ...] = ()
+
+    @property
+    def unproved(self) -> list[Proof]:
+        """The proofs that were skipped."""
+        return [proof for proof in self.proofs if proof.skipped_because]
 
 
 class Run:
     """Names inside one run folder."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, file: Recipe | None = None) -> None:
+        """`file`: the recipe without what holds for this call only, where that differs."""
         self.path = path
+        self._file = file
         self.recipe = path / "recipe.yaml"
-        self.data = path / "data"
+        self.data, self.adapter, self.model, self.gguf, self.evaluation = self.stage_folders
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
         self.loss_plot = path / "loss.png"
-        self.adapter = path / "adapter"
-        self.model = path / "model"
-        self.gguf = path / "gguf"
-        self.evaluation = path / "evaluation"
         self.report = path / "report.html"
         self.manifest = path / "manifest.json"
+        self.lock = path / ".lock"
+
+    def keep_recipe(self, recipe: Recipe) -> None:
+        """Make recipe.yaml say `recipe`: called where a stage was done with it, or has begun and cannot be refused."""
+        text = f"{MADE_BY}{__version__}\n" + dump_recipe(lasting(recipe, self._file) if self._file else recipe)
+        if not self.recipe.exists() or self.recipe.read_text() != text:
+            write_file(self.recipe, text)
 
     @property
     def stage_folders(self) -> list[Path]:
         """The folders that stages commit, in order."""
-        return [self.data, self.adapter, self.model, self.gguf, self.evaluation]
+        return [self.path / stage.folder for stage in STAGES]
 
     def gguf_file(self, name: str, gguf_type: str) -> Path:
         """Path of one exported file, such as gguf/demo-Q8_0.gguf."""
         return self.gguf / f"{name}-{gguf_type}.gguf"
 
 
-def fingerprint(value: Any) -> str:
-    """Short hash of anything JSON can hold. Same content, same hash, on every machine."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def digest_file(path: Path) -> str:
-    """sha256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def digest_folder(folder: Path) -> dict[str, dict[str, Any]]:
-    """Digest and size of every file below a folder, but the record and the digests themselves; sorted by name."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (RECORD, "digests.json"))
-    return {str(p.relative_to(folder)): {"sha256": digest_file(p), "bytes": p.stat().st_size} for p in files}
-
-
-def commit_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Create or replace `target` completely or not at all, also when the power goes out.
-
-    `write` fills a draft folder; a full disk becomes a ResourceError and the draft is removed.
-    """
-    draft = target.with_name(f".{target.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    with full_disk_named(target):
-        draft.mkdir(parents=True)
-        try:
-            write(draft)
-            for path in [*draft.rglob("*"), draft]:
-                flush(path)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
-    if target.exists():
-        old = target.with_name(f".{target.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        target.rename(old)
-        draft.rename(target)
-        shutil.rmtree(old)
-    else:
-        draft.rename(target)  # atomic on one file system
-    flush(target.parent)  # so that the new name survives a power cut too
-
-
-def sweep(folder: Path) -> None:
-    """Clear what a killed commit_folder left in `folder`; what it had only moved aside is put back."""
-    for old in folder.glob(".*.old"):
-        target = folder / old.name[1 : -len(".old")]
-        if target.exists():
-            shutil.rmtree(old)
-        else:
-            old.rename(target)
-    for draft in folder.glob(".*.draft"):
-        shutil.rmtree(draft)
-
-
-def write_file(target: Path, content: str | bytes) -> None:
-    """Create or replace one file completely or not at all."""
-    draft = target.with_name(f".{target.name}.draft")
-    with full_disk_named(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(content.encode() if isinstance(content, str) else content)
-        flush(draft)
-        draft.rename(target)
-
-
-def flush(path: Path) -> None:
-    """Make a file's bytes, or a folder's names, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def full_disk_named(target: Path) -> Iterator[None]:
-    """Turn "no space left" into an error that says how much is free and what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise ResourceError(
-            f"the disk is full: {target.name} could not be written; what was committed before is whole",
-            fix="free some space and run the same command again, or put the run elsewhere with --run-dir",
-            where=str(target.parent),
-        ) from error
-
-
-def need_disk(folder: Path, needed_bytes: int, purpose: str) -> None:
-    """Raise ResourceError before a stage starts if its files would not fit."""
-    place = next(p for p in [folder, *folder.resolve().parents] if p.exists())
-    free_bytes = shutil.disk_usage(place).free
-    if free_bytes < needed_bytes:
-        raise ResourceError(
-            f"{purpose} needs {needed_bytes / 1e9:.1f} GB of disk, {free_bytes / 1e9:.1f} GB are free",
-            fix="free some space, or put the run elsewhere with --run-dir",
-            where=str(place),
-        )
-
-
-def free_memory_bytes() -> int:
-    """Memory that can be taken without swapping."""
-    with contextlib.suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable")))
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
 def read_record(folder: Path) -> Record | None:
-    """The record of a committed stage; None if the folder does not stand or a file of it is missing or cut."""
+    """The record of a committed stage; None if the folder does not stand or a file of it is missing or cut.
+
+    Records of earlier versions come in the form of this one.
+    """
     try:
-        record = Record(**json.loads((folder / RECORD).read_text()))
+        raw = past.record_as_now(json.loads((folder / RECORD).read_text()))
+        known = {field.name: raw[field.name] for field in fields(Record) if field.name in raw}
+        record = Record(**known | {"proofs": tuple(Proof(**proof) for proof in raw["proofs"])})
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ResumeError(f"{folder / RECORD} is damaged: {error}", fix=f"delete {folder} to make it again") from error
     whole = all(
         (folder / name).is_file() and (folder / name).stat().st_size == output["bytes"]
@@ -194,32 +126,47 @@ def read_record(folder: Path) -> Record | None:
     return record if whole else None
 
 
+def needs_fingerprint(settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """Hash of what decides a stage. A field at its default does not count, so that a new field redoes nothing."""
+    return fingerprint([without_defaults(settings), dict(inputs)])
+
+
+def made_from(record: Record | None, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
+    """Whether a stage that stands was made from these settings and inputs."""
+    return record is not None and needs_fingerprint(record.settings, record.inputs) == needs_fingerprint(
+        settings, inputs
+    )
+
+
 def commit_stage(
-    folder: Path, settings: Mapping[str, Any], inputs: Mapping[str, str], work: Callable[[Path], dict[str, Any]]
-) -> tuple[Record, bool]:
+    folder: Path, settings: Mapping[str, Any], inputs: Mapping[str, str],
+    work: Callable[[Path], dict[str, Any]], prove: Callable[[Path], Sequence[Proof]] = lambda _: (),
+) -> tuple[Record, bool]:  # fmt: skip
     """The record of the stage whose folder is `folder`; True with it if the stage was done now, False if it stood.
 
-    `settings` and `inputs` (name -> digest) decide the result. `work` fills a draft folder and returns counts.
+    `settings` and `inputs` (name -> digest) decide the result. `work` fills a draft folder and returns counts; `prove`
+    proves what it made. Where the folder stands and a proof was skipped, `prove` alone is done again.
     """
-    wanted = fingerprint([dict(settings), dict(inputs)])
     standing = read_record(folder)
-    if standing and standing.fingerprint == wanted:
-        return standing, False
+    if standing and made_from(standing, settings, inputs):
+        return (_proved(folder, standing, prove) if standing.unproved else standing), False
     started = time.monotonic()
 
     def write(draft: Path) -> None:
         counts = work(draft)
+        proofs = tuple(prove(draft))
         record = Record(
             stage=folder.name,
-            fingerprint=wanted,
+            fingerprint=needs_fingerprint(settings, inputs),
             settings=dict(settings),
             inputs=dict(inputs),
             outputs=digest_folder(draft),
             versions=versions(),
             counts=counts,
             seconds=round(time.monotonic() - started, 2),
+            proofs=proofs,
         )
-        (draft / RECORD).write_text(json.dumps(asdict(record), indent=1) + "\n")
+        (draft / RECORD).write_text(_record_text(record))
 
     commit_folder(folder, write)
     done = read_record(folder)
@@ -227,18 +174,23 @@ def commit_stage(
     return done, True
 
 
+def _proved(folder: Path, record: Record, prove: Callable[[Path], Sequence[Proof]]) -> Record:
+    """The record with the proofs that could be done now; what was proved before stays."""
+    before = [proof for proof in record.proofs if not proof.skipped_because]
+    names = {proof.name for proof in before}
+    now = replace(record, proofs=(*before, *(proof for proof in prove(folder) if proof.name not in names)))
+    if now.proofs != record.proofs:
+        write_file(folder / RECORD, _record_text(now))
+    return now
+
+
+def _record_text(record: Record) -> str:
+    return json.dumps(asdict(record), indent=1) + "\n"
+
+
 def output_digest(record: Record) -> str:
     """One digest for all outputs of a stage: an input of the next one."""
     return fingerprint({name: output["sha256"] for name, output in record.outputs.items()})
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that can change a result."""
-    found = {}
-    for name in VERSIONED:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
 
 
 def write_manifest(run: Run) -> None:
@@ -248,7 +200,8 @@ def write_manifest(run: Run) -> None:
         record = read_record(folder)
         if record:
             files |= {f"{folder.name}/{name}": output for name, output in record.outputs.items()}
-            files[f"{folder.name}/{RECORD}"] = _file_entry(folder / RECORD)
+            said = (folder / RECORD, folder / PROOFS)
+            files |= {f"{folder.name}/{path.name}": _file_entry(path) for path in said if path.exists()}
     for path in (run.recipe, run.metrics, run.loss_plot, run.report):
         if path.exists():
             files[path.name] = _file_entry(path)

@@ -6,8 +6,8 @@ from pathlib import Path
 import typer
 
 from tunesmith.errors import RecipeError
+from tunesmith.files import write_file
 from tunesmith.recipe_file import read_recipe, schema_text
-from tunesmith.runs import write_file
 
 SMALL, LLAMA = "builtin:smollm2-135m-instruct", "meta-llama/Llama-3.2-1B-Instruct"
 TEMPLATE = """\

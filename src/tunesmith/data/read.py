@@ -13,9 +13,9 @@ from tunesmith.data.conversation import Conversation, Dropped
 from tunesmith.data.formats import Row, column_names, format_of, to_turns
 from tunesmith.data.hub import hub_rows
 from tunesmith.data.json_rows import Numbered, json_rows
+from tunesmith.decides import source_files
 from tunesmith.errors import DataError
 from tunesmith.recipe import Source
-from tunesmith.stages import source_files
 
 BAD_CSV = "not as many cells as the header"
 CELL = re.compile(r'(?:"[^"]*(?:""[^"]*)*"|[^",\r\n][^,\r\n]*|)(?:,|\r\n|\r|\n)')  # of RFC 4180, and what ends it

@@ -10,7 +10,7 @@ from tunesmith.errors import ResumeError
 from tunesmith.model.lora import adapted_layers
 from tunesmith.recipe import LoraConfig
 
-PREFIX = "base_model.model."  # PEFT wraps the model twice; its file names say so
+PEFT_PREFIX = "base_model.model."  # PEFT wraps the model twice; its file names say so
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -18,8 +18,8 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
     """PEFT's names -> the adapter's tensors (not copies), in model order."""
     tensors: dict[str, Tensor] = {}
     for name, layer in adapted_layers(model):
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = layer.a_RI.data
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = layer.b_OR.data
+        tensors[f"{PEFT_PREFIX}{name}.lora_A.weight"] = layer.a_RI.data
+        tensors[f"{PEFT_PREFIX}{name}.lora_B.weight"] = layer.b_OR.data
     return tensors
 
 
@@ -62,7 +62,7 @@ def load_adapter(folder: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], float]
     settings = json.loads((folder / CONFIG).read_text())
     tensors = load_file(folder / WEIGHTS)
     layers = {
-        name.removeprefix(PREFIX).removesuffix(".lora_A.weight"): (a_RI, tensors[name.replace("lora_A", "lora_B")])
+        name.removeprefix(PEFT_PREFIX).removesuffix(".lora_A.weight"): (a_RI, tensors[name.replace("lora_A", "lora_B")])
         for name, a_RI in tensors.items()
         if name.endswith(".lora_A.weight")
     }

@@ -14,10 +14,11 @@ from tunesmith.model.attention import PACKED, Packing
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def load_base(
-    folder: Path, *, precision: str, device: torch.device, trust_remote_code: bool = False
-) -> PreTrainedModel:
-    """The model of a Hugging Face folder, frozen. Raises BaseError if transformers cannot read it."""
+def load_base(folder: Path, *, precision: str, device: torch.device) -> PreTrainedModel:
+    """The model of a Hugging Face folder, frozen; no code of the folder runs.
+
+    Raises BaseError if transformers cannot read it.
+    """
     disable_progress_bar()  # loading takes a second; the bar would garble our own lines
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -25,13 +26,13 @@ def load_base(
             dtype=DTYPES[precision],
             attn_implementation=PACKED,
             local_files_only=True,
-            trust_remote_code=trust_remote_code,
+            trust_remote_code=False,
             use_safetensors=True,
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise BaseError(
             f"transformers cannot load the base: {error}",
-            fix="if it needs its own code, read that code, then set trust_remote_code: true; else use another base",
+            fix="use another base: one that needs Python code of its own cannot be trained here",
             where=str(folder),
         ) from error
     model.requires_grad_(False)

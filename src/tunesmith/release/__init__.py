@@ -1,1 +1,1 @@
-"""From adapter to merged model and GGUF, with proof."""
+"""From adapter to merged model and GGUF."""

@@ -7,11 +7,13 @@ from typing import Any
 
 from tunesmith import __version__
 from tunesmith.console import say
+from tunesmith.decides import gguf_needs
+from tunesmith.files import PROOFS, commit_folder, fingerprint
+from tunesmith.gguf.write import About, expected_bytes, write_gguf
+from tunesmith.machine import need_disk
+from tunesmith.proof.gguf import prove_gguf
 from tunesmith.recipe import ChatConfig, GgufType, Recipe
-from tunesmith.release.gguf import About, expected_bytes, write_gguf
-from tunesmith.release.proof import prove
-from tunesmith.runs import Record, Run, commit_folder, commit_stage, fingerprint, need_disk
-from tunesmith.stages import gguf_needs
+from tunesmith.runs import Proof, Record, Run, commit_stage
 from tunesmith.tokens.template import chat_template_with
 from tunesmith.tokens.tokenizer import load_tokenizer
 from tunesmith.weights.locate import LocatedBase, cache_folder
@@ -23,6 +25,8 @@ def export(recipe: Recipe, run: Run, base: LocatedBase) -> tuple[Record, bool]:
     Raises ProofError if the F16 file is not the merged model, BaseError for a model that cannot be a GGUF.
     """
 
+    proofs: list[Proof] = []
+
     def work(draft: Path) -> dict[str, Any]:
         types: list[GgufType] = ["F16", *(kind for kind in recipe.export.gguf if kind != "F16")]
         need_disk(run.path, sum(expected_bytes(run.model, kind) for kind in types), "export")
@@ -32,17 +36,21 @@ def export(recipe: Recipe, run: Run, base: LocatedBase) -> tuple[Record, bool]:
             started = time.monotonic()
             written[kind] = write_gguf(run.model, path, kind, About(recipe.name, base.name, base.licence, recipe.chat))
             written[kind]["write_s"] = round(time.monotonic() - started, 1)
-        for kind, proved in prove(recipe, run, files).items():
-            written[kind] |= proved
+        proved, found = prove_gguf(recipe, run, files)
+        proofs.extend(found)
+        for kind, measured in proved.items():
+            written[kind] |= measured
             odd = written[kind]["fallbacks"]
             note = f"; {odd} tensors have rows that fit no K-quant and are larger types" if odd else ""
-            say(f"export: {files[kind].name}, {written[kind]['bytes'] / 1e6:.0f} MB, proved{note}")
-        (draft / "proof.json").write_text(json.dumps(written, indent=1) + "\n")
+            say(f"export: {files[kind].name}, {written[kind]['bytes'] / 1e6:.0f} MB{note}")
+        for proof in found:
+            say(f"export: {proof}")
+        (draft / PROOFS).write_text(json.dumps(written, indent=1) + "\n")
         if "F16" not in recipe.export.gguf:
             files["F16"].unlink()
         return {"files": written}
 
-    return commit_stage(run.gguf, *gguf_needs(recipe, run, base.digest), work)
+    return commit_stage(run.gguf, *gguf_needs(recipe, run, base.digest), work, lambda _: proofs)
 
 
 def export_base(base: LocatedBase, gguf_type: GgufType, chat: ChatConfig, date: str) -> Path:

@@ -1,1 +1,1 @@
-"""Many runs: answers, scores, comparison."""
+"""Many runs: comparison."""

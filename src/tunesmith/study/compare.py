@@ -20,8 +20,9 @@ from rich.table import Table
 
 from tunesmith import __version__
 from tunesmith.errors import ResumeError
+from tunesmith.files import fingerprint, write_file
 from tunesmith.recipe_file import read_recipe
-from tunesmith.runs import Run, fingerprint, read_record, write_file
+from tunesmith.runs import Run, read_record
 from tunesmith.tokens.rows import load_rows
 
 matplotlib.use("Agg")  # no screen needed

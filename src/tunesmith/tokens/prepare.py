@@ -21,10 +21,10 @@ from tunesmith.data.dedup import clusters, exact, signature
 from tunesmith.data.hub import resolve_commit
 from tunesmith.data.read import conversations
 from tunesmith.data.split import HELD_OUT, TRAIN, Signed, fates
+from tunesmith.decides import Needs, data_needs, read_prompts, source_files, sources_of
 from tunesmith.errors import DataError, ResumeError
-from tunesmith.recipe import Dedup, Recipe, Source
-from tunesmith.runs import Record, Run, commit_stage, fingerprint, read_record
-from tunesmith.stages import Needs, data_needs, source_files, sources_of
+from tunesmith.recipe import Dedup, Recipe, Source, without_defaults
+from tunesmith.runs import Record, Run, commit_stage, made_from, read_record
 from tunesmith.tokens.spool import BATCH_ROWS, Spool, Written, wheres, write_split
 from tunesmith.tokens.template import NO_SYSTEM, REFUSED, Encoded, Refused, encode_all
 from tunesmith.tokens.tokenizer import embedding_rows, load_tokenizer
@@ -50,14 +50,15 @@ UNPROVED = {
 """Kind, which is the start of the reason to drop a row -> what is wrong where many rows have it, and the fix."""
 
 
-def prepare(recipe: Recipe, run: Run, base: LocatedBase, prompts: Sequence[str]) -> tuple[Record, bool]:
-    """Make run.data. `prompts` are the evaluation prompts, which no row may hold.
+def prepare(recipe: Recipe, run: Run, base: LocatedBase, prompts: Sequence[str] | None = None) -> tuple[Record, bool]:
+    """Make run.data. No row may hold one of `prompts`; None: the evaluation prompts of the recipe.
 
     Raises DataError if the data or the template cannot be used, ResumeError if checkpoints would lose their data.
     """
     needs = data_needs(recipe, run, base.digest)
     _keep_what_checkpoints_need(run, needs)
-    record, done = commit_stage(run.data, *needs, lambda draft: _write(draft, recipe, base, prompts))
+    asked = read_prompts(recipe) if prompts is None else prompts
+    record, done = commit_stage(run.data, *needs, lambda draft: _write(draft, recipe, base, asked))
     if done:
         _report(record.counts)
     return record, done
@@ -229,9 +230,10 @@ def _report(counts: dict[str, Any]) -> None:
 def _keep_what_checkpoints_need(run: Run, needs: Needs) -> None:
     """Raise ResumeError if the data would change under checkpoints that were trained on them."""
     standing = read_record(run.data)
-    if not standing or standing.fingerprint == fingerprint(list(needs)) or not any(run.checkpoints.glob("step-*")):
+    if not standing or made_from(standing, *needs) or not any(run.checkpoints.glob("step-*")):
         return
-    old, new = ({**s["data"], **s, **i, "data": ""} for s, i in ((standing.settings, standing.inputs), needs))
+    both = ((without_defaults(settings), inputs) for settings, inputs in ((standing.settings, standing.inputs), needs))
+    old, new = ({**settings["data"], **settings, **inputs, "data": ""} for settings, inputs in both)
     changes = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in old | new if old.get(key) != new.get(key)]
     raise ResumeError(
         "the run has checkpoints that were trained on other data. Changed: " + "; ".join(changes),

@@ -10,12 +10,12 @@ from safetensors.torch import load_file, save
 
 from tunesmith.console import say, warn
 from tunesmith.errors import ResumeError
+from tunesmith.files import DIGESTS, commit_folder, digest_folder, sweep
 from tunesmith.model.adapter import adapter_tensors
 from tunesmith.recipe import Keep
-from tunesmith.runs import commit_folder, digest_folder, sweep
 from tunesmith.training.state import TrainState
 
-ADAPTER, OPTIMIZER, STATE, DIGESTS = "adapter.safetensors", "optimizer.safetensors", "state.json", "digests.json"
+ADAPTER, OPTIMIZER, STATE = "adapter.safetensors", "optimizer.safetensors", "state.json"
 
 
 def save_checkpoint(

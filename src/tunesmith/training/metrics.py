@@ -6,7 +6,7 @@ from typing import Any
 
 import matplotlib
 
-from tunesmith.runs import write_file
+from tunesmith.files import write_file
 from tunesmith.training.state import Progress
 
 matplotlib.use("Agg")  # no screen needed

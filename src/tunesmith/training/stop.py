@@ -7,8 +7,14 @@ from types import FrameType, TracebackType
 from tunesmith.recipe import cadence
 
 
-class Paused(SystemExit):
-    """Training stopped before its end, with a checkpoint. The exit code is 128 + signal, or 0 for stop_after."""
+class Paused(Exception):  # noqa: N818 - not an error: the run goes on with the same command
+    """Training stopped before its end, with a checkpoint."""
+
+    def __init__(self, step: int, exit_code: int) -> None:
+        super().__init__(f"paused at step {step}")
+        self.step = step
+        self.exit_code = exit_code
+        """What a command ends with: 128 + signal, or 0 for stop_after."""
 
 
 class StopRequested(Exception):  # noqa: N818 - not an error: it unwinds to the point where the state is whole

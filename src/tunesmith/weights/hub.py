@@ -11,7 +11,7 @@ SMALL = ["*.json", "*.jinja", "tokenizer.model", "README.md"]
 NOT_NEEDED = ["consolidated*", "*/*"]  # folders and such names hold the same weights in other forms
 
 
-def fetch(repo: str, revision: str | None, *, weights: bool) -> Path:
+def fetch_snapshot(repo: str, revision: str | None, *, weights: bool) -> Path:
     """The snapshot folder of a Hub model; its name is the commit. What is cached is not fetched again, also offline.
 
     Raises BaseError if the model is gated, not there, or neither reachable nor cached. A token is never shown.

@@ -4,17 +4,18 @@ import contextlib
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import BaseError
-from tunesmith.runs import commit_folder, digest_file, fingerprint, write_file
-from tunesmith.weights import builtin, from_gguf, hub
+from tunesmith.files import commit_folder, digest_file, fingerprint, write_file
+from tunesmith.weights import builtin, hub
 from tunesmith.weights.tensorfile import weight_files
 
 HUB_ID = re.compile(r"([\w-][\w.-]*(?:/[\w.-]+)?)(?:@([\w./-]+))?")
-GGUF_FORM = 2  # in the name of an unpacked GGUF; raise it when from_gguf writes something else
+GGUF_FORM = 2  # in the name of an unpacked GGUF; raise it when gguf/read.py writes something else
 SMALL_FILES = (
     "config.json",
     "generation_config.json",
@@ -22,6 +23,7 @@ SMALL_FILES = (
     "tokenizer_config.json",
     "chat_template.jinja",
 )
+Unpack = Callable[[Path, Path], None]
 INSTRUCT = "use an instruct or chat model, such as builtin:smollm2-135m-instruct"
 
 
@@ -41,32 +43,34 @@ def cache_folder() -> Path:
     return Path(os.environ.get("TUNESMITH_CACHE") or "~/.cache/tunesmith").expanduser()
 
 
-def locate_base(base: str) -> LocatedBase:
+def locate_base(base: str, unpack: Unpack) -> LocatedBase:
     """Find a base named as Hub id[@revision], folder, GGUF file or builtin:NAME; fetch and unpack it if needed.
+
+    `unpack` makes a Hugging Face folder of a GGUF file: gguf/read.py, which this layer does not know.
 
     Raises BaseError, with the fix, if it cannot be found or is no causal language model with a chat template.
     """
     path = Path(base).expanduser()
-    if base.startswith(builtin.PREFIX):
-        return _located(base, _unpacked(builtin.fetch(base, cache_folder() / "builtin")))
+    if base.startswith(builtin.SCHEME):
+        return _located(base, _unpacked(builtin.fetch_builtin(base, cache_folder() / "builtin"), unpack))
     if path.is_dir():
         return _located(path.resolve().name, path.resolve())
     if path.is_file():
-        return _located(path.stem, _unpacked(path.resolve()))
+        return _located(path.stem, _unpacked(path.resolve(), unpack))
     match = HUB_ID.fullmatch(base)
     if not match or base.endswith(".gguf"):
         forms = "a Hub id such as HuggingFaceTB/SmolLM2-135M-Instruct, a model folder, a GGUF file"
-        raise BaseError(f"there is no base {base}", fix=f"give {forms} or {builtin.PREFIX}{builtin.NAME}")
+        raise BaseError(f"there is no base {base}", fix=f"give {forms} or {builtin.SCHEME}{builtin.NAME}")
     repo, revision = match.groups()
-    _check_small_files(hub.fetch(repo, revision, weights=False), repo)  # before gigabytes are fetched in vain
-    folder = hub.fetch(repo, revision, weights=True)
+    _check_small_files(hub.fetch_snapshot(repo, revision, weights=False), repo)  # before gigabytes are fetched in vain
+    folder = hub.fetch_snapshot(repo, revision, weights=True)
     return _located(repo, folder, revision=folder.name)
 
 
-def _unpacked(gguf_file: Path) -> Path:
+def _unpacked(gguf_file: Path, unpack: Unpack) -> Path:
     folder = cache_folder() / "gguf" / f"{_digests([gguf_file])[0][:16]}-{GGUF_FORM}"
     if not folder.exists():
-        commit_folder(folder, lambda draft: from_gguf.convert(gguf_file, draft))
+        commit_folder(folder, lambda draft: unpack(gguf_file, draft))
     return folder
 
 

@@ -5,7 +5,7 @@ Format: 8 bytes of header length (little endian), a JSON header, then the tensor
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -20,6 +20,7 @@ NUMPY_TYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2",
     "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?",
 }  # fmt: skip
+PIECE_BYTES = 64 << 20  # fp32 bytes of the rows that are in memory at a time
 INDEX = "model.safetensors.index.json"
 
 
@@ -77,6 +78,14 @@ def read_rows(info: TensorInfo, start: int, stop: int) -> Array:
     rows = min(stop, info.shape[0] if info.shape else 1) - start
     values = np.fromfile(info.file, dtype, rows * row_values, offset=info.offset + start * row_values * dtype.itemsize)
     return values.reshape((rows, *info.shape[1:]) if info.shape else ())
+
+
+def pieces(info: TensorInfo) -> Iterator[tuple[int, int]]:
+    """First and last row of parts of a tensor that are PIECE_BYTES or less as fp32."""
+    rows = info.shape[0] if info.shape else 1
+    step = max(1, PIECE_BYTES * rows // max(1, 4 * prod(info.shape)))
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
 
 
 def to_f32(array: Array, dtype: str) -> Array:

@@ -18,17 +18,15 @@ from typing import Any
 import gguf
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tunesmith.console import progress
 from tunesmith.errors import BaseError
+from tunesmith.gguf.families import llama3_factors, read_config
+from tunesmith.gguf.pretokenizers import pre_tokenizer
+from tunesmith.gguf.quantise import DEFAULT, quantise_rows, tensor_bytes, tensor_types
 from tunesmith.recipe import ChatConfig, GgufType
-from tunesmith.release.quantise import DEFAULT, quantise_rows, tensor_bytes, tensor_types
-from tunesmith.weights.from_gguf import PRE_TOKENIZERS
 from tunesmith.weights.tensorfile import TensorInfo, read_index, read_rows, to_f32
 
-ARCHITECTURES = {"LlamaForCausalLM": gguf.MODEL_ARCH.LLAMA}
-"""What config.json calls a model -> what llama.cpp calls it; its q and k rows are permuted for the rotary."""
 BLOCK_NUMBERS = 1 << 20  # numbers read, converted and written at once by one thread: 4 MB as fp32
 
 
@@ -61,7 +59,7 @@ def write_gguf(folder: Path, out: Path, gguf_type: GgufType, about: About) -> di
     """
     config = read_config(folder)
     tensors = plan_tensors(folder, config, gguf_type)
-    writer = gguf.GGUFWriter(out, gguf.MODEL_ARCH_NAMES[config["arch"]])
+    writer = gguf.GGUFWriter(out, gguf.MODEL_ARCH_NAMES[config["family"].arch])
     for tensor in tensors:
         size = tensor_bytes(tensor.shape, tensor.kind)
         writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, raw_dtype=tensor.kind)
@@ -86,53 +84,21 @@ def expected_bytes(folder: Path, gguf_type: GgufType) -> int:
     return sum(tensor_bytes(t.shape, t.kind) for t in tensors) + (folder / "tokenizer.json").stat().st_size
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json with what it may leave out. Raises BaseError for a model that cannot be exported."""
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    heads, known = config["num_attention_heads"], [name for name in config["architectures"] if name in ARCHITECTURES]
-    if not known:
-        raise BaseError(
-            f"architecture {', '.join(config['architectures'])} cannot be exported to GGUF",
-            fix=f"use a base of one of these: {', '.join(ARCHITECTURES)}",
-        )
-    config["arch"] = ARCHITECTURES[known[0]]
-    config["head_dim"] = config.get("head_dim") or config["hidden_size"] // heads
-    config["num_key_value_heads"] = config.get("num_key_value_heads") or heads
-    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}  # old configs have theta beside it
-    rope = {"rope_theta": config.get("rope_theta", 10000.0), "rope_type": scaling.get("type", "default")} | scaling
-    if rope["rope_type"] not in ("default", "llama3"):
-        raise BaseError(
-            f"rotary scaling {rope['rope_type']} cannot be exported", fix="use a base with none, or llama3's"
-        )
-    config["rope"] = rope
-    return config
-
-
 def plan_tensors(folder: Path, config: dict[str, Any], gguf_type: GgufType) -> list[Tensor]:
     """The tensors of the file, in order."""
-    names = gguf.get_tensor_name_map(config["arch"], config["num_hidden_layers"])
+    names = gguf.get_tensor_name_map(config["family"].arch, config["num_hidden_layers"])
     sources: dict[str, tuple[TensorInfo | NDArray[np.float32], int]] = {}
     if config["rope"]["rope_type"] == "llama3":
-        sources["rope_freqs.weight"] = (_llama3_factors(config), 0)
+        sources["rope_freqs.weight"] = (llama3_factors(config["rope"], config["head_dim"]), 0)
     for source, info in read_index(folder).items():
         name = names.get_name(source, try_suffixes=(".weight", ".bias"))
         if name is None:
             raise BaseError(f"tensor {source} has no place in a GGUF file", fix="use an unchanged model")
-        sources[name] = (info, config["head_dim"] if ".q_proj." in source or ".k_proj." in source else 0)
+        sources[name] = (info, config["head_dim"] if any(part in source for part in config["family"].rotated) else 0)
     shapes = {name: source.shape for name, (source, _) in sources.items()}
     grouped = config["num_key_value_heads"] != config["num_attention_heads"]
     types = tensor_types(shapes, gguf_type, layers=config["num_hidden_layers"], grouped=grouped)
     return [Tensor(name, shapes[name], types[name], *sources[name]) for name in sources]
-
-
-def _llama3_factors(config: dict[str, Any]) -> NDArray[np.float32]:
-    """Divisors of the rotary frequencies [head_dim / 2] (transformers' _compute_llama3_parameters)."""
-    rope, dim = config["rope"], config["head_dim"]
-    wavelengths = 2 * np.pi * rope["rope_theta"] ** (np.arange(0, dim, 2) / dim)
-    factor, low, high = rope["factor"], rope["low_freq_factor"], rope["high_freq_factor"]
-    original = rope["original_max_position_embeddings"]
-    smooth = np.clip((original / wavelengths - low) / (high - low), 0, 1)  # 0: long waves, 1: short ones
-    return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
 
 
 def _append_data(out: Path, tensors: list[Tensor]) -> None:
@@ -214,25 +180,3 @@ def _tokens(tokenizer: dict[str, Any], vocab_size: int) -> Iterator[tuple[str, i
             yield ids[id_], gguf.TokenType.NORMAL
         else:
             yield f"[PAD{id_}]", gguf.TokenType.UNUSED
-
-
-def pre_tokenizer(tokenizer: dict[str, Any]) -> str:
-    """llama.cpp's name of a tokenizer.json's pre-tokenizer. Raises BaseError for one it does not have."""
-    model, found = tokenizer["model"], _parts(tokenizer["pre_tokenizer"] or {})
-    for name, parts in PRE_TOKENIZERS.items():
-        known = Tokenizer(models.BPE())
-        known.pre_tokenizer = pre_tokenizers.Sequence(parts)
-        merges_fit = bool(model.get("ignore_merges")) == (name == "llama-bpe")  # llama.cpp ties it to the name
-        same = found == _parts(json.loads(known.to_str())["pre_tokenizer"])
-        if same and merges_fit and model["type"] == "BPE" and tokenizer["normalizer"] is None:
-            return name
-    raise BaseError(
-        f"llama.cpp has no tokenizer known here for {model['type']} with normalizer {tokenizer['normalizer']}, "
-        f"pre_tokenizer {json.dumps(found)}, ignore_merges {model.get('ignore_merges')}",
-        fix=f"use a base with one of these: {', '.join(PRE_TOKENIZERS)}",
-    )
-
-
-def _parts(found: dict[str, Any]) -> list[dict[str, Any]]:
-    parts = found.get("pretokenizers", [found])
-    return [{key: part[key] for key in part if key != "trim_offsets"} for part in parts]  # moves offsets, not tokens

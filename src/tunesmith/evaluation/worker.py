@@ -5,8 +5,6 @@ Reads a job as JSON from standard input and writes JSON lines to standard output
 """
 
 import json
-import re
-import resource
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 
 from tunesmith.errors import TunesmithError
 from tunesmith.inference.engine import Engine
+from tunesmith.machine import peak_memory_bytes
 
 CONTEXT = 4096  # as in the chat, so that the memory is the chat's
 
@@ -28,16 +27,6 @@ def answer_all(job: dict[str, Any]) -> None:
             answer = engine.chat(messages, max_tokens=job["max_tokens"], cache=False)
             _write({"prompt": prompt} | asdict(answer))
         _write({"peak_memory_bytes": peak_memory_bytes()})
-
-
-def peak_memory_bytes() -> int:
-    """Largest resident memory of this process so far."""
-    status = Path("/proc/self/status")
-    if status.exists():  # on Linux getrusage also counts what the parent had before this program was started
-        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
-        assert found
-        return int(found[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
 def _write(line: dict[str, Any]) -> None:

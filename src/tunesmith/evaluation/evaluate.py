@@ -1,8 +1,6 @@
 """VERB evaluate: the GGUF answers the prompts on the CPU, timed; so does its untouched base at the same type."""
 
 import json
-import platform
-import re
 import shutil
 import statistics
 import subprocess
@@ -13,11 +11,13 @@ from typing import Any
 
 from tunesmith import errors
 from tunesmith.console import progress, say
+from tunesmith.decides import evaluation_needs, read_prompts
 from tunesmith.errors import ResourceError
+from tunesmith.files import commit_folder, fingerprint
+from tunesmith.machine import processor, versions
 from tunesmith.recipe import Recipe
 from tunesmith.release.export import export_base
-from tunesmith.runs import Record, Run, commit_folder, commit_stage, fingerprint, read_record, versions
-from tunesmith.stages import evaluation_needs, read_prompts
+from tunesmith.runs import Record, Run, commit_stage, read_record
 from tunesmith.weights.locate import LocatedBase, cache_folder
 
 ANSWERS, SCORES = "answers.jsonl", "scores.json"
@@ -75,16 +75,9 @@ def answer_prompts(recipe: Recipe, gguf: Path, folder: Path) -> None:
     )
 
 
-def processor() -> str:
-    """Name of this machine's processor: speeds of two processors are not compared."""
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
-    return found[1] if found else platform.processor() or platform.machine()
-
-
 def _answered(job: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
     """Lines of the worker process: an answer each, then its peak memory."""
-    command = [sys.executable, "-m", "tunesmith.study.worker"]
+    command = [sys.executable, "-m", "tunesmith.evaluation.worker"]
     with (
         progress(f"answers of {name}", len(job["prompts"]), unit="prompts") as advance,
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8") as worker,

@@ -27,8 +27,9 @@ from tunesmith.console import progress, warn
 from tunesmith.data.split import HELD_OUT
 from tunesmith.errors import ProofError
 from tunesmith.inference.engine import Engine
+from tunesmith.machine import free_memory_bytes
 from tunesmith.recipe import GgufType, Recipe
-from tunesmith.runs import Run, free_memory_bytes
+from tunesmith.runs import Proof, Run
 from tunesmith.tokens.rows import TokenRows, load_rows
 from tunesmith.tokens.template import end_of_turn_id, render
 from tunesmith.tokens.tokenizer import load_tokenizer
@@ -67,31 +68,49 @@ class Divergence:
     near_ties: int  # prefixes with another one, where the reference's two best are closer than NEAR_TIE
 
 
-def prove(recipe: Recipe, run: Run, files: Mapping[GgufType, Path]) -> dict[GgufType, dict[str, Any]]:
-    """Compare GGUF files, F16 first, with run.model and with F16, on held-out rows; results by type.
+def prove_gguf(
+    recipe: Recipe, run: Run, files: Mapping[GgufType, Path]
+) -> tuple[dict[GgufType, dict[str, Any]], list[Proof]]:
+    """Compare GGUF files, F16 first, with run.model and with F16, on held-out rows; results by type, and the proofs.
 
-    Raises ProofError where F16 is not the merged model. A quantisation has no limit, only a warning. The model itself
-    is left out, with a warning, where it does not fit in fp32.
+    Raises ProofError where F16 is not the merged model. A quantisation has no limit, only a warning. The comparison
+    with the model is skipped, with the reason, where it does not fit in fp32.
     """
     prefixes = pick_prefixes(load_rows(run.data)[1], recipe.export.prefixes)
     context, started = max(len(prefix.ids) for prefix in prefixes) + 8, time.monotonic()
     model_NV = model_logprobs(run.model, prefixes)
     references = {} if model_NV is None else {"model": model_NV}
     proved: dict[GgufType, dict[str, Any]] = {}
+    proofs: list[Proof] = []
     for kind, path in files.items():
         with Engine(path, threads=recipe.evaluate.threads, context=context) as engine:
             tokens = check_tokens(recipe, run, path, engine)
             file_NV = file_logprobs(engine, prefixes, path.name)
-        against = {name: compare(logprobs_NV, file_NV, prefixes) for name, logprobs_NV in references.items()}
+        against = {name: divergence(logprobs_NV, file_NV, prefixes) for name, logprobs_NV in references.items()}
         if kind == "F16":
             check_equal(against.get("model"), path.name)
             references["F16"] = file_NV
         elif not against["F16"].mean_kl <= WARN_KL:
             warn(f"{path.name} is far from F16: mean KL {against['F16'].mean_kl:.2f} nats; prefer a larger type")
+        proofs += _proofs(kind, against, tokens, len(prefixes))
         proved[kind] = {f"against_{name}": asdict(found) for name, found in against.items()}
         proved[kind] |= {"tokens_equal": tokens, "proof_s": round(time.monotonic() - started, 1)}
         started = time.monotonic()
-    return proved
+    return proved, proofs
+
+
+def _proofs(kind: GgufType, against: Mapping[str, Divergence], tokens: int, prefixes: int) -> list[Proof]:
+    """What one file's comparisons prove; a quantisation's are measured only."""
+    proofs = [Proof(f"{kind}: token ids equal, share that is not", 0.0, 0.0, tokens)]
+    if kind != "F16":
+        return [*proofs, Proof(f"{kind} against F16, mean KL in nats", against["F16"].mean_kl, None, prefixes)]
+    found = against.get("model")
+    reason = None if found else "the merged model does not fit into memory in fp32"
+    return [
+        *proofs,
+        Proof("F16 = merged, mean KL in nats", found.mean_kl if found else None, LIMIT_MEAN_KL, prefixes, reason),
+        Proof("F16 = merged, other first choice", 1 - found.top1 if found else None, 1 - LIMIT_TOP1, prefixes, reason),
+    ]
 
 
 def pick_prefixes(rows: TokenRows, count: int) -> list[Prefix]:
@@ -139,7 +158,7 @@ def file_logprobs(engine: Engine, prefixes: Sequence[Prefix], what: str) -> Logp
     return np.stack(rows)
 
 
-def compare(reference_NV: Logprobs, other_NV: Logprobs, prefixes: Sequence[Prefix]) -> Divergence:
+def divergence(reference_NV: Logprobs, other_NV: Logprobs, prefixes: Sequence[Prefix]) -> Divergence:
     """How far `other` is from `reference`, both log-probabilities after the prefixes."""
     difference_NV = np.maximum(reference_NV, FLOOR).astype(np.float64) - np.maximum(other_NV, FLOOR)
     kl_N = (np.exp(reference_NV, dtype=np.float64) * difference_NV).sum(axis=1)

@@ -10,10 +10,12 @@ from typing import Any
 
 import gguf
 import numpy as np
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from tunesmith.errors import BaseError
-from tunesmith.runs import need_disk
+from tunesmith.gguf.families import LLAMA3_ROPE, llama3_factors
+from tunesmith.gguf.pretokenizers import PRE_TOKENIZERS
+from tunesmith.machine import need_disk
 from tunesmith.weights.tensorfile import Array, TensorWriter
 
 NAMES = {
@@ -22,24 +24,12 @@ NAMES = {
     "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
     "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
 }  # fmt: skip
-LLAMA3_SPLIT = Regex(
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-WORDS = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-PRE_TOKENIZERS: dict[str, list[Any]] = {  # by tokenizer.ggml.pre: what llama.cpp does under that name
-    "smollm": [pre_tokenizers.Digits(individual_digits=True), WORDS],
-    "gpt-2": [WORDS],
-    "llama-bpe": [pre_tokenizers.Split(LLAMA3_SPLIT, "isolated"), BYTES],
-}
 CONTROL, USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
 CONFIG = {
     "hidden_size": "embedding_length", "intermediate_size": "feed_forward_length", "num_hidden_layers": "block_count",
     "num_attention_heads": "attention.head_count", "max_position_embeddings": "context_length",
 }  # fmt: skip
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
 class _Source:
@@ -156,10 +146,9 @@ def _rope(source: _Source, theta: float, head_dim: int) -> dict[str, Any]:
     kind = source.get("llama.rope.scaling.type", "none")
     if "rope_freqs.weight" in source.tensors:
         table = source.tensors["rope_freqs.weight"].data
-        turns = 8192 / (2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim))  # in the original context
-        smooth = np.clip((turns - 1) / (4 - 1), 0, 1)  # from the low to the high frequency factor
-        if np.allclose(table, 1 / ((1 - smooth) / table.max() + smooth), rtol=1e-4):
-            return {"rope_type": "llama3", "factor": float(table.max()), **LLAMA3_ROPE}
+        rope = {"factor": float(table.max()), **LLAMA3_ROPE}
+        if np.allclose(table, llama3_factors({"rope_theta": theta, **rope}, head_dim), rtol=1e-4):
+            return {"rope_type": "llama3", **rope}
         kind = "a table of its own"
     if kind != "none":
         raise source.refused(f"its rotary scaling is {kind}, known are none and Llama 3's")

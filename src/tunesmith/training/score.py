@@ -7,9 +7,9 @@ import torch
 from transformers import PreTrainedModel
 
 from tunesmith.model.base import head, hidden_states
+from tunesmith.model.batch import Batching, supervised_in
+from tunesmith.model.loss import loss_sum
 from tunesmith.tokens.rows import TokenRows
-from tunesmith.training.batch import Batching, supervised_in
-from tunesmith.training.loss import loss_sum
 
 
 @torch.no_grad()

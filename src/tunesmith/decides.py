@@ -1,0 +1,157 @@
+"""What decides the result of each stage: its settings and the digests of its inputs.
+
+One pure function per stage, used by the verb (which commits with it) and by the pipeline (which compares it with the
+record that stands before it imports anything heavy). Reads records and data files; never torch.
+"""
+
+import glob
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tunesmith.errors import RecipeError, ResumeError
+from tunesmith.files import digest_file, fingerprint
+from tunesmith.past import WORDS_OF_0_1, begun_by
+from tunesmith.recipe import Recipe, Source
+from tunesmith.recipe_file import read_recipe
+from tunesmith.runs import Run, made_from, output_digest, read_record
+from tunesmith.stages import STAGES, Stage
+
+Needs = tuple[dict[str, Any], dict[str, str]]
+"""Settings and inputs (name -> digest), as commit_stage takes them."""
+AUTOS = ("micro_batch_tokens", "precision", "recompute")
+"""Fields of `train` that may say `auto`: decided once, on the machine that trains, and kept in the run's recipe."""
+OUTSIDE = {"stop_after", "recompute", "micro_batch_tokens", "deterministic"}
+"""Fields of `train` outside the mathematics: when to pause, and how the same sums are computed on this machine."""
+DEFAULT_PROMPTS = Path(__file__).parent / "evaluation" / "prompts.yaml"
+
+
+def data_needs(recipe: Recipe, run: Run, base_digest: str) -> Needs:
+    """prepare: conversations, cleaning and template. The digest of a Hub data set is its id and revision."""
+    settings: dict[str, Any] = {
+        "data": _plain(recipe.data, exclude={"sources": {"__all__": {"path"}}}),
+        "max_length": recipe.train.max_length,
+        "system": recipe.chat.system,
+        "seed": recipe.seed,
+    }
+    if isinstance(recipe.data.held_out, Source):
+        settings["data"]["held_out"].pop("path")  # a file is known by its bytes, so that a moved one is the same
+    inputs = {f"source_{index}": source_digest(source) for index, source in enumerate(sources_of(recipe))}
+    return settings, inputs | {"base": base_digest, "prompts": fingerprint(read_prompts(recipe))}
+
+
+def adapter_needs(recipe: Recipe, run: Run, base_digest: str) -> Needs:
+    """train: every field that changes the mathematics; cadence, keep and stop fields do not."""
+    settings = {"lora": _plain(recipe.lora), "train": _plain(recipe.train, exclude=OUTSIDE), "seed": recipe.seed}
+    return settings, {"base": base_digest, "data": _made(run.data)}
+
+
+def model_needs(recipe: Recipe, run: Run, base_digest: str) -> Needs:
+    """merge: the adapter, the base, and what goes into the chat template."""
+    settings = {"system": recipe.chat.system, "date": recipe.data.date}
+    return settings, {"base": base_digest, "adapter": _made(run.adapter)}
+
+
+def gguf_needs(recipe: Recipe, run: Run, base_digest: str) -> Needs:
+    """export: the merged model, the types wanted, and the held-out rows of the proof."""
+    chat = _plain(recipe.chat, include={"system", "temperature", "top_p"})
+    settings = {
+        "name": recipe.name,
+        "export": _plain(recipe.export),
+        "chat": chat,
+        "date": recipe.data.date,
+        "seed": recipe.seed,
+    }
+    return settings, {"model": _made(run.model), "data": _made(run.data)}
+
+
+def evaluation_needs(recipe: Recipe, run: Run, base_digest: str) -> Needs:
+    """evaluate: the GGUF files, the prompts, the held-out rows, and the base they are compared with."""
+    settings = {"evaluate": _plain(recipe.evaluate, exclude={"prompts"}), "system": recipe.chat.system}
+    inputs = {"base": base_digest, "gguf": _made(run.gguf), "data": _made(run.data)}
+    return settings, inputs | {"prompts": fingerprint(read_prompts(recipe))}
+
+
+def stands(stage: Stage, recipe: Recipe, run: Run, base_digest: str) -> bool:
+    """True if the stage's folder was made from the same settings and inputs."""
+    needs = stage.load_decides()(recipe, run, base_digest)  # first: a missing earlier stage is named before any work
+    return made_from(read_record(run.path / stage.folder), *needs)
+
+
+def as_begun(recipe: Recipe, run: Run) -> Recipe:
+    """The recipe as this run began: each `auto` as it was decided, and words that meant something else then."""
+    if not run.recipe.exists():
+        return recipe
+    begun = read_recipe(run.recipe)
+    kept = {name: getattr(begun.train, name) for name in AUTOS if getattr(recipe.train, name) == "auto"}
+    update: dict[str, Any] = {"train": recipe.train.model_copy(update=kept)}
+    data = read_record(run.data)
+    if data and begun_by(data.versions) == "0.1" and recipe.data.dedup in WORDS_OF_0_1:
+        update["data"] = recipe.data.model_copy(update={"dedup": WORDS_OF_0_1[recipe.data.dedup]})
+    return recipe.model_copy(update=update)
+
+
+def read_prompts(recipe: Recipe) -> list[str]:
+    """The evaluation prompts. Raises RecipeError if the file is not a YAML list of texts."""
+    path = DEFAULT_PROMPTS if recipe.evaluate.prompts == "default" else Path(recipe.evaluate.prompts)
+    try:
+        prompts = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        what = f"evaluate.prompts: {path} cannot be read: {error}"
+        raise RecipeError(what, fix="name a YAML file with a list of prompts") from error
+    if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) for p in prompts):
+        raise RecipeError(f"evaluate.prompts: {path} is not a list of prompts", fix="write one `- prompt` a line")
+    return prompts
+
+
+def sources_of(recipe: Recipe) -> list[Source]:
+    """Every source of the recipe: the training ones, then the held-out one if it has its own."""
+    held_out = recipe.data.held_out
+    return [*recipe.data.sources, *([held_out] if isinstance(held_out, Source) else [])]
+
+
+def source_files(source: Source) -> list[Path]:
+    """The files that a source's path names, sorted; none for the id of a data set on the Hub."""
+    if Path(source.path).is_file():  # also one with brackets in its name
+        return [Path(source.path)]
+    return [Path(name) for name in sorted(glob.glob(source.path, recursive=True)) if Path(name).is_file()]
+
+
+def source_digest(source: Source) -> str:
+    """Digest of a source: of its files' bytes, or of a Hub data set's id and revision."""
+    files = source_files(source)
+    if not files:
+        return fingerprint(["hub", source.path, source.revision])
+    return fingerprint([digest_file(path) for path in files])
+
+
+def missing_files(recipe: Recipe) -> list[str]:
+    """What a recipe names that is not on this machine, in words; a Hub id is taken on trust."""
+
+    def may_be_on_hub(path: str) -> bool:
+        return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", path)) and not re.search(r"(?i)\.(jsonl?|parquet|csv)$", path)
+
+    missing = [s.path for s in sources_of(recipe) if not source_files(s) and not may_be_on_hub(s.path)]
+    others = [recipe.base] if recipe.base.startswith((".", "/")) else []
+    others += [] if recipe.evaluate.prompts == "default" else [recipe.evaluate.prompts]
+    return [f"{path} does not exist" for path in [*missing, *(o for o in others if not Path(o).exists())]]
+
+
+def _made(folder: Path) -> str:
+    """Digest of an earlier stage's outputs."""
+    record = read_record(folder)
+    if record is None:
+        verb = next(stage.verb for stage in STAGES if stage.folder == folder.name)
+        raise ResumeError(
+            f"there is no {folder.name}/ yet, which `tunesmith {verb}` makes",
+            fix=f"type `tunesmith {verb}` first, or `tunesmith run` for all stages",
+            where=str(folder.parent),
+        )
+    return output_digest(record)
+
+
+def _plain(section: Any, **choice: Any) -> dict[str, Any]:
+    """A part of the recipe as JSON can hold it."""
+    return section.model_dump(mode="json", **choice)

@@ -1,0 +1,1 @@
+"""One run: its answers and scores."""

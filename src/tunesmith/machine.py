@@ -1,0 +1,102 @@
+"""The machine: disk, memory, processor, versions. Limits of containers count; nothing here imports torch."""
+
+import contextlib
+import os
+import platform
+import re
+import resource
+import shutil
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from tunesmith import __version__
+from tunesmith.errors import ResourceError
+
+VERSIONED = ("torch", "transformers", "tokenizers", "gguf", "xllamacpp", "numpy", "pyarrow")
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def need_disk(folder: Path, needed_bytes: int, purpose: str) -> None:
+    """Raise ResourceError before work starts if its files would not fit."""
+    place = next(p for p in [folder, *folder.resolve().parents] if p.exists())
+    free_bytes = shutil.disk_usage(place).free
+    if free_bytes < needed_bytes:
+        raise ResourceError(
+            f"{purpose} needs {needed_bytes / 1e9:.1f} GB of disk, {free_bytes / 1e9:.1f} GB are free",
+            fix="free some space, or put the run elsewhere with --run-dir",
+            where=str(place),
+        )
+
+
+def free_memory_bytes() -> int:
+    """Memory that this process can take without swapping: what the machine has free, or its container if that is less.
+
+    Containers: cgroup v2 memory.max and memory.current (Linux, Documentation/admin-guide/cgroup-v2.rst), and v1's
+    memory.limit_in_bytes; page cache that can be given back is not counted as used.
+    """
+    return min(_machine_free_bytes(), *_container_free_bytes())
+
+
+def _machine_free_bytes() -> int:
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable")))
+    with contextlib.suppress(OSError, ValueError):  # macOS has no count of free pages here; half of all is a guess
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return 1 << 62
+
+
+def _container_free_bytes() -> list[int]:
+    """What each limit above this process leaves; at least one number, large where there is no limit."""
+    found = [1 << 62]
+    for folder, limit, used in _cgroup_files():
+        with contextlib.suppress(OSError, ValueError):
+            cache = re.search(r"^(?:total_)?inactive_file (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
+            used_bytes = int((folder / used).read_text()) - (int(cache[1]) if cache else 0)
+            found.append(max(0, int((folder / limit).read_text()) - used_bytes))  # "max" is no number: no limit
+    return found
+
+
+def _cgroup_files() -> list[tuple[Path, str, str]]:
+    """(folder, file of the limit, file of the use) of this process's control groups, innermost first."""
+    found = []
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            root, limit, used = CGROUPS, "memory.max", "memory.current"
+            if controllers == "memory":
+                root, limit, used = CGROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            elif controllers:
+                continue
+            inner = root / path.lstrip("/")
+            found += [(folder, limit, used) for folder in (inner, *inner.parents) if folder.is_relative_to(root)]
+    return found
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident memory of this process so far."""
+    with contextlib.suppress(OSError):  # on Linux getrusage also counts what the parent had before this one started
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        if found:
+            return 1024 * int(found[1])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # bytes on macOS, KiB elsewhere
+
+
+def processor() -> str:
+    """Name of this machine's processor: speeds of two processors are not compared."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+        if found:
+            return found[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that can change a result."""
+    found = {"tunesmith": __version__}  # not the installed metadata's, which an editable install leaves behind
+    for name in VERSIONED:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found

@@ -1,0 +1,50 @@
+"""What earlier versions wrote, in the form of this one: the past stays readable.
+
+A recipe field that was taken out is still read; a word that means something else now keeps its meaning in the runs
+that began with it; a record of an earlier version says its proofs as today's do.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+RETIRED = {
+    "trust_remote_code": (
+        False,
+        "code that comes with a base is never run: it is not fetched, and no digest covers it",
+        "use a base whose architecture transformers has itself, and take this line out",
+    )
+}
+"""Field of the recipe that is no more -> the value that asks for nothing, why it is no more, and what to do instead."""
+WORDS_OF_0_1 = {"exact": "words"}
+"""data.dedup: version 0.1 called it exact when the words are the same."""
+
+
+def begun_by(record_versions: Mapping[str, str]) -> str:
+    """The minor version, such as "0.1", of the tunesmith that made a record."""
+    return ".".join(record_versions.get("tunesmith", "0.1").split(".")[:2])
+
+
+def record_as_now(raw: dict[str, Any]) -> dict[str, Any]:
+    """A record.json of any version, with what it lacks. Raises KeyError or AttributeError for what is no record."""
+    if begun_by(raw["versions"]) != "0.1":
+        return raw
+    settings = dict(raw["settings"])
+    if isinstance(data := settings.get("data"), dict):
+        settings["data"] = data | {"dedup": WORDS_OF_0_1.get(data["dedup"], data["dedup"])}
+    return raw | {"settings": settings, "proofs": _proofs_of_0_1(raw["stage"], raw["counts"])}
+
+
+def _proofs_of_0_1(stage: str, counts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Version 0.1 kept its proofs among the counts; one that was skipped was null or missing there."""
+    if stage == "model" and "proof" in counts:
+        found = counts["proof"] or {}
+        return [_proof("merged = adapter, logits", found.get("max_logit_difference"), 1e-3, found.get("positions", 0))]
+    if stage == "gguf" and "F16" in counts.get("files", {}):
+        against = counts["files"]["F16"].get("against_model", {})
+        return [_proof("F16 GGUF = merged, mean KL", against.get("mean_kl"), 1e-4, 0)]
+    return []
+
+
+def _proof(name: str, value: float | None, limit: float, positions: int) -> dict[str, Any]:
+    reason = None if value is not None else "version 0.1 found too little memory for it"
+    return {"name": name, "value": value, "limit": limit, "positions": positions, "skipped_because": reason}

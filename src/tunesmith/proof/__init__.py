@@ -1,0 +1,1 @@
+"""What must be equal, and how equal it was: every proof of the product."""

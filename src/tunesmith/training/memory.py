@@ -1,0 +1,76 @@
+"""What `auto` means here: the numbers this machine is fast in, and how many tokens fit into its memory at once."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunesmith.errors import ResourceError
+from tunesmith.recipe import Recipe, TrainConfig
+
+CPU_MICRO_BATCH = 1024  # tokens; larger ones use more memory and are no faster on two cores
+
+
+def decide_autos(recipe: Recipe, base_folder: Path, device: torch.device) -> Recipe:
+    """The recipe with every `auto` of train decided for this machine."""
+    train = recipe.train
+    precision = _precision(device) if train.precision == "auto" else train.precision
+    train = train.model_copy(update={"precision": precision})
+    if device.type == "cpu":
+        micro = max(train.max_length, min(CPU_MICRO_BATCH, train.tokens_per_step))
+        auto = {"micro_batch_tokens": micro, "recompute": "off"}
+    else:
+        auto = _fitting(train, json.loads((base_folder / "config.json").read_text()), base_folder)
+    chosen = {name: value for name, value in auto.items() if getattr(train, name) == "auto"}
+    return recipe.model_copy(update={"train": train.model_copy(update=chosen)})
+
+
+def _precision(device: torch.device) -> str:
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    return "bf16" if _product_s(torch.bfloat16) * 1.3 < _product_s(torch.float32) else "fp32"
+
+
+def _product_s(dtype: torch.dtype) -> float:
+    """Best of five seconds of a product as in training; bf16 without its own instructions is 4 to 9 times slower."""
+    x, w = torch.ones(512, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        torch.mm(x, w)
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def _fitting(train: TrainConfig, config: dict[str, Any], base_folder: Path) -> dict[str, Any]:
+    """Largest micro-batch, by halving the step, whose activations fit; recomputed ones if nothing else does.
+
+    Bytes a token and layer, kept for the backward pass: about 12 hidden and 4 feed-forward widths in the chosen
+    numbers (counted on the Llama layer: norms' inputs and outputs, q, k, v, attention out, gate, up, their product).
+    """
+    free_bytes, _ = torch.cuda.mem_get_info()
+    width_bytes = 4 if train.precision == "fp32" else 2
+    config = config.get("text_config", config)
+    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
+    inner = config.get("intermediate_size", 4 * hidden)
+    stored = sum(path.stat().st_size for path in base_folder.glob("*.safetensors"))
+    stored_bytes = 4 if config.get("torch_dtype", config.get("dtype")) == "float32" else 2
+    budget = (
+        0.85 * free_bytes - stored * width_bytes / stored_bytes - (1 << 30)
+    )  # 1 GiB: logits chunks, adapter, kernels
+    layer_bytes = (12 * hidden + 4 * inner) * width_bytes
+    kept_bytes = {"off": layers * layer_bytes, "on": layers * hidden * width_bytes + layer_bytes}
+    modes = list(kept_bytes) if train.recompute == "auto" else [train.recompute]
+    for mode in modes:
+        fixed = train.micro_batch_tokens
+        micro = train.tokens_per_step if fixed == "auto" else fixed
+        while fixed == "auto" and micro > train.max_length and micro * kept_bytes[mode] > budget:
+            micro = max(train.max_length, micro // 2)
+        if micro * kept_bytes[mode] <= budget:
+            return {"micro_batch_tokens": micro, "recompute": mode}
+    raise ResourceError(
+        f"the base and {micro} tokens do not fit into {free_bytes / 1e9:.1f} GB of free GPU memory",
+        fix="lower train.max_length or train.micro_batch_tokens, or choose a smaller base",
+    )

@@ -1,0 +1,148 @@
+"""VERB train: token rows in, the best adapter out: what `auto` means, start, pause, the best checkpoint."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunesmith.console import say, warn
+from tunesmith.decides import adapter_needs
+from tunesmith.errors import ResourceError, ResumeError
+from tunesmith.model.adapter import save_adapter
+from tunesmith.model.attention import has_varlen_kernel
+from tunesmith.model.base import load_base, recompute_layers
+from tunesmith.model.batch import Batching, supervised_in
+from tunesmith.model.lora import attach
+from tunesmith.proof.compiling import prove_compiling
+from tunesmith.proof.packing import prove_packing
+from tunesmith.recipe import Recipe
+from tunesmith.runs import Proof, Record, Run, commit_stage
+from tunesmith.tokens.order import rows_of_epoch
+from tunesmith.tokens.rows import TokenRows, load_rows
+from tunesmith.training.checkpoint import ADAPTER, is_whole, resume, save_checkpoint
+from tunesmith.training.device import conditions, peak_memory_bytes, pick_device, set_determinism
+from tunesmith.training.loop import Job, fit
+from tunesmith.training.memory import decide_autos
+from tunesmith.training.metrics import Metrics, plot_losses
+from tunesmith.training.score import bits_per_byte
+from tunesmith.training.state import TrainState, new_state
+from tunesmith.training.stop import Paused, StopRequested, StopWatch
+from tunesmith.weights.locate import LocatedBase
+
+
+def train(recipe: Recipe, run: Run, base: LocatedBase) -> tuple[Record, bool]:
+    """Train the adapter, from the newest good checkpoint if there is one, and commit the best as run.adapter.
+
+    Raises Paused when told to stop, after a checkpoint; ResumeError for checkpoints of other settings.
+    """
+    device = pick_device()
+    recipe = decide_autos(recipe, base.folder, device)
+    settings, inputs = adapter_needs(recipe, run, base.digest)
+    proofs: list[Proof] = []
+
+    def work(draft: Path) -> dict[str, Any]:
+        job = _prepare_job(recipe, run, device, decides={"settings": settings, "inputs": inputs})
+        with StopWatch(recipe.train.stop_after) as watch:
+            state = _start(job, base, proofs)
+            run.keep_recipe(recipe)  # it was not refused: from here on the run has these settings, each auto decided
+            try:
+                fit(job, state, watch)
+            except StopRequested:
+                saved = save_checkpoint(run.checkpoints, state, job.decides, job.conditions, recipe.checkpoint.keep)
+                plot_losses(Metrics(run.metrics), run.loss_plot)
+                say(f"train: stopped at step {state.progress.step}, {saved.name} is saved; the same command goes on")
+                raise Paused(state.progress.step, watch.exit_code) from None
+            except torch.OutOfMemoryError as error:
+                raise ResourceError(
+                    f"the GPU's memory is full at step {state.progress.step + 1}: {str(error).splitlines()[0]}",
+                    fix="--set train.recompute=on, or a smaller train.micro_batch_tokens; the state is saved as it was",
+                ) from error
+        plot_losses(Metrics(run.metrics), run.loss_plot)
+        return _take_best(job, state, base, draft)
+
+    return commit_stage(run.adapter, settings, inputs, work, lambda _: proofs)
+
+
+def _prepare_job(recipe: Recipe, run: Run, device: torch.device, decides: dict[str, Any]) -> Job:
+    """Rows, their order, and how they are batched here."""
+    set_determinism(recipe.train)
+    rows, held_out = load_rows(run.data)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.train.precision, torch.float32)
+    kernel = has_varlen_kernel(device, dtype) and not recipe.train.deterministic
+    micro = recipe.train.micro_batch_tokens
+    assert isinstance(micro, int)
+    batching = Batching(max(micro, int(rows.lengths_N.max())), recipe.train.max_length, device, kernel, static=kernel)
+    return Job(
+        recipe, run, rows, held_out, _plan(rows, recipe), batching,
+        replace(batching, capacity=max(batching.capacity, int(held_out.lengths_N.max()))),
+        decides, conditions(recipe.train, device),
+    )  # fmt: skip
+
+
+def _plan(rows: TokenRows, recipe: Recipe) -> list[Sequence[int]]:
+    """The rows of every optimizer step of the run: a function of the data, the seed and tokens_per_step."""
+    steps: list[Sequence[int]] = []
+    for epoch in range(math.ceil(recipe.train.epochs)):
+        of_epoch = rows_of_epoch(rows.lengths_N.tolist(), recipe.train.tokens_per_step, recipe.seed, epoch)
+        share = min(1.0, recipe.train.epochs - epoch)
+        steps += of_epoch[: max(1, round(share * len(of_epoch)))]
+    return [step for step in steps if supervised_in(rows, step)]
+
+
+def _start(job: Job, base: LocatedBase, proofs: list[Proof]) -> TrainState:
+    """The model with its adapter, proved (into `proofs`) to pack and to compile, at the newest checkpoint."""
+    recipe, device = job.recipe, job.batching.device
+    say(f"train: loading {base.name} in {recipe.train.precision} on {job.conditions['device']}")
+    model = load_base(base.folder, precision=recipe.train.precision, device=device)
+    proofs.append(prove_packing(model, job.rows, job.batching))
+    say(f"train: {proofs[-1]}")
+    keys = attach(model, recipe.lora, seed=recipe.seed)
+    if recipe.train.recompute == "on":
+        recompute_layers(model)
+    if job.batching.static:
+        say("train: compiling the layers, which takes half a minute")
+        proofs.append(prove_compiling(model, job.rows, job.batching))
+        say(f"train: {proofs[-1]}")
+    state = new_state(model, keys, recipe.train, device)
+    resume(job.run.checkpoints, state, job.decides, job.conditions)
+    Metrics(job.run.metrics).cut_back(state.progress)
+    return state
+
+
+def _take_best(job: Job, state: TrainState, base: LocatedBase, draft: Path) -> dict[str, Any]:
+    """Write the best checkpoint's adapter into `draft` in PEFT's format. Returns the counts for the record."""
+    at, recipe = state.progress, job.recipe
+    if at.best_loss >= at.base_loss:
+        warn(f"the held-out loss never fell below the base's {at.base_loss:.4f}; try a lower train.lr or other data")
+    best = job.run.checkpoints / f"step-{at.best_step:06d}"
+    if not is_whole(best):
+        raise ResumeError(
+            f"the best checkpoint, {best.name}, is missing or damaged",
+            fix="delete the checkpoints after it and type the same again: training repeats those steps",
+            where=str(job.run.checkpoints),
+        )
+    save_adapter(draft, best / ADAPTER, recipe.lora, base.name)
+    return {
+        "steps": at.step,
+        "planned_steps": len(job.steps),
+        "stopped_early": at.step < len(job.steps),
+        "best_step": at.best_step,
+        "held_out_loss": at.best_loss,
+        "base_held_out_loss": at.base_loss,
+        "bits_per_byte": bits_per_byte(at.best_loss, job.held_out),
+        "base_bits_per_byte": bits_per_byte(at.base_loss, job.held_out),
+        "tokens": at.tokens,
+        "supervised_tokens": at.supervised_tokens,
+        "train_seconds": round(at.seconds, 1),
+        "tokens_per_s": round(at.tokens / max(at.seconds, 1e-9), 1),
+        "interruptions": at.interruptions,
+        "skipped_steps": at.skipped_in_all,
+        "notes": at.notes,
+        "base_revision": base.revision,
+        "peak_memory_bytes": peak_memory_bytes(job.batching.device),
+        "device": job.conditions["device"],
+        "precision": recipe.train.precision,
+    }
