@@ -27,7 +27,7 @@ AUTOS = ("micro_batch_tokens", "precision", "recompute")
 OUTSIDE = {"stop_after", "recompute", "micro_batch_tokens", "deterministic"}
 """Fields of `train` outside the mathematics: when to pause, and how the same sums are computed on this machine."""
 COMMIT = re.compile("[0-9a-f]{40}")
-FILE = re.compile(r"\.(jsonl?|parquet|csv)$|[*?\[]")
+FILE = re.compile(r"(?i)\.(jsonl?|parquet|csv)$|[*?\[]")
 """What a path to files looks like, where an id of the Hub does not."""
 DEFAULT_PROMPTS = Path(__file__).parent / "evaluation" / "prompts.yaml"
 

@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 
 import filelock
 
 from tunesmith.console import say
+from tunesmith.data.hub import resolve_commit
 from tunesmith.decides import as_begun, at_commits, stands
 from tunesmith.errors import RecipeError, ResumeError
 from tunesmith.gguf.families import supported
@@ -114,13 +114,7 @@ def _ready(stage: Stage, recipe: Recipe, run: Run, base: LocatedBase) -> Recipe:
     if stage.verb in ASK_BEFORE:
         rows = None if first else read_record(run.data)
         supported(base.folder, recipe, rows.counts.get("longest") if rows else None)
-    return at_commits(recipe, _resolved) if first else recipe
-
-
-def _resolved(source: Source) -> str:
-    """The commit of a Hub data set. Its library takes a second to import, and local files do not need it."""
-    commit: str = import_module("tunesmith.data.hub").resolve_commit(source)
-    return commit
+    return at_commits(recipe, resolve_commit) if first else recipe
 
 
 @contextlib.contextmanager
