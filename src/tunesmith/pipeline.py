@@ -15,7 +15,7 @@ from tunesmith.decides import as_begun, at_commits, stands
 from tunesmith.errors import RecipeError, ResumeError
 from tunesmith.gguf.families import supported
 from tunesmith.gguf.read import convert
-from tunesmith.recipe import Recipe, Source
+from tunesmith.recipe import Recipe
 from tunesmith.runs import Record, Run, read_record, write_manifest
 from tunesmith.stages import STAGES, Stage
 from tunesmith.training.stop import Paused

@@ -29,6 +29,9 @@ EXPERTS = re.compile(r"(^|_)experts$")  # num_experts, num_local_experts, n_rout
 WINDOW_IF_ASKED = ("qwen2", "qwen3")  # their sliding_window counts where use_sliding_window is true, and not otherwise
 BY_LONGEST = {"dynamic": "max_position_embeddings", "longrope": "original_max_position_embeddings"}
 # rotary scalings that change with the longest conversation of a batch, and the length up to which they do not
+SCALED = {"logits_scaling": 1, "logit_scale": 1, "final_logit_softcapping": None, "attn_logit_softcapping": None}
+"""Of Granite, Cohere and Gemma 2 -> the value at which it does nothing. What is not known here the proof of packing
+finds, before the first step."""
 LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
 WITHOUT = "write `export: {gguf: []}` in the recipe to train and merge it without one"
 
@@ -103,6 +106,9 @@ def supported(folder: Path, recipe: Recipe, longest: int | None = None) -> None:
     tensors = read_index(folder) if weight_files(folder) else {}
     _refuse_unknown(config, folder, recipe.base)
     _refuse_experts(config, tensors, folder, recipe.base)
+    if recipe.export.gguf:
+        family_of(config, recipe.base)  # before what could be changed in the recipe
+    _refuse_scaled(config, folder, recipe.base)
     _refuse_long(config, folder, recipe, longest or recipe.train.max_length)
     _refuse_numbers(tensors, folder)
     tokenizer = read_tokenizer(folder)
@@ -167,6 +173,18 @@ def _refuse_experts(config: dict[str, Any], tensors: dict[str, TensorInfo], fold
         )
 
 
+def _refuse_scaled(config: dict[str, Any], folder: Path, name: str) -> None:
+    """Training takes the loss from the last hidden state and the head, with nothing between or after them."""
+    for field, nothing in SCALED.items():
+        if config.get(field, nothing) not in (nothing, None):
+            raise BaseError(
+                f"{name} ({architectures(config)[0]}) scales or caps what attention or head give ({field} is "
+                f"{config[field]}), which training does not compute",
+                fix=f"use another base; to GGUF go: {', '.join(family.architecture for family in FAMILIES)}",
+                where=str(folder),
+            )
+
+
 def _entries(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Keys and values of a config.json, those of its sections too."""
     for key, value in config.items():
@@ -185,7 +203,7 @@ def _refuse_long(config: dict[str, Any], folder: Path, recipe: Recipe, longest: 
         length = scaling.get(BY_LONGEST.get(kind, ""), config.get(BY_LONGEST.get(kind, "")))
         if _is_count(length):
             limits.append((length, f"above it its rotary scaling, {kind}, changes with the longest row of a batch"))
-    for limit, what in limits:
+    for limit, what in sorted(limits):
         if longest > limit:
             given = f"train.max_length is {longest}" if longest == recipe.train.max_length else f"a row has {longest}"
             raise BaseError(
