@@ -84,7 +84,7 @@ def family_of(config: dict[str, Any], name: str) -> Family:
     if stated[0] not in known:
         raise BaseError(
             f"{name} is {', '.join(stated)}, an architecture that cannot be exported to GGUF",
-            fix=f"use a base of one of these: {', '.join(known)}; or {WITHOUT}",
+            fix=f"use a base of one of these: {', '.join(known)}",
         )
     return known[stated[0]]
 
@@ -106,20 +106,26 @@ def supported(folder: Path, recipe: Recipe, longest: int | None = None) -> None:
     tensors = read_index(folder) if weight_files(folder) else {}
     _refuse_unknown(config, folder, recipe.base)
     _refuse_experts(config, tensors, folder, recipe.base)
+    tokenizer = read_tokenizer(folder)
     if recipe.export.gguf:
-        family_of(config, recipe.base)  # before what could be changed in the recipe
+        try:
+            _refuse_no_gguf(tokenizer, tensors, folder, recipe.base)
+        except BaseError as error:
+            raise BaseError(error.what, fix=f"{error.fix}; or {WITHOUT}", where=error.where or str(folder)) from None
+    elif _is_count(size := config.get("vocab_size")):
+        need_room(tokenizer, size, folder, special=False)  # a special token that nobody writes does no harm
     _refuse_scaled(config, folder, recipe.base)
     _refuse_long(config, folder, recipe, longest or recipe.train.max_length)
     _refuse_numbers(tensors, folder)
-    tokenizer = read_tokenizer(folder)
-    if recipe.export.gguf:
-        whole = read_config(folder, recipe.base)
-        pre_tokenizer(tokenizer)
-        need_room(tokenizer, whole["vocab_size"])
-        if tensors:
-            _refuse_tensors(whole["family"].shapes(whole), tensors, folder)
-    elif _is_count(config.get("vocab_size")):
-        need_room(tokenizer, config["vocab_size"], special=False)  # a special token that nobody writes does no harm
+
+
+def _refuse_no_gguf(tokenizer: dict[str, Any], tensors: dict[str, TensorInfo], folder: Path, name: str) -> None:
+    """What cannot be written as a GGUF file, or would be read as something else there."""
+    config = read_config(folder, name)
+    pre_tokenizer(tokenizer)
+    need_room(tokenizer, config["vocab_size"], folder)
+    if tensors:
+        _refuse_tensors(config["family"].shapes(config), tensors, folder)
 
 
 def _refuse_unknown(config: dict[str, Any], folder: Path, name: str) -> None:
@@ -253,7 +259,7 @@ def _refuse_tensors(wanted: Shapes, tensors: dict[str, TensorInfo], folder: Path
     if problems:
         more = f", and {len(problems) - 1} more like it" if len(problems) > 1 else ""
         fix = f"use an unchanged model of one of these: {', '.join(family.architecture for family in FAMILIES)}"
-        raise BaseError(problems[0] + more, fix=f"{fix}; or {WITHOUT}", where=str(folder))
+        raise BaseError(problems[0] + more, fix=fix, where=str(folder))
 
 
 _TIED: Shapes = {"lm_head.weight": ()}  # a copy of the embedding that some models keep although they tie it

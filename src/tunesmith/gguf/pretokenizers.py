@@ -31,7 +31,7 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
         raise BaseError(what, fix="fetch the model again, or save its tokenizer again", where=str(path)) from error
 
 
-def need_room(tokenizer: dict[str, Any], vocab_size: int, *, special: bool = True) -> None:
+def need_room(tokenizer: dict[str, Any], vocab_size: int, folder: Path, *, special: bool = True) -> None:
     """Raise BaseError if a token, without `special` one that is no special token, has no row in the embedding."""
     vocab = tokenizer["model"]["vocab"]
     added = {token["id"]: token["special"] for token in tokenizer["added_tokens"]}
@@ -41,6 +41,7 @@ def need_room(tokenizer: dict[str, Any], vocab_size: int, *, special: bool = Tru
         raise BaseError(
             f"the tokenizer has more tokens than vocab_size {vocab_size}: ids up to {highest}",
             fix="use an unchanged tokenizer",
+            where=str(folder),
         )
 
 

@@ -29,6 +29,7 @@ from tunesmith.weights.small_files import chat_template
 from tunesmith.weights.tensorfile import TensorInfo, read_index, read_rows, to_f32
 
 BLOCK_NUMBERS = 1 << 20  # numbers read, converted and written at once by one thread: 4 MB as fp32
+SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def write_gguf(folder: Path, out: Path, gguf_type: GgufType, about: About) -> di
         size = tensor_bytes(tensor.shape, tensor.kind)
         writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, raw_dtype=tensor.kind)
     _add_metadata(writer, config, gguf_type, about)
-    _add_tokenizer(writer, folder, config["vocab_size"], about)
+    _add_tokenizer(writer, folder, config, about)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -156,15 +157,17 @@ def _add_metadata(writer: gguf.GGUFWriter, config: dict[str, Any], gguf_type: Gg
         add(config["head_dim"])
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, folder: Path, vocab_size: int, about: About) -> None:
-    tokenizer = read_tokenizer(folder)
-    need_room(tokenizer, vocab_size)
+def _add_tokenizer(writer: gguf.GGUFWriter, folder: Path, config: dict[str, Any], about: About) -> None:
+    tokenizer, vocab_size = read_tokenizer(folder), config["vocab_size"]
+    need_room(tokenizer, vocab_size, folder)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre_tokenizer(tokenizer))
     tokens, kinds = zip(*_tokens(tokenizer, vocab_size), strict=True)
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
-    special = gguf.SpecialVocab(folder, load_merges=True)
+    ids = {name: config.get(f"{name}_token_id") for name in SPECIAL}
+    there = [name for name, id_ in ids.items() if not isinstance(id_, int) or id_ >= 0]  # -1: some mean none by it
+    special = gguf.SpecialVocab(folder, load_merges=True, special_token_types=there, n_vocab=vocab_size)
     special.add_special_token.setdefault("bos", False)  # llama.cpp's own default depends on the pre-tokenizer
     special.chat_template = about.template or chat_template(folder)
     if about.end_of_turn is not None:

@@ -35,9 +35,9 @@ def chat_template(folder: Path) -> str | None:
     Looked for where transformers looks: chat_template.jinja, tokenizer_config.json, additional_chat_templates/.
     Raises BaseError, with their names, if there are several and none is the default.
     """
+    found = read_json(folder / TOKENIZER_CONFIG).get("chat_template")
     if (folder / TEMPLATE).exists():
         return (folder / TEMPLATE).read_text(encoding="utf-8")
-    found = read_json(folder / TOKENIZER_CONFIG).get("chat_template")
     if isinstance(found, str):
         return found or None
     if isinstance(found, list):

@@ -43,7 +43,7 @@ def weight_files(folder: Path) -> list[Path]:
         return list(folder.glob("model.safetensors")) or sorted(folder.glob("*.safetensors"))
     try:
         names = {str(name) for name in json.loads((folder / INDEX).read_text())["weight_map"].values()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         what = f"{INDEX} does not say which files the weights are in: {error}"
         raise BaseError(what, fix="fetch the model again", where=str(folder)) from error
     files = sorted(folder / Path(name).name for name in names)  # beside the index, and nowhere else
