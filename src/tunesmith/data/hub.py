@@ -18,8 +18,8 @@ from huggingface_hub.errors import (
 )
 
 from tunesmith.errors import DataError
+from tunesmith.files import write_file
 from tunesmith.recipe import Source
-from tunesmith.runs import write_file
 
 COMMIT = re.compile("[0-9a-f]{40}")
 TIMEOUT_S = 30
