@@ -80,6 +80,8 @@ def test_rows_are_those_of_the_template_and_every_row_is_counted(tmp_path, base)
     }  # fmt: skip
     assert counts["examples"]["not valid JSON"] == ["x.jsonl:62"] and counts["examples"]["duplicate"] == ["x.jsonl:61"]
     assert counts["changed"] == {"white space around an answer removed": 1}
+    (mask,) = record.proofs
+    assert (mask.value, mask.positions) == (0, counts["kept"] + 1) and mask.holds  # the duplicate was proved, too
     assert counts["read"] == 67 == counts["kept"] + sum(counts["dropped"].values())
     assert counts["held_out_rows"] == 6 and counts["train_rows"] == counts["kept"] - 6
     train, held_out = load_rows(run.data)
