@@ -20,7 +20,7 @@ from tunesmith.errors import BaseError
 from tunesmith.gguf.read import convert
 from tunesmith.inference.engine import Engine
 from tunesmith.tokens.tokenizer import load_tokenizer
-from tunesmith.weights import builtin, locate
+from tunesmith.weights import builtin, cache
 from tunesmith.weights.locate import locate_base
 from tunesmith.weights.tensorfile import TensorWriter, from_f32, read_index, read_rows, to_f32
 
@@ -122,7 +122,7 @@ def test_a_folder_is_found_and_its_digest_follows_content(folder, own_cache):
 def test_the_second_digest_reads_no_weights(folder, own_cache, monkeypatch):
     first = locate_base(str(folder), convert)
     read = []
-    monkeypatch.setattr(locate, "digest_file", lambda path: read.append(path) or "0")
+    monkeypatch.setattr(cache, "digest_file", lambda path: read.append(path) or "0")
     assert locate_base(str(folder), convert) == first
     assert read == []
     (own_cache / "digests.json").write_text("{half")

@@ -100,6 +100,9 @@ def chat(
         serve(model, alias=model.stem, chat=ChatConfig(), port=port, threads=threads, cli=cli)
         return
     recipe, run = _opened(model, changes, None)
+    if not (recipe.export.gguf or gguf):
+        fix = f"name types in export.gguf in {run.recipe}, then type `tunesmith run {model}`"
+        raise RecipeError("no GGUF was asked for, which the chat needs: export.gguf is empty", fix=fix)
     file = run.gguf_file(recipe.name, gguf or recipe.evaluate.gguf)
     if not file.is_file():
         known = ", ".join(found.name for found in sorted(run.gguf.glob("*.gguf"))) or "no GGUF file"
