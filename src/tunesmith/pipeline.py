@@ -11,8 +11,10 @@ import filelock
 from tunesmith.console import say
 from tunesmith.decides import as_begun, stands
 from tunesmith.errors import ResumeError
+from tunesmith.files import DRAFT, beside, full_disk_named, make_folder, remove
 from tunesmith.gguf.read import convert
 from tunesmith.recipe import Recipe
+from tunesmith.room import make_sure
 from tunesmith.runs import Record, Run, read_record, write_manifest
 from tunesmith.stages import STAGES, Stage
 from tunesmith.training.stop import Paused
@@ -49,16 +51,22 @@ def run_stages(
     """Do the stages that do not stand, in order.
 
     `load` imports and returns what does a stage; it is called only for a stage with work to do.
-    Raises ResumeError if another process works in the run folder or the run was made with another recipe.
+    Raises ResumeError if another process works in the run folder, if that is a folder of the user's, or if the run was
+    made with another recipe.
     """
+    run.refuse_strangers()
     base = locate_base(recipe.base, convert)
     with locked(run):
         recipe = as_begun(recipe, run)
-        for stage in stages:
+        for index, stage in enumerate(stages):
             record = read_record(run.path / stage.folder)
-            if stands(stage, recipe, run, base.digest) and not (record and record.unproved):
+            is_made = stands(stage, recipe, run, base.digest)
+            if is_made and not (record and record.unproved):
                 say(f"{stage.verb:<9} stands")
+                remove(beside(run.path / stage.folder, DRAFT))  # begun with other settings, and of no use now
                 continue
+            if not is_made:
+                make_sure(stages[index:], recipe, run, base)
             started = time.monotonic()
             try:
                 _, done = load(stage)(recipe, run, base)
@@ -78,11 +86,16 @@ def run_stages(
 
 @contextlib.contextmanager
 def locked(run: Run) -> Iterator[None]:
-    """One process at a time in a run folder; the lock dies with its process. Raises ResumeError naming the other."""
-    run.path.mkdir(parents=True, exist_ok=True)
+    """One process at a time in a run folder; the lock dies with its process. Raises ResumeError naming the other.
+
+    What a killed process left is cleared first; what it had only moved aside is put back.
+    """
+    run.refuse_strangers()
     lock = filelock.FileLock(run.lock, timeout=0)
     try:
-        lock.acquire()
+        with full_disk_named(run.lock):
+            make_folder(run.path)
+            lock.acquire()
     except filelock.Timeout as error:
         other = run.lock.read_text().strip()
         raise ResumeError(
@@ -91,8 +104,10 @@ def locked(run: Run) -> Iterator[None]:
             where=str(run.path),
         ) from error
     try:
-        run.lock.write_text(str(os.getpid()))
-        yield
+        with full_disk_named(run.path):  # what has no name of its own for it
+            run.lock.write_text(str(os.getpid()))
+            run.sweep()
+            yield
     finally:
         lock.release()
 
