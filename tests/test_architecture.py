@@ -62,17 +62,22 @@ def test_files_and_functions_stay_short():
     assert len(FILES) > 60 and functions > 300, "found little; has the package moved?"
 
 
+MAY_HIDE = [("data/hub.py", "datasets", "0.9 s to import, and a local file does not need it")]
+"""File, package that it may import in a function, and why. The command line may import every verb so."""
+
+
 def test_no_import_is_hidden_in_a_function():
-    hidden = [
-        f"{path}:{inner.lineno}"
+    hidden = {
+        (str(path.relative_to(SRC)), name.split(".")[0])
         for path in FILES
         if path.name != "cli.py"
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef)
         for inner in ast.walk(node)
         if isinstance(inner, ast.Import | ast.ImportFrom)
-    ]
-    assert not hidden
+        for name in ([inner.module or ""] if isinstance(inner, ast.ImportFrom) else [a.name for a in inner.names])
+    }
+    assert hidden == {(file, package) for file, package, reason in MAY_HIDE if reason}
 
 
 def test_no_file_reads_or_writes_pickle():

@@ -60,8 +60,12 @@ def warn(text: str) -> None:
 
 
 @contextlib.contextmanager
-def progress(what: str, total: float, *, done: float = 0, unit: str = "") -> Iterator[Callable[[float, str], None]]:
-    """Show progress of `total` units; the block calls what it is given with (units more, a short text, as the loss)."""
+def progress(
+    what: str, total: float | None, *, done: float = 0, unit: str = ""
+) -> Iterator[Callable[[float, str], None]]:
+    """Show progress of `total` units (None: nobody knows how many yet); the block calls what it is given with (units
+    more, a short text, as the loss).
+    """
     if console.is_terminal:
         with _bar(what, total, done) as advance:
             yield advance
@@ -70,7 +74,7 @@ def progress(what: str, total: float, *, done: float = 0, unit: str = "") -> Ite
 
 
 @contextlib.contextmanager
-def _bar(what: str, total: float, done: float) -> Iterator[Callable[[float, str], None]]:
+def _bar(what: str, total: float | None, done: float) -> Iterator[Callable[[float, str], None]]:
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
@@ -81,7 +85,7 @@ def _bar(what: str, total: float, done: float) -> Iterator[Callable[[float, str]
         yield lambda units, note: bar.update(task, advance=units, note=note)
 
 
-def _lines(what: str, total: float, done: float, unit: str) -> Callable[[float, str], None]:
+def _lines(what: str, total: float | None, done: float, unit: str) -> Callable[[float, str], None]:
     started = shown = time.monotonic()
     first = done
 
@@ -89,10 +93,12 @@ def _lines(what: str, total: float, done: float, unit: str) -> Callable[[float, 
         nonlocal done, shown
         done += units
         now = time.monotonic()
-        if now - shown >= LINE_EVERY_S and done < total:
-            shown = now
-            left_s = (total - done) * (now - started) / max(done - first, 1e-9)
-            text = f"{what}: {done:g} of {total:g}{f' {unit}' if unit else ''}, {left_s:.0f} s left"
+        if now - shown >= LINE_EVERY_S and (total is None or done < total):
+            shown, units_text = now, f" {unit}" if unit else ""
+            text = f"{what}: {done:,.0f}{units_text} so far"
+            if total is not None:
+                left_s = (total - done) * (now - started) / max(done - first, 1e-9)
+                text = f"{what}: {done:g} of {total:g}{units_text}, {left_s:.0f} s left"
             say(f"{text}, {note}" if note else text)
 
     return advance

@@ -131,7 +131,7 @@ def missing_files(recipe: Recipe) -> list[str]:
     """What a recipe names that is not on this machine, in words; a Hub id is taken on trust."""
 
     def may_be_on_hub(path: str) -> bool:
-        return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", path)) and not re.search(r"\.(jsonl?|parquet|csv)$", path)
+        return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", path)) and not re.search(r"(?i)\.(jsonl?|parquet|csv)$", path)
 
     missing = [s.path for s in sources_of(recipe) if not source_files(s) and not may_be_on_hub(s.path)]
     others = [recipe.base] if recipe.base.startswith((".", "/")) else []

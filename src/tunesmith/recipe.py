@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 GgufType = Literal["F16", "Q8_0", "Q4_K_M"]
+Dedup = Literal["off", "exact", "words"]
 SECONDS = {"s": 1, "min": 60, "h": 3600}
 
 
@@ -121,8 +122,9 @@ class DataConfig(Section):
 
     sources: Annotated[tuple[Source, ...], Field(min_length=1)]
     """Where the conversations come from; at least one."""
-    dedup: Annotated[Literal["off", "exact"], BeforeValidator(_switch_text)] = "exact"
-    """Remove conversations that say the same: `exact` compares their words without case, spaces and punctuation."""
+    dedup: Annotated[Dedup, BeforeValidator(_switch_text)] = "exact"
+    """Remove conversations that say the same: `exact` to the letter, but for the kind and number of spaces and Unicode
+    form; `words` also without case, punctuation and system prompts."""
     held_out: Annotated[
         Annotated[Share, Tag("share")] | Annotated[Source, Tag("source")], Discriminator(_share_or_source)
     ] = 0.01

@@ -61,6 +61,11 @@ class Proof:
     skipped_because: str | None = None
     """Why it was not done: then it is no proof, and is done later where it can be."""
 
+    @property
+    def holds(self) -> bool:
+        """Whether it was done and the value is within the limit; a value that is no number is not."""
+        return self.value is not None and (self.limit is None or self.value <= self.limit)
+
     def __str__(self) -> str:
         if self.skipped_because:
             return f"NOT proved: {self.name}: {self.skipped_because}"

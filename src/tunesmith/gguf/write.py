@@ -23,7 +23,7 @@ from tunesmith.console import progress
 from tunesmith.errors import BaseError
 from tunesmith.gguf.families import llama3_factors, read_config
 from tunesmith.gguf.pretokenizers import pre_tokenizer
-from tunesmith.gguf.quantise import DEFAULT, tensor_bytes, tensor_types, to_blocks
+from tunesmith.gguf.quantise import DEFAULT, quantise_rows, tensor_bytes, tensor_types
 from tunesmith.recipe import ChatConfig, GgufType
 from tunesmith.weights.tensorfile import TensorInfo, read_index, read_rows, to_f32
 
@@ -125,7 +125,7 @@ def _encoded(tensor: Tensor, rows: slice) -> NDArray[Any]:
     if tensor.head_rows:  # rotate-half pairs row i with i + d/2; llama.cpp wants a pair in neighbouring rows
         halves = numbers.reshape(-1, 2, tensor.head_rows // 2, *numbers.shape[1:])
         numbers = halves.swapaxes(1, 2).reshape(numbers.shape)
-    return np.ascontiguousarray(to_blocks(numbers, tensor.kind, f"{tensor.name}, rows from {rows.start}"))
+    return np.ascontiguousarray(quantise_rows(numbers, tensor.kind, f"{tensor.name}, rows from {rows.start}"))
 
 
 def _add_metadata(writer: gguf.GGUFWriter, config: dict[str, Any], gguf_type: GgufType, about: About) -> None:
