@@ -13,7 +13,7 @@ import pytest
 LAYERS = (
     "errors", "console", "machine", "past", "recipe", "recipe_file", "files", "stages", "runs", "decides", "weights",
     "gguf", "data", "tokens", "model", "inference", "proof", "training", "release", "evaluation", "study", "server",
-    "starter", "pipeline", "cli",
+    "starter", "room", "pipeline", "cli",
 )  # fmt: skip
 SRC = Path(__file__).parents[1] / "src" / "tunesmith"
 FILES = [path for path in sorted(SRC.rglob("*.py")) if path.name != "__init__.py"]

@@ -8,18 +8,15 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from tiny import save_base, save_tokenizer, write_rows
+from tiny import save_base, save_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tunesmith.errors import BaseError, RecipeError
+from tunesmith.errors import BaseError
 from tunesmith.gguf import families
 from tunesmith.gguf.families import supported
 from tunesmith.gguf.read import convert
 from tunesmith.gguf.write import About, write_gguf
-from tunesmith.pipeline import run_stages
 from tunesmith.recipe import ChatConfig, Recipe
-from tunesmith.runs import Run, read_record
-from tunesmith.stages import STAGES, stage_of
 from tunesmith.weights.locate import locate_base
 
 ABOUT = About("tiny", "tiny", None, ChatConfig())

@@ -83,7 +83,8 @@ def test_export_writes_what_was_asked_and_proves_it(made):
     record, done = export(recipe, run, base)
     assert done and sorted(record.outputs) == ["made-Q4_K_M.gguf", "made-Q8_0.gguf"]  # F16 was not asked
     proof = json.loads((run.gguf / "proof.json").read_text())
-    assert proof == record.counts["files"]
+    for kind, facts in record.counts["files"].items():  # how each was written; what was measured is beside it
+        assert facts.items() <= proof[kind].items() and {"bytes", "write_s", "tensor_types"} <= facts.keys()
     assert list(proof) == ["F16", "Q8_0", "Q4_K_M"]
     f16, q8, q4 = proof.values()
     assert f16["against_model"]["mean_kl"] <= 1e-4 and f16["against_model"]["top1"] == 1

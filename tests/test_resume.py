@@ -15,7 +15,7 @@ from training_runs import prepare_rows, recipe_with
 
 from tunesmith.runs import Run
 from tunesmith.training import loop
-from tunesmith.training.stop import Paused
+from tunesmith.training.stop import Paused, signals_heeded
 from tunesmith.training.train import train
 from tunesmith.weights.locate import LocatedBase
 
@@ -69,7 +69,7 @@ def test_killed_at_random_moments_the_bits_are_the_same(base, whole, tmp_path):
     assert killed >= 20 and len(seen) >= 5, (killed, seen)  # at least 20 kills, and not all at one place
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_told_to_stop_inside_accumulation(base, whole, tmp_path, monkeypatch, number):
     run = prepare_rows(tmp_path / "run", base.folder)
     real, calls = loop.hidden_states, 0
@@ -82,7 +82,7 @@ def test_told_to_stop_inside_accumulation(base, whole, tmp_path, monkeypatch, nu
         return real(*args)
 
     monkeypatch.setattr(loop, "hidden_states", hidden_states)
-    with pytest.raises(Paused) as paused:
+    with pytest.raises(Paused) as paused, signals_heeded():
         train(recipe_with(**RECIPE), run, base)
     assert paused.value.exit_code == 128 + number
     newest = sorted(run.checkpoints.iterdir())[-1]

@@ -58,6 +58,10 @@ def test_a_damaged_record_is_said(tmp_path):
     assert "delete" in caught.value.fix and caught.value.exit_code == 5
 
 
+def replaces(target):
+    """What stands may be replaced."""
+
+
 def test_work_that_fails_leaves_what_stood(tmp_path):
     commit_folder(tmp_path / "data", writes("old"))
 
@@ -66,7 +70,7 @@ def test_work_that_fails_leaves_what_stood(tmp_path):
         raise ValueError("in the middle")
 
     with pytest.raises(ValueError, match="in the middle"):
-        commit_folder(tmp_path / "data", fails)
+        commit_folder(tmp_path / "data", fails, replaces)
     assert (tmp_path / "data" / "sub" / "a.txt").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["data"]
 
@@ -118,7 +122,7 @@ def test_a_full_disk_is_named_and_what_stood_is_whole(tmp_path):
             file.write(bytes(1 << 20))
 
     with pytest.raises(ResourceError, match="the disk is full") as caught:
-        commit_folder(tmp_path / "data", fills)
+        commit_folder(tmp_path / "data", fills, replaces)
     assert "--run-dir" in caught.value.fix and caught.value.exit_code == 7
     assert (tmp_path / "data" / "sub" / "a.txt").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["data"]
@@ -131,7 +135,7 @@ FULL = """
 
     place, big = pathlib.Path(sys.argv[1]), bytes(3 << 20)
     for write in (
-        lambda: commit_folder(place / "data", lambda draft: (draft / "a.bin").write_bytes(big)),
+        lambda: commit_folder(place / "data", lambda draft: (draft / "a.bin").write_bytes(big), lambda _: None),
         lambda: write_file(place / "data" / "a.bin", big),
     ):
         try:

@@ -182,8 +182,10 @@ def _opened(target: Path, changes: Sequence[str] | None, run_dir: Path | None) -
 def _do(stages: Sequence[Stage], target: Path, changes: Sequence[str] | None, run_dir: Path | None) -> "Result":
     """Do some stages; a pause ends the process with its exit code."""
     from tunesmith.pipeline import run_stages
+    from tunesmith.training.stop import signals_heeded
 
-    result = run_stages(*_opened(target, changes, run_dir), stages)
+    with signals_heeded():
+        result = run_stages(*_opened(target, changes, run_dir), stages)
     if result.paused:
         raise PausedExit(result.paused.exit_code)
     return result

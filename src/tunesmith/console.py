@@ -1,13 +1,51 @@
 """What the user sees while something long runs: lines, progress and time left, on standard error."""
 
 import contextlib
+import io
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import IO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class _StandardError(io.TextIOBase):
+    """Standard error as it is now; a terminal or pipe that is gone does not end the work it was to tell of."""
+
+    def write(self, text: str) -> int:
+        try:
+            return sys.stderr.write(text)
+        except OSError:
+            _to_nowhere()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            sys.stderr.flush()
+        except OSError:
+            _to_nowhere()
+
+    def isatty(self) -> bool:
+        return sys.stderr.isatty()
+
+    def fileno(self) -> int:
+        return sys.stderr.fileno()
+
+
+def _to_nowhere() -> None:
+    """Point standard error to the null device, for other packages that write to it too; and output, where the same."""
+    with contextlib.suppress(OSError, ValueError):
+        null, error = os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno()
+        lost = [1] if os.path.sameopenfile(1, error) else []
+        for descriptor in (error, *lost):
+            os.dup2(null, descriptor)
+        os.close(null)
+
+
+console = Console(file=cast(IO[str], _StandardError()), highlight=False, soft_wrap=True)
 LINE_EVERY_S = 10.0  # without a terminal (a log file, a notebook) progress is a line now and then
 
 

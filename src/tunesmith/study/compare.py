@@ -23,6 +23,7 @@ from tunesmith.errors import ResumeError
 from tunesmith.files import fingerprint, write_file
 from tunesmith.recipe_file import read_recipe
 from tunesmith.runs import Run, read_record
+from tunesmith.study.report_file import refuse_other_file
 from tunesmith.tokens.rows import load_rows
 
 matplotlib.use("Agg")  # no screen needed
@@ -98,8 +99,10 @@ MEASURES = (
 def compare(names: Sequence[str], report: Path) -> Path:
     """Write the page on the runs `names` (folders, or `base`: the untouched base of the first run) to `report`.
 
-    Prints the table too. Raises ResumeError for a folder that is no run or has no evaluation.
+    Prints the table too. Raises ResumeError for a folder that is no run or has no evaluation, RecipeError where
+    `report` is a file of the user's.
     """
+    refuse_other_file(report)
     first = next(name for name in names if name != "base")
     models = []
     for index, name in enumerate(names):

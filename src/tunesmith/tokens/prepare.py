@@ -24,7 +24,7 @@ from tunesmith.data.split import HELD_OUT, TRAIN, Signed, fates
 from tunesmith.decides import Needs, data_needs, read_prompts, source_files, sources_of
 from tunesmith.errors import DataError, ResumeError
 from tunesmith.recipe import Dedup, Recipe, Source, without_defaults
-from tunesmith.runs import Proof, Record, Run, commit_stage, made_from, read_record
+from tunesmith.runs import Proof, Record, Run, checkpoint_folders, commit_stage, made_from, read_record
 from tunesmith.tokens.spool import BATCH_ROWS, Spool, Written, wheres, write_split
 from tunesmith.tokens.template import NO_SYSTEM, REFUSED, Encoded, Refused, encode_all, mask_proof
 from tunesmith.tokens.tokenizer import embedding_rows, load_tokenizer
@@ -239,7 +239,7 @@ def _report(counts: dict[str, Any]) -> None:
 def _keep_what_checkpoints_need(run: Run, needs: Needs) -> None:
     """Raise ResumeError if the data would change under checkpoints that were trained on them."""
     standing = read_record(run.data)
-    if not standing or made_from(standing, *needs) or not any(run.checkpoints.glob("step-*")):
+    if not standing or made_from(standing, *needs) or not checkpoint_folders(run.checkpoints):
         return
     both = ((without_defaults(settings), inputs) for settings, inputs in ((standing.settings, standing.inputs), needs))
     old, new = ({**settings["data"], **settings, **inputs, "data": ""} for settings, inputs in both)
