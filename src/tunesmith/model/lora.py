@@ -37,8 +37,8 @@ def mix(bits: Tensor) -> Tensor:
     return bits ^ (bits >> 31)
 
 
-def keep_mask(keys_T: Tensor, layer: int, width: int, dropout: float, dtype: torch.dtype) -> Tensor:
-    """[T, width] of 0 and 1 / (1 - dropout): a function of token key, layer and channel alone.
+def keep_mask(keys_T: Tensor, layer: Tensor, width: int, dropout: float, dtype: torch.dtype) -> Tensor:
+    """[T, width] of 0 and 1 / (1 - dropout): a function of token key, layer (one int64) and channel alone.
 
     So it is the same for any packing, number of ranks, and when activations are computed again.
     """
@@ -82,12 +82,16 @@ class _LoraProduct(torch.autograd.Function):
 class LoraLinear(nn.Module):
     """A frozen linear layer plus a trainable low-rank update. A and B are fp32 whatever the base computes in."""
 
+    layer: Tensor
+
     def __init__(self, base: nn.Linear, config: LoraConfig, *, layer: int, keys: DropoutKeys) -> None:
         super().__init__()
         self.base = base.requires_grad_(False)
         self.scale = config.alpha / config.rank
-        self.dropout, self.layer, self.keys = config.dropout, layer, keys
+        self.dropout, self.keys = config.dropout, keys
         device = base.weight.device
+        # a tensor, since torch compiles a layer anew for each value of a Python number; computed, so it is not saved
+        self.register_buffer("layer", torch.tensor(layer, device=device), persistent=False)
         self.a_RI = nn.Parameter(torch.empty(config.rank, base.in_features, device=device))
         self.b_OR = nn.Parameter(torch.zeros(base.out_features, config.rank, device=device))  # step 0 equals the base
 
