@@ -149,8 +149,9 @@ def locked(run: Run) -> Iterator[None]:
             where=str(run.path),
         ) from error
     try:
-        with full_disk_named(run.path):  # what has no name of its own for it
+        with full_disk_named(run.lock):
             run.lock.write_text(str(os.getpid()))
+        with full_disk_named(run.path):  # what has no name of its own for it
             run.sweep()
             yield
     finally:
