@@ -1,23 +1,33 @@
 """Whether a base can go the whole way is known before prepare: nothing fails at merge or export, hours later."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from tiny import save_base, save_tokenizer
+from tiny import CHATML, save_base, save_tokenizer, write_rows
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tunesmith.errors import BaseError
+from tunesmith.errors import BaseError, RecipeError
 from tunesmith.gguf import families
 from tunesmith.gguf.families import supported
 from tunesmith.gguf.read import convert
 from tunesmith.gguf.write import About, write_gguf
+from tunesmith.inference.engine import Engine
+from tunesmith.pipeline import run_stages
 from tunesmith.recipe import ChatConfig, Recipe
+from tunesmith.release.export import export_base
+from tunesmith.runs import Run, read_record
+from tunesmith.stages import STAGES, stage_of
+from tunesmith.tokens.tokenizer import load_tokenizer
 from tunesmith.weights.locate import locate_base
+from tunesmith.weights.small_files import chat_template
 
 ABOUT = About("tiny", "tiny", None, ChatConfig())
 SIZES = {
@@ -247,14 +257,14 @@ def sound(tmp_path_factory):
 def goes_or_is_refused(folder, changed):
     """A spoilt config.json is a BaseError, or the base really goes the whole way."""
     (folder / "config.json").write_text(json.dumps(changed))
-    for gguf in ((), ("F16", "Q8_0")):
+    for types in ((), ("F16", "Q8_0")):
         try:
             locate_base(str(folder), convert)
-            supported(folder, recipe_of(gguf=gguf, max_length=64))
+            supported(folder, recipe_of(gguf=types, max_length=64))
         except BaseError as error:
             assert error.fix and str(folder) in error.where
         else:
-            if gguf:
+            if types:
                 write_gguf(folder, folder.parent / "a.gguf", "F16", ABOUT)
 
 
@@ -273,7 +283,7 @@ def test_every_field_spoilt_by_hand(sound, value):
         goes_or_is_refused(folder, whole | {"rope_parameters": rope | ({} if value == "taken out" else {field: value})})
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     fields=st.dictionaries(
         st.sampled_from(
@@ -309,3 +319,128 @@ def test_a_small_file_that_is_no_object_is_refused(folder, file, text):
     (folder / file).write_text(text)
     with pytest.raises(BaseError):
         locate_base(str(folder), convert, lambda found: supported(found, recipe_of(max_length=64)))
+
+
+# the whole way
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """Conversations to train on."""
+    return write_rows(tmp_path / "rows.jsonl", [(f"question {n}", f"answer {n}") for n in range(16)])
+
+
+def small_recipe(base, rows, gguf, **changes):
+    recipe = recipe_of(base, gguf=gguf, max_length=64)
+    data = recipe.data.model_copy(update={"sources": (recipe.data.sources[0].model_copy(update={"path": str(rows)}),)})
+    return recipe.model_copy(update={"data": data} | changes)
+
+
+def test_a_family_without_gguf_trains_and_merges_and_the_run_ends_there(tmp_path, rows, own_cache, capsys):
+    base = save_family(tmp_path / "base", "qwen2")
+    run, recipe = Run(tmp_path / "run"), small_recipe(base, rows, gguf=())
+    result = run_stages(recipe, run)
+    said = capsys.readouterr().err
+    assert result.done and "export    left out: no GGUF was asked for" in said
+    assert said.index("merge     done") < said.index("evaluate  left out: no GGUF was asked for")
+    assert "none was asked for" in str(result) and "tunesmith chat" not in str(result)
+    before, after = (load_file(folder / "model.safetensors") for folder in (base, run.model))
+    changed = [name for name, tensor in before.items() if not torch.equal(tensor, after[name])]
+    assert len(changed) == 14 and all("proj" in name for name in changed)  # every linear layer of both blocks
+    assert all(proof.value <= proof.limit for proof in read_record(run.model).proofs)
+    AutoModelForCausalLM.from_pretrained(run.model)
+    run_stages(recipe, run)  # what stands stands
+    assert capsys.readouterr().err.count("stands") == 3
+    for verb in ("export", "evaluate"):
+        with pytest.raises(RecipeError, match=f"no GGUF was asked for, which {verb} needs") as caught:
+            run_stages(recipe, run, [stage_of(verb)])
+        assert "export: {gguf: [F16" in caught.value.fix
+    command = [sys.executable, "-c", "from tunesmith.cli import main; main()", "chat", str(run.path)]
+    chat = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert chat.returncode == 2 and "no GGUF was asked for, which the chat needs" in chat.stderr
+    with pytest.raises(BaseError, match=r"Qwen2ForCausalLM, an architecture that cannot be exported"):
+        run_stages(small_recipe(base, rows, gguf=("F16", "Q8_0")), Run(tmp_path / "other"))
+    assert not (tmp_path / "other" / "data").exists()
+
+
+FIN = {"template": CHATML.replace("<|im_end|>", "<|fin|>"), "specials": ("<|endoftext|>", "<|im_start|>", "<|fin|>")}
+
+
+def save_fin_base(folder, **config):
+    """A base whose answers end with <|fin|>, which is not its end of text, nor a token that llama.cpp knows by name."""
+    save_base(folder, eos_token_id=0, pad_token_id=0, **config)
+    save_tokenizer(folder, eos="<|endoftext|>", **FIN)
+    return folder
+
+
+def test_an_end_of_turn_that_is_not_the_end_of_text_goes_the_whole_way(tmp_path, rows, own_cache):
+    base = save_fin_base(tmp_path / "base")
+    run = Run(tmp_path / "run")
+    recipe = small_recipe(base, rows, gguf=("F16", "Q8_0"))
+    run_stages(recipe, run, [stage for stage in STAGES if stage.verb != "evaluate"])
+    fields = gguf.GGUFReader(run.gguf_file("tiny", "Q8_0")).fields
+    ids = [fields[f"tokenizer.ggml.{name}_token_id"].contents() for name in ("eos", "eot")]
+    assert ids == [0, 2]
+    assert all(proof.limit is None or proof.value <= proof.limit for proof in read_record(run.gguf).proofs)
+    reader = gguf.GGUFReader(export_base(locate_base(str(base), convert), "F16", recipe.chat, recipe.data.date))
+    assert reader.fields["tokenizer.ggml.eot_token_id"].contents() == 2
+
+
+@pytest.mark.parametrize(("end_of_turn", "stops"), [(2, True), (None, False)])
+def test_llama_cpp_stops_at_the_end_of_turn(tmp_path, end_of_turn, stops):
+    folder = save_fin_base(tmp_path / "base", tied=False)
+
+    def only_fin(held):
+        for name, tensor in held.items():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                tensor.zero_()  # the layers add nothing
+        held["model.embed_tokens.weight"][:] = 1.0
+        held["lm_head.weight"][:] = 0.0
+        held["lm_head.weight"][2] = 1.0
+
+    tensors(only_fin)(folder)
+    about = About("tiny", "tiny", None, ChatConfig(), end_of_turn=end_of_turn)
+    write_gguf(folder, tmp_path / "a.gguf", "F16", about)
+    with Engine(tmp_path / "a.gguf", threads=1, context=256) as engine:
+        answer = engine.chat([{"role": "user", "content": "Go on."}], max_tokens=12)
+    assert (answer.stopped, answer.tokens) == ((True, 1) if stops else (False, 12))
+
+
+# chat templates with names
+
+
+def named(*names):
+    return [{"name": name, "template": CHATML.replace("You are", f"For {name} you are")} for name in names]
+
+
+def move_template(folder, templates):
+    (folder / "chat_template.jinja").unlink()
+    edit(folder / "tokenizer_config.json", chat_template=templates)
+
+
+def test_of_several_chat_templates_the_default_is_taken_all_the_way(tmp_path, rows, own_cache):
+    base = save_base(tmp_path / "base")
+    move_template(base, named("tool_use", "default"))
+    run = Run(tmp_path / "run")
+    run_stages(small_recipe(base, rows, gguf=("F16", "Q8_0")), run, [s for s in STAGES if s.verb != "evaluate"])
+    assert "chat_template" not in json.loads((run.model / "tokenizer_config.json").read_text())
+    fields = gguf.GGUFReader(run.gguf_file("tiny", "F16")).fields
+    assert fields["tokenizer.chat_template"].contents() == (run.model / "chat_template.jinja").read_text()
+    assert "For default you are" in (run.model / "chat_template.jinja").read_text()
+
+
+def test_several_chat_templates_without_a_default_are_refused_with_their_names(folder):
+    move_template(folder, named("tool_use", "rag"))
+    with pytest.raises(BaseError, match="2 chat templates, tool_use, rag, and none is named default"):
+        locate_base(str(folder), convert)
+
+
+def test_a_template_of_its_own_file_counts_before_one_in_the_settings(folder, tmp_path):
+    edit(folder / "tokenizer_config.json", chat_template="{{ 'old' }}")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("{{ 'tools' }}")
+    own = (folder / "chat_template.jinja").read_text()
+    assert chat_template(folder) == own == load_tokenizer(folder).get_chat_template()
+    write_gguf(folder, tmp_path / "a.gguf", "F16", ABOUT)
+    fields = gguf.GGUFReader(tmp_path / "a.gguf").fields
+    assert fields["tokenizer.chat_template"].contents() == own and "tokenizer.chat_templates" not in fields
