@@ -122,7 +122,9 @@ def copies(number: int) -> Iterator[Queue[Path]]:
             copy = Path(place).resolve() / str(index) / "copy"
             for name in COPIED:
                 if (ROOT / name).is_dir():
-                    shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+                    shutil.copytree(
+                        ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
+                    )
                 else:
                     shutil.copy(ROOT / name, copy / name)
             free.put(copy)
@@ -148,7 +150,10 @@ class Clock:
             self.left[tests] -= 1
         usual = sum(self.known.values()) / max(1, len(self.known))
         ahead = sum(count * self.known.get(each, usual) for each, count in self.left.items()) + usual * len(self.bare)
-        print(f"[{self.number} of {self.total}, {ahead / PROCESSES / 60:.0f} min left] {seconds:5.1f} s  {text}", flush=True)
+        print(
+            f"[{self.number} of {self.total}, {ahead / PROCESSES / 60:.0f} min left] {seconds:5.1f} s  {text}",
+            flush=True,
+        )
 
 
 def run_all(mutants: list[Mutant]) -> list[Outcome]:

@@ -45,8 +45,9 @@ def asserts_that_cannot_fail(tree):
     """`assert (a, b)`, `assert "text"`, and `assert a, b == c`, where the comparison is only the message."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Assert):
-            constant = isinstance(node.test, ast.Constant) and bool(node.test.value)
-            if constant or isinstance(node.test, ast.Tuple) and node.test.elts or isinstance(node.msg, ast.Compare):
+            constant = isinstance(node.test, ast.Constant) and node.test.value
+            filled = isinstance(node.test, ast.Tuple | ast.List | ast.Set) and node.test.elts
+            if constant or filled or isinstance(node.msg, ast.Compare):
                 yield node.lineno
 
 
@@ -79,11 +80,14 @@ def checks(function):
     return False
 
 
+def called_in(function):
+    return {name_of(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)}
+
+
 def cases_that_check_nothing(tree, helpers):
     """Tests without an assert or raises of their own or of a helper that they call (one that calls one counts)."""
     for test in cases_in(tree):
-        called = {name_of(node.func) for node in ast.walk(test) if isinstance(node, ast.Call)}
-        if not checks(test) and not called & helpers:
+        if not checks(test) and not called_in(test) & helpers:
             yield test.lineno
 
 
@@ -91,10 +95,7 @@ def helpers_that_check():
     """Names of the functions of tests/ that can fail a test, themselves or by a helper."""
     found, everything = set(), [function for path in FILES for function in functions(tree_of(path))]
     while True:
-        more = {
-            function.name for function in everything
-            if checks(function) or found & {name_of(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)}
-        }  # fmt: skip
+        more = {function.name for function in everything if checks(function) or found & called_in(function)}
         if more == found:
             return found - {test.name for path in FILES for test in cases_in(tree_of(path))}
         found = more
