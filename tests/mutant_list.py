@@ -556,7 +556,7 @@ HOUSE = (
     ),
     _m(
         "paths are taken from the working folder", "recipe_file.py",
-        "if (folder / path).exists():", "if Path(path).exists():",
+        "return str((folder / path).resolve())", "return str(Path(path).resolve())",
         "test_recipe.py",
     ),
     _m(
