@@ -166,6 +166,16 @@ def test_a_damaged_tokenizer_is_a_base_error(folder):
         load_tokenizer(folder)
 
 
+@pytest.mark.parametrize("lacks", ["chat template", "end"])
+def test_a_tokenizer_without_template_or_end_is_a_base_error(folder, lacks):
+    if lacks == "end":
+        edit(folder / "tokenizer_config.json", eos_token=None)
+    else:
+        (folder / "chat_template.jinja").unlink()
+    with pytest.raises(BaseError, match="no chat template or no end-of-text token"):
+        load_tokenizer(folder)
+
+
 # GGUF files
 
 
