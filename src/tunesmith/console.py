@@ -1,13 +1,19 @@
-"""What the user sees while something long runs: lines, progress and time left, on standard error."""
+"""What the user sees while something long runs: lines, progress and time left.
+
+On standard error; in a notebook on standard output as plain lines, since standard error is painted red there and
+rich's own way is a box a line.
+"""
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+IN_NOTEBOOK = "ipykernel" in sys.modules
+console = Console(stderr=not IN_NOTEBOOK, highlight=False, soft_wrap=True, force_jupyter=False)
 LINE_EVERY_S = 10.0  # without a terminal (a log file, a notebook) progress is a line now and then
 
 
