@@ -1,4 +1,8 @@
-"""What the user sees while something long runs: lines, progress and time left, on standard error."""
+"""What the user sees while something long runs: lines, progress and time left.
+
+On standard error; in a notebook on standard output as plain lines, since standard error is painted red there and
+rich's own way is a box a line.
+"""
 
 import contextlib
 import io
@@ -45,7 +49,10 @@ def _to_nowhere() -> None:
         os.close(null)
 
 
-console = Console(file=cast(IO[str], _StandardError()), highlight=False, soft_wrap=True)
+IN_NOTEBOOK = "ipykernel" in sys.modules
+console = Console(
+    file=None if IN_NOTEBOOK else cast(IO[str], _StandardError()), highlight=False, soft_wrap=True, force_jupyter=False
+)
 LINE_EVERY_S = 10.0  # without a terminal (a log file, a notebook) progress is a line now and then
 
 

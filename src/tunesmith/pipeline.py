@@ -20,6 +20,7 @@ from tunesmith.recipe import Recipe
 from tunesmith.room import make_sure
 from tunesmith.runs import Record, Run, read_record, write_manifest
 from tunesmith.stages import STAGES, Stage
+from tunesmith.stale import may_be_kept
 from tunesmith.training.stop import Paused
 from tunesmith.weights.locate import LocatedBase, locate_base
 
@@ -43,6 +44,12 @@ class Result:
     def done(self) -> bool:
         """Whether every stage that was asked for stands."""
         return self.paused is None
+
+    def __fspath__(self) -> str:
+        return str(self.run.path)
+
+    def __repr__(self) -> str:  # what a notebook shows
+        return str(self)
 
     def __str__(self) -> str:
         if self.paused:
@@ -86,10 +93,12 @@ def run_stages(
                 return Result(run, recipe, paused)
             finally:
                 write_manifest(run)
-            run.keep_recipe(recipe := as_begun(recipe, run))  # train has decided each auto
+            recipe = as_begun(recipe, run)  # train has decided each auto
+            if may_be_kept(recipe, run, stage):
+                run.keep_recipe(recipe)
             how = "done" if done else "stands, its proof was tried again"
             say(f"{stage.verb:<9} {how} in {time.monotonic() - started:.1f} s")
-        if read_record(run.data):
+        if read_record(run.data) and may_be_kept(recipe, run, stages[-1]):
             run.keep_recipe(recipe)  # cadence and the like, which remake nothing
         write_manifest(run)  # again where a run was killed between a stage and its manifest
     return Result(run, recipe)
