@@ -111,7 +111,8 @@ def test_the_search_looks(wrong):
     [
         "import numpy as np\nnp.load(path, allow_pickle=False)", "import yaml\nyaml.safe_load(text)",
         "import yaml\nyaml.compose(text, Loader=yaml.SafeLoader)", "import re\nre.compile(text)",
-        "import json\njson.load(file)", "import ast\nast.literal_eval(text)", "model.eval()", "from safetensors.torch import save\nsave(tensors)",
+        "import json\njson.load(file)", "import ast\nast.literal_eval(text)", "model.eval()",
+        "from safetensors.torch import save\nsave(tensors)",
         "AutoTokenizer.from_pretrained(path, trust_remote_code=False)",
     ],
 )  # fmt: skip
