@@ -21,6 +21,9 @@ from tunesmith.runs import Run, commit_stage
 from tunesmith.stages import STAGES
 from tunesmith.weights.locate import locate_base
 
+from tunesmith.errors import BaseError
+from tunesmith.weights import hub as hub_module
+
 TOKEN = "hf_secretsecretsecret"
 
 
@@ -92,6 +95,19 @@ def test_a_gated_model_names_licence_token_and_a_free_base(hub, tmp_path, refusa
 def test_a_damaged_token_is_not_shown(hub, tmp_path):
     said = locate_in_child("org/tiny", hub.url, tmp_path, HF_TOKEN=f"{TOKEN}é")
     assert "BaseError" in said and "secret" not in said
+
+
+def test_a_token_in_the_text_of_an_error_is_not_shown(monkeypatch):
+    """HTTP libraries write headers into their errors; nothing of that is in the text or in what is chained to it."""
+
+    def fails(*_, **__):
+        raise OSError(f"bad header: Authorization: Bearer {TOKEN}")
+
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(hub_module.huggingface_hub, "snapshot_download", fails)
+    with pytest.raises(BaseError, match=r"Bearer \*\*\*") as caught:
+        hub_module.fetch_snapshot("org/tiny", None, weights=True)
+    assert TOKEN not in str(caught.value) and caught.value.__context__ is caught.value.__cause__ is None
 
 
 def test_a_model_that_is_not_there(hub, tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tiny import save_base
@@ -72,6 +72,7 @@ def test_writer_notices_a_wrong_order_type_shape_or_end(tmp_path):
         pass
 
 
+@example([1.00390625, 1.01171875, -1.00390625, -1.01171875])  # halves: to the even neighbour, down and up
 @given(st.lists(st.floats(width=32), min_size=1))
 def test_bf16_rounds_as_torch_does(values):
     array = np.array(values, np.float32)
