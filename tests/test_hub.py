@@ -14,12 +14,14 @@ from tiny import save_base
 
 from tunesmith import pipeline
 from tunesmith.decides import as_begun, at_commits, data_needs, sources_of
+from tunesmith.errors import BaseError
 from tunesmith.gguf.read import convert
 from tunesmith.pipeline import run_stages
 from tunesmith.recipe import Recipe
 from tunesmith.recipe_file import read_recipe
 from tunesmith.runs import Run, commit_stage
 from tunesmith.stages import STAGES
+from tunesmith.weights import hub as hub_module
 from tunesmith.weights.locate import locate_base
 
 TOKEN = "hf_secretsecretsecret"
@@ -118,6 +120,19 @@ def test_a_gated_model_names_licence_token_and_a_free_base(hub, tmp_path, refusa
 def test_a_damaged_token_is_not_shown(hub, tmp_path):
     said = locate_in_child("org/tiny", hub.url, tmp_path, HF_TOKEN=f"{TOKEN}é")
     assert "BaseError" in said and "secret" not in said
+
+
+def test_a_token_in_the_text_of_an_error_is_not_shown(monkeypatch):
+    """HTTP libraries write headers into their errors; nothing of that is in the text or in what is chained to it."""
+
+    def fails(*_, **__):
+        raise OSError(f"bad header: Authorization: Bearer {TOKEN}")
+
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(hub_module.huggingface_hub, "snapshot_download", fails)
+    with pytest.raises(BaseError, match=r"Bearer \*\*\*") as caught:
+        hub_module.fetch_snapshot("org/tiny", None, weights=True)
+    assert TOKEN not in str(caught.value) and caught.value.__context__ is caught.value.__cause__ is None
 
 
 def test_a_model_that_is_not_there(hub, tmp_path):

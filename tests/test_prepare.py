@@ -18,6 +18,7 @@ from tunesmith.decides import read_prompts
 from tunesmith.errors import BaseError, DataError, ResumeError
 from tunesmith.recipe import Recipe
 from tunesmith.runs import Run, read_record
+from tunesmith.tokens import spool
 from tunesmith.tokens.prepare import prepare
 from tunesmith.tokens.rows import COLUMNS, load_rows
 from tunesmith.tokens.template import encode
@@ -80,6 +81,8 @@ def test_rows_are_those_of_the_template_and_every_row_is_counted(tmp_path, base)
     }  # fmt: skip
     assert counts["examples"]["not valid JSON"] == ["x.jsonl:62"] and counts["examples"]["duplicate"] == ["x.jsonl:61"]
     assert counts["changed"] == {"white space around an answer removed": 1}
+    (mask,) = record.proofs
+    assert (mask.value, mask.positions) == (0, counts["kept"] + 1) and mask.holds  # the duplicate was proved, too
     assert counts["read"] == 67 == counts["kept"] + sum(counts["dropped"].values())
     assert counts["held_out_rows"] == 6 and counts["train_rows"] == counts["kept"] - 6
     train, held_out = load_rows(run.data)
@@ -121,6 +124,17 @@ def test_the_same_again_is_skipped_and_gives_the_same_bytes(tmp_path, base):
     assert not prepare(recipe_of(path), Run(tmp_path / "a"), base, [])[1]  # the bytes count, not the time
     other, done = prepare(recipe_of(path, seed=1), Run(tmp_path / "a"), base, [])
     assert done and other.outputs["rows.parquet"] != first.outputs["rows.parquet"]
+
+
+def test_rows_of_many_batches_keep_their_tokens(tmp_path, base, monkeypatch):
+    path = write_rows(tmp_path / "x.jsonl", CHATS)
+    one, _ = prepare(recipe_of(path), Run(tmp_path / "one"), base, [])
+    monkeypatch.setattr(spool, "BATCH_ROWS", 7)
+    many, _ = prepare(recipe_of(path), Run(tmp_path / "many"), base, [])
+    assert one.counts == many.counts
+    assert [name for name in one.outputs if one.outputs[name] != many.outputs[name]] in ([], ["rows.parquet"])
+    tables = [pyarrow.parquet.read_table(tmp_path / name / "data" / "rows.parquet") for name in ("one", "many")]
+    assert tables[0].to_pylist() == tables[1].to_pylist() and len(tables[0]) == 60
 
 
 def test_a_long_conversation_is_cut_and_counted(tmp_path, base):

@@ -1,13 +1,63 @@
-"""What the user sees while something long runs: lines, progress and time left, on standard error."""
+"""What the user sees while something long runs: lines, progress and time left.
+
+On standard error; in a notebook on standard output as plain lines, since standard error is painted red there and
+rich's own way is a box a line.
+"""
 
 import contextlib
+import io
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import IO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class _StandardError(io.TextIOBase):
+    """Standard error as it is now; a terminal or pipe that is gone does not end the work it was to tell of."""
+
+    def write(self, text: str) -> int:
+        try:
+            return _error().write(text)
+        except OSError:
+            _to_nowhere()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            _error().flush()
+        except OSError:
+            _to_nowhere()
+
+    def isatty(self) -> bool:
+        return _error().isatty()
+
+    def fileno(self) -> int:
+        return _error().fileno()
+
+
+def _error() -> IO[str]:
+    """Standard error itself: while a bar is shown, sys.stderr is rich's, which would print to our console again."""
+    return cast(IO[str], getattr(sys.stderr, "rich_proxied_file", sys.stderr))
+
+
+def _to_nowhere() -> None:
+    """Point standard error to the null device, for other packages that write to it too; and output, where the same."""
+    with contextlib.suppress(OSError, ValueError):
+        null, error = os.open(os.devnull, os.O_WRONLY), _error().fileno()
+        lost = [1] if os.path.sameopenfile(1, error) else []
+        for descriptor in (error, *lost):
+            os.dup2(null, descriptor)
+        os.close(null)
+
+
+IN_NOTEBOOK = "ipykernel" in sys.modules
+console = Console(
+    file=None if IN_NOTEBOOK else cast(IO[str], _StandardError()), highlight=False, soft_wrap=True, force_jupyter=False
+)
 LINE_EVERY_S = 10.0  # without a terminal (a log file, a notebook) progress is a line now and then
 
 

@@ -34,6 +34,12 @@ DEFAULT_PROMPTS = Path(__file__).parent / "evaluation" / "prompts.yaml"
 
 def data_needs(recipe: Recipe, run: Run, base_digest: str) -> Needs:
     """prepare: conversations, cleaning and template. The digest of a Hub data set is its id and revision."""
+    inputs = {f"source_{index}": source_digest(source) for index, source in enumerate(sources_of(recipe))}
+    return data_settings(recipe), inputs | {"base": base_digest, "prompts": fingerprint(read_prompts(recipe))}
+
+
+def data_settings(recipe: Recipe) -> dict[str, Any]:
+    """The settings alone, without a look at the files."""
     settings: dict[str, Any] = {
         "data": _plain(recipe.data, exclude={"sources": {"__all__": {"path"}}}),
         "max_length": recipe.train.max_length,
@@ -42,8 +48,7 @@ def data_needs(recipe: Recipe, run: Run, base_digest: str) -> Needs:
     }
     if isinstance(recipe.data.held_out, Source):
         settings["data"]["held_out"].pop("path")  # a file is known by its bytes, so that a moved one is the same
-    inputs = {f"source_{index}": source_digest(source) for index, source in enumerate(sources_of(recipe))}
-    return settings, inputs | {"base": base_digest, "prompts": fingerprint(read_prompts(recipe))}
+    return settings
 
 
 def adapter_needs(recipe: Recipe, run: Run, base_digest: str) -> Needs:

@@ -13,11 +13,14 @@ from tunesmith.console import say
 from tunesmith.data.hub import resolve_commit
 from tunesmith.decides import as_begun, at_commits, stands
 from tunesmith.errors import RecipeError, ResumeError
+from tunesmith.files import DRAFT, beside, full_disk_named, make_folder, remove
 from tunesmith.gguf.families import supported
 from tunesmith.gguf.read import convert
 from tunesmith.recipe import Recipe
+from tunesmith.room import make_sure
 from tunesmith.runs import Record, Run, read_record, write_manifest
 from tunesmith.stages import STAGES, Stage
+from tunesmith.stale import may_be_kept
 from tunesmith.training.stop import Paused
 from tunesmith.weights.locate import LocatedBase, locate_base
 
@@ -42,6 +45,12 @@ class Result:
         """Whether every stage that was asked for stands."""
         return self.paused is None
 
+    def __fspath__(self) -> str:
+        return str(self.run.path)
+
+    def __repr__(self) -> str:  # what a notebook shows
+        return str(self)
+
     def __str__(self) -> str:
         if self.paused:
             return f"{self.recipe.name} is paused at step {self.paused.step}; the same call goes on"
@@ -54,23 +63,29 @@ def run_stages(
     """Do the stages that do not stand, in order.
 
     `load` imports and returns what does a stage; it is called only for a stage with work to do.
-    Raises ResumeError if another process works in the run folder or the run was made with another recipe.
+    Raises ResumeError if another process works in the run folder, if that is a folder of the user's, or if the run was
+    made with another recipe.
     """
+    run.refuse_strangers()
     asked, begun = recipe, as_begun(recipe, run)
     recipe, base = _with_base(asked, begun, run)
     with locked(run):
         if (now := as_begun(asked, run)) != begun:  # another process began it while the base was fetched
             recipe, base = _with_base(asked, now, run)
         _refuse_without_gguf(stages, recipe)
-        for stage in stages:
-            if stage.gguf and not recipe.export.gguf:
+        for index, stage in enumerate(stages):
+            if not _wanted([stage], recipe):
                 say(f"{stage.verb:<9} left out: no GGUF was asked for")
                 continue
             record = read_record(run.path / stage.folder)
-            if stands(stage, recipe, run, base.digest) and not (record and record.unproved):
+            is_made = stands(stage, recipe, run, base.digest)
+            if is_made and not (record and record.unproved):
                 say(f"{stage.verb:<9} stands")
+                remove(beside(run.path / stage.folder, DRAFT))  # begun with other settings, and of no use now
                 continue
             recipe = _ready(stage, recipe, run, base)
+            if not is_made:
+                make_sure(_wanted(stages[index:], recipe), recipe, run, base)
             started = time.monotonic()
             try:
                 _, done = load(stage)(recipe, run, base)
@@ -78,11 +93,12 @@ def run_stages(
                 return Result(run, recipe, paused)
             finally:
                 write_manifest(run)
-            run.keep_recipe(recipe := as_begun(recipe, run))  # train has decided each auto
-            say(
-                f"{stage.verb:<9} {'done' if done else 'stands, looked at again'} in {time.monotonic() - started:.1f} s"
-            )
-        if read_record(run.data):
+            recipe = as_begun(recipe, run)  # train has decided each auto
+            if may_be_kept(recipe, run, stage):
+                run.keep_recipe(recipe)
+            how = "done" if done else "stands, its proof was tried again"
+            say(f"{stage.verb:<9} {how} in {time.monotonic() - started:.1f} s")
+        if read_record(run.data) and may_be_kept(recipe, run, stages[-1]):
             run.keep_recipe(recipe)  # cadence and the like, which remake nothing
         write_manifest(run)  # again where a run was killed between a stage and its manifest
     return Result(run, recipe)
@@ -101,9 +117,14 @@ def _with_base(asked: Recipe, begun: Recipe, run: Run) -> tuple[Recipe, LocatedB
     return begun.model_copy(update={"base": f"{base.name}@{base.revision}"}), base
 
 
+def _wanted(stages: Sequence[Stage], recipe: Recipe) -> list[Stage]:
+    """The stages that this recipe asks for: without GGUF files the run ends with the merged model."""
+    return [stage for stage in stages if recipe.export.gguf or not stage.gguf]
+
+
 def _refuse_without_gguf(stages: Sequence[Stage], recipe: Recipe) -> None:
     """A verb that makes or needs GGUF files has nothing to do where the recipe asks for none."""
-    if not recipe.export.gguf and all(stage.gguf for stage in stages):
+    if not _wanted(stages, recipe):
         fix = "name types in the recipe, as in `export: {gguf: [F16, Q8_0, Q4_K_M]}`"
         raise RecipeError(f"no GGUF was asked for, which {stages[0].verb} needs: export.gguf is empty", fix=fix)
 
@@ -119,11 +140,16 @@ def _ready(stage: Stage, recipe: Recipe, run: Run, base: LocatedBase) -> Recipe:
 
 @contextlib.contextmanager
 def locked(run: Run) -> Iterator[None]:
-    """One process at a time in a run folder; the lock dies with its process. Raises ResumeError naming the other."""
-    run.path.mkdir(parents=True, exist_ok=True)
+    """One process at a time in a run folder; the lock dies with its process. Raises ResumeError naming the other.
+
+    What a killed process left is cleared first; what it had only moved aside is put back.
+    """
+    run.refuse_strangers()
     lock = filelock.FileLock(run.lock, timeout=0)
     try:
-        lock.acquire()
+        with full_disk_named(run.lock):
+            make_folder(run.path)
+            lock.acquire()
     except filelock.Timeout as error:
         other = run.lock.read_text().strip()
         raise ResumeError(
@@ -132,8 +158,11 @@ def locked(run: Run) -> Iterator[None]:
             where=str(run.path),
         ) from error
     try:
-        run.lock.write_text(str(os.getpid()))
-        yield
+        with full_disk_named(run.lock):
+            run.lock.write_text(str(os.getpid()))
+        with full_disk_named(run.path):  # what has no name of its own for it
+            run.sweep()
+            yield
     finally:
         lock.release()
 

@@ -24,13 +24,12 @@ from tunesmith.data.split import HELD_OUT, TRAIN, Signed, fates
 from tunesmith.decides import Needs, data_needs, read_prompts, source_files, sources_of
 from tunesmith.errors import DataError, ResumeError
 from tunesmith.recipe import Dedup, Recipe, Source, without_defaults
-from tunesmith.runs import Record, Run, commit_stage, made_from, read_record
+from tunesmith.runs import Proof, Record, Run, checkpoint_folders, commit_stage, made_from, read_record
 from tunesmith.tokens.spool import BATCH_ROWS, Spool, Written, wheres, write_split
-from tunesmith.tokens.template import NO_SYSTEM, REFUSED, Encoded, Refused, encode_all
+from tunesmith.tokens.template import NO_SYSTEM, REFUSED, Encoded, Refused, encode_all, mask_proof
 from tunesmith.tokens.tokenizer import embedding_rows, load_tokenizer
 from tunesmith.weights.locate import LocatedBase
 
-UNPROVED_SHARE = 0.01  # invariant 4; one row alone never refuses a template, or a set of 90 could not have a bad one
 BEYOND = "a token beyond the base's embeddings"
 UNPROVED = {
     NO_SYSTEM: (
@@ -58,7 +57,10 @@ def prepare(recipe: Recipe, run: Run, base: LocatedBase, prompts: Sequence[str] 
     needs = data_needs(recipe, run, base.digest)
     _keep_what_checkpoints_need(run, needs)
     asked = read_prompts(recipe) if prompts is None else prompts
-    record, done = commit_stage(run.data, *needs, lambda draft: _write(draft, recipe, base, asked))
+    proofs: list[Proof] = []
+    record, done = commit_stage(
+        run.data, *needs, lambda draft: _write(draft, recipe, base, asked, proofs), lambda _: proofs
+    )
     if done:
         _report(record.counts)
     return record, done
@@ -72,8 +74,10 @@ class _Tally:
     dropped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
     changed: Counter[str] = field(default_factory=Counter)
-    unproved: dict[str, list[str]] = field(default_factory=lambda: {kind: [] for kind in UNPROVED})
-    """Kind -> each row with what was found."""
+    unproved: Counter[str] = field(default_factory=Counter)
+    """Kind, a key of UNPROVED -> rows."""
+    first_unproved: dict[str, str] = field(default_factory=dict)
+    """Kind -> the first row, with what was found."""
 
     def drop(self, where: str, reason: str) -> None:
         """Count a row that is not used; the first three of a reason are named."""
@@ -87,11 +91,14 @@ class _Tally:
         return "; ".join(named) or "none"
 
 
-def _write(draft: Path, recipe: Recipe, base: LocatedBase, prompts: Sequence[str]) -> dict[str, Any]:
-    """Make the files of the data folder; returns the counts."""
+def _write(
+    draft: Path, recipe: Recipe, base: LocatedBase, prompts: Sequence[str], proofs: list[Proof]
+) -> dict[str, Any]:
+    """Make the files of the data folder; returns the counts. That of the mask is added to the proofs."""
     tally, spool = _Tally(), draft / "spool"
     signed, first_held = _spooled(spool, recipe, base, prompts, tally)
-    _check_proved(tally, len(signed))
+    proofs.append(_check_proved(tally, len(signed)))
+    say(f"prepare: {proofs[-1]}")
     decided = _decided(signed, first_held, recipe, tally)
     for where, fate in zip(wheres(spool), decided, strict=True):
         if fate not in (TRAIN, HELD_OUT):
@@ -170,7 +177,8 @@ def _encoded(
             tally.drop(row.where, refused.reason)
             if refused.detail:
                 kind = next(kind for kind in UNPROVED if refused.reason.startswith(kind))
-                tally.unproved[kind].append(f"{row.where}: {refused.reason}: {refused.detail}"[:600])
+                tally.unproved[kind] += 1
+                tally.first_unproved.setdefault(kind, f"{row.where}: {refused.reason}: {refused.detail}"[:600])
         elif isinstance(item, Encoded):
             encoded.append((row, item))
     return encoded
@@ -196,15 +204,16 @@ def _decided(signed: list[Signed], first_held: int, recipe: Recipe, tally: _Tall
         raise DataError(f"{error.what}. Dropped: {tally.reasons()}", fix=error.fix) from None
 
 
-def _check_proved(tally: _Tally, proved: int) -> None:
-    """Raise DataError if too many rows could not be proved; it is about the kind that most of them are."""
-    unproved = sum(map(len, tally.unproved.values()))
-    if unproved > max(1, UNPROVED_SHARE * (proved + unproved)):
-        kind, rows = max(tally.unproved.items(), key=lambda item: len(item[1]))
+def _check_proved(tally: _Tally, proved: int) -> Proof:
+    """The proof of the mask. Raises DataError if too many rows have none; it is about the kind most of them are."""
+    unproved = tally.unproved.total()
+    proof = mask_proof(unproved, proved + unproved)
+    if not proof.holds:
+        ((kind, rows),) = tally.unproved.most_common(1)
         what, fix = UNPROVED[kind]
-        raise DataError(
-            f"{what.format(f'{len(rows)} of {proved + unproved} conversations')}. Example: {rows[0]}", fix=fix
-        )
+        example = tally.first_unproved[kind]
+        raise DataError(f"{what.format(f'{rows} of {proved + unproved} conversations')}. Example: {example}", fix=fix)
+    return proof
 
 
 def _check_left(written: Written, tally: _Tally) -> None:
@@ -230,7 +239,7 @@ def _report(counts: dict[str, Any]) -> None:
 def _keep_what_checkpoints_need(run: Run, needs: Needs) -> None:
     """Raise ResumeError if the data would change under checkpoints that were trained on them."""
     standing = read_record(run.data)
-    if not standing or made_from(standing, *needs) or not any(run.checkpoints.glob("step-*")):
+    if not standing or made_from(standing, *needs) or not checkpoint_folders(run.checkpoints):
         return
     both = ((without_defaults(settings), inputs) for settings, inputs in ((standing.settings, standing.inputs), needs))
     old, new = ({**settings["data"], **settings, **inputs, "data": ""} for settings, inputs in both)

@@ -22,7 +22,9 @@ from transformers import PreTrainedTokenizerBase
 
 from tunesmith.data.conversation import Conversation, Turn
 from tunesmith.errors import DataError, RecipeError
+from tunesmith.runs import Proof
 
+UNPROVED_SHARE = 0.01  # invariant 4; one row alone never refuses a template, or a set of 90 could not have a bad one
 Messages = Sequence[dict[str, str]]
 Span = tuple[int, int]
 Result = TypeVar("Result")
@@ -101,6 +103,13 @@ def render(
 ) -> str:  # fmt: skip
     """The conversation as the model sees it. Raises jinja2's TemplateError where the template refuses it."""
     return _render(tokenizer, _template(tokenizer, system, date), [messages], add_generation_prompt)[0]
+
+
+def mask_proof(unproved: int, tried: int) -> Proof:
+    """How many of the `tried` conversations have a mask that is not proved: these are dropped, and must be few."""
+    rows = max(tried, 1)
+    limit = max(UNPROVED_SHARE, 1 / rows)
+    return Proof("supervised tokens = answers as rendered, share of rows dropped", unproved / rows, limit, tried)
 
 
 def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int:
