@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face Hub: the four addresses that fetching a model uses, over real HTTP."""
+"""A stand-in for the Hugging Face Hub: the addresses that fetching a model or a data set uses, over real HTTP."""
 
 import contextlib
 import hashlib
@@ -10,10 +10,13 @@ COMMIT = "a" * 40
 
 
 class HubServer:
-    """Serves the files of folders as models. `refusals`: model id -> (status, X-Error-Code, only on file addresses)."""
+    """Serves the files of folders as models, and as data sets, which have commits: {"main": commit, commit: folder}.
+
+    `refusals`: id -> (status, X-Error-Code, only on file addresses).
+    """
 
     def __init__(self):
-        self.models, self.refusals, self.tokens, self.paths = {}, {}, set(), []
+        self.models, self.datasets, self.refusals, self.tokens, self.paths = {}, {}, {}, set(), []
         hub = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -35,35 +38,40 @@ class HubServer:
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     def reply(self, request):
-        path = request.path.split("?")[0]
-        api = path.startswith("/api/models/")
-        parts = path.removeprefix("/api/models/").strip("/").split("/")
-        repo = "/".join(parts[:2])
+        path = request.path.split("?")[0].strip("/")
+        api, path = path.startswith("api/"), path.removeprefix("api/").removeprefix("models/")
+        is_dataset, parts = path.startswith("datasets/"), path.removeprefix("datasets/").split("/")
+        repo, known = "/".join(parts[:2]), self.datasets if is_dataset else self.models
         status, code, files_only = self.refusals.get(repo, (0, "", False))
-        if repo not in self.models and not status:
+        if repo not in known and not status:
             status, code = 404, "RepoNotFound"
         if status and not (files_only and api):
             return self.send(request, b"{}", status=status, headers={"X-Error-Code": code})
+        commit, folder = self.revision(known[repo], parts[3] if len(parts) > 3 else "main")
+        if folder is None:
+            return self.send(request, b"{}", status=404, headers={"X-Error-Code": "RevisionNotFound"})
         if api:
-            if len(parts) > 3 and parts[3] not in ("main", COMMIT):
-                return self.send(request, b"{}", status=404, headers={"X-Error-Code": "RevisionNotFound"})
-            return self.send(
-                request, json.dumps(self.tree(repo) if parts[2:3] == ["tree"] else self.info(repo)).encode()
-            )
-        content = (self.models[repo] / "/".join(parts[4:])).read_bytes()
+            answer = self.tree(folder) if parts[2:3] == ["tree"] else self.info(repo, commit, folder)
+            return self.send(request, json.dumps(answer if len(parts) < 5 else []).encode())
+        file = folder / "/".join(parts[4:])
+        headers = {"X-Repo-Commit": commit}
+        if not file.is_file():
+            return self.send(request, b"", status=404, headers=headers | {"X-Error-Code": "EntryNotFound"})
+        content = file.read_bytes()
         etag = f'"{hashlib.sha1(content).hexdigest()}"'
-        return self.send(request, content, headers={"ETag": etag, "X-Repo-Commit": COMMIT})
+        return self.send(request, content, headers=headers | {"ETag": etag})
 
-    def info(self, repo):
-        return {
-            "id": repo,
-            "modelId": repo,
-            "sha": COMMIT,
-            "siblings": [{"rfilename": f["path"]} for f in self.tree(repo)],
-        }
+    def revision(self, known, revision):
+        """Commit and folder of a repository at a revision; no folder if it has none such."""
+        commits = known if isinstance(known, dict) else {"main": COMMIT, COMMIT: known}
+        commit = commits.get(revision, "") if revision == "main" else revision
+        return commit, commits.get(commit)
 
-    def tree(self, repo):
-        folder = self.models[repo]
+    def info(self, repo, commit, folder):
+        siblings = [{"rfilename": f["path"]} for f in self.tree(folder)]
+        return {"id": repo, "modelId": repo, "sha": commit, "siblings": siblings}
+
+    def tree(self, folder):
         return [
             {
                 "type": "file",

@@ -13,7 +13,7 @@ import pytest
 LAYERS = (
     "errors", "console", "machine", "past", "recipe", "recipe_file", "files", "stages", "runs", "decides", "stale",
     "weights", "gguf", "data", "tokens", "model", "inference", "proof", "training", "release", "evaluation", "study",
-    "server", "starter", "pipeline", "api", "cli",
+    "server", "starter", "room", "pipeline", "api", "cli",
 )  # fmt: skip
 SRC = Path(__file__).parents[1] / "src" / "tunesmith"
 FILES = [path for path in sorted(SRC.rglob("*.py")) if path.name != "__init__.py"]
@@ -62,23 +62,22 @@ def test_files_and_functions_stay_short():
     assert len(FILES) > 60 and functions > 300, "found little; has the package moved?"
 
 
+MAY_HIDE = [("data/hub.py", "datasets", "0.9 s to import, and a local file does not need it")]
+"""File, package that it may import in a function, and why. The command line may import every verb so."""
+
+
 def test_no_import_is_hidden_in_a_function():
-    hidden = [
-        f"{path}:{inner.lineno}"
+    hidden = {
+        (str(path.relative_to(SRC)), name.split(".")[0])
         for path in FILES
         if path.name not in ("api.py", "cli.py")  # the doors: each verb loads what it needs
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef)
         for inner in ast.walk(node)
         if isinstance(inner, ast.Import | ast.ImportFrom)
-    ]
-    assert not hidden
-
-
-def test_no_file_reads_or_writes_pickle():
-    for path in FILES:
-        text = path.read_text()
-        assert "import pickle" not in text and "torch.save(" not in text and "torch.load(" not in text, path
+        for name in ([inner.module or ""] if isinstance(inner, ast.ImportFrom) else [a.name for a in inner.names])
+    }
+    assert hidden == {(file, package) for file, package, reason in MAY_HIDE if reason}
 
 
 @pytest.mark.parametrize(

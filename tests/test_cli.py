@@ -188,8 +188,8 @@ def test_a_stage_without_the_one_before_names_it(recipe_path, tmp_path):
     assert done.returncode == 5 and "`tunesmith train` makes" in done.stderr
     done = tunesmith("chat", tmp_path / "run")
     assert done.returncode == 2 and "is no run folder" in done.stderr  # nothing was done in it
-    done = tunesmith("export", tmp_path)
-    assert done.returncode == 5 and "tunesmith merge" in done.stderr  # tmp_path has a recipe.yaml: taken as a run
+    done = tunesmith("export", tmp_path)  # it has a recipe.yaml, but the user's
+    assert done.returncode == 5 and "is no run folder: tunesmith did not make its recipe.yaml" in done.stderr
 
 
 def test_a_folder_that_is_no_run_is_said(tmp_path):

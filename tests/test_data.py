@@ -1,12 +1,7 @@
-"""Reading: files of every kind, with what is wrong in them; the Hub; and cleaning."""
+"""Reading: files of every kind, with what is wrong in them; and cleaning."""
 
 import csv
-import http.server
 import json
-import os
-import subprocess
-import sys
-import threading
 
 import pyarrow
 import pyarrow.parquet
@@ -91,12 +86,12 @@ def test_a_broken_line_is_named_and_the_rest_is_used(tmp_path):
     ]
 
 
-def test_a_cut_json_array_gives_what_is_whole(tmp_path):
+def test_a_cut_json_array_is_an_error(tmp_path):
     path = write(tmp_path / "x.json")
     path.write_text(path.read_text()[:-40])
-    found = read(path)
-    assert [row.turns for row in found[:-1]] == EXPECTED[:4]
-    assert found[-1] == Dropped("x.json:5", "not valid JSON")
+    with pytest.raises(DataError, match=r"line 19, column 13.*41 of 372 bytes, from line 18 on, cannot be read"):
+        read(path)
+    assert [row.turns for row in read(path, limit=4)] == EXPECTED[:4]
 
 
 def test_rows_of_a_csv_that_are_broken(tmp_path):
@@ -107,6 +102,33 @@ def test_rows_of_a_csv_that_are_broken(tmp_path):
         1, "not as many cells as the header", "not as many cells as the header", 1, 200_000,
     ]  # fmt: skip
     assert clean(found[3])[0] == Dropped("x.csv:5", "text that is not valid Unicode")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('a,b\n1,one\n2,"two is 2\n3,three\n4,four\n', 3),
+        ('a,b\n1,one\n2,"two is 2\n3,"three"\n', 3),
+        ('a,b\n1,"said ""so""\nand, so"\n2,"three\nlines\nlong",\r\n"3,"x"\n', 7),
+        ('a,b\n1,"x" y\n', 2),
+        ('a,b\n"1\n2",x\n\n"3\n4","5\n', 6),
+        ('a,"b\n1,2\n', 1),
+    ],
+)
+def test_an_open_quote_in_a_csv_is_an_error_with_its_line(tmp_path, text, line):
+    """It would make one answer of all the rows below it."""
+    path = tmp_path / "x.csv"
+    path.write_bytes(text.encode())
+    with pytest.raises(DataError, match=rf"quote that opens a cell in line {line} is not closed.*\n.*fix: close it"):
+        read(path, columns={"prompt": "a", "completion": "b"})
+
+
+@pytest.mark.parametrize("suffix", [".JSON", ".Jsonl", ".PARQUET", ".CSV"])
+def test_a_suffix_in_capitals(tmp_path, suffix):
+    path = write(tmp_path / f"x{suffix.lower()}").rename(tmp_path / f"y{suffix}")
+    assert [row.turns for row in read(path)] == EXPECTED
+    with pytest.raises(DataError, match="there is no file"):
+        read(f"none{suffix}")
 
 
 @pytest.mark.parametrize(
@@ -129,102 +151,6 @@ def test_a_source_that_cannot_be_used(tmp_path, make, path, message):
         make(tmp_path / path)
     with pytest.raises(DataError, match=message):
         read(tmp_path / path)
-
-
-COMMIT = "b" * 40
-FILES = {"train.jsonl": "\n".join(map(json.dumps, ROWS)).encode(), "README.md": b"# Rows\n"}
-REFUSED = {"o/gated": (403, "GatedRepo"), "o/locked": (401, "GatedRepo"), "o/none": (404, "RepoNotFound")}
-
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    """The addresses of the Hugging Face Hub that `datasets` uses, over real HTTP, for one data set: o/rows."""
-
-    def do_HEAD(self):
-        path = self.path.split("?")[0].removeprefix("/api").removeprefix("/datasets/")
-        repo, rest = "/".join(path.split("/")[:2]), path.split("/")[2:]
-        status, code = REFUSED.get(repo, (200, "") if repo == "o/rows" else (404, "RepoNotFound"))
-        body = b"{}"
-        if status == 200 and rest[0] == "resolve":
-            status, code = (200, "") if rest[2] in FILES else (404, "EntryNotFound")
-            status, code = (404, "RevisionNotFound") if rest[1] == "old" else (status, code)
-            body = FILES.get(rest[2], b"")
-        elif status == 200 and rest[0] == "tree":
-            entries = [{"type": "file", "path": name, "size": len(FILES[name]), "oid": "0" * 40} for name in FILES]
-            body = json.dumps(entries if len(rest) == 2 else []).encode()
-        elif status == 200:
-            body = json.dumps({"id": repo, "sha": COMMIT, "siblings": [{"rfilename": name} for name in FILES]}).encode()
-        self.send_response(status)
-        for name, value in (("Content-Length", len(body)), ("X-Error-Code", code), ("X-Repo-Commit", COMMIT)):
-            self.send_header(name, str(value))
-        self.send_header("ETag", f'"{hash(body)}"')
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    do_GET = do_HEAD
-
-    def log_message(self, *_):
-        pass
-
-
-ASK = """
-import json, sys
-from tunesmith.data.hub import hub_commit
-from tunesmith.data.read import conversations
-from tunesmith.errors import DataError
-from tunesmith.recipe import Source
-found = []
-for settings in json.loads(sys.argv[1]):
-    source = Source(**settings)
-    try:
-        found.append([[row.where, row.turns[1].text] for row in conversations(source)] + [hub_commit(source)])
-    except DataError as error:
-        found.append(str(error))
-print(json.dumps(found))
-"""
-
-
-def ask_hub(sources, **environment):
-    """What each source gives, in a process of its own: the Hub's address is read once."""
-    done = subprocess.run(
-        [sys.executable, "-c", ASK, json.dumps(sources)],
-        capture_output=True, text=True, check=True, env=os.environ | {"HF_TOKEN": "hf_secret"} | environment,
-    )  # fmt: skip
-    assert "hf_secret" not in done.stdout
-    return json.loads(done.stdout)
-
-
-def test_a_data_set_from_the_hub_and_each_way_it_fails(tmp_path):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    rows, home = {"path": "o/rows"}, str(tmp_path / "hub")
-    try:
-        found = ask_hub(
-            [rows, rows | {"split": "test"}, rows | {"revision": "old"}, *({"path": path} for path in REFUSED)],
-            HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}", HF_HOME=home,
-        )  # fmt: skip
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-    whole = [[f"o/rows row {n}", row["completion"]] for n, row in enumerate(ROWS, 1)] + [COMMIT]
-    assert found[0] == whole
-    expected = (
-        "has no split test",
-        "has no revision old",
-        "is gated",
-        "is gated",
-        "nor a data set of that name on the Hub",
-    )
-    for text, part in zip(found[1:], expected, strict=True):
-        assert part in text and "fix: " in text
-    assert "https://huggingface.co/datasets/o/gated" in found[3] and "HF_TOKEN" in found[3]
-    pinned = [rows | {"revision": commit} for commit in (COMMIT, "c" * 40)]
-    cached, same, another, unknown = ask_hub([rows, *pinned, {"path": "o/unknown"}], HF_HUB_OFFLINE="1", HF_HOME=home)
-    assert cached == same == whole
-    assert "the Hub cannot be reached" in another
-    assert "the Hub cannot be reached" in unknown and "name a local file (JSON, JSONL, Parquet, CSV)" in unknown
 
 
 def cleaned(*turns):

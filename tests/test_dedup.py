@@ -4,10 +4,11 @@ import hashlib
 
 import pytest
 from families import conversation
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tunesmith.data.dedup import clusters, signature, words
+from tunesmith.data.conversation import Turn
+from tunesmith.data.dedup import Signature, clusters, exact, signature, words
 from tunesmith.data.split import DUPLICATE, HELD_OUT, LEAK, TRAIN, fates, held_out_clusters
 from tunesmith.errors import DataError
 
@@ -23,8 +24,58 @@ BASE = conversation("What is LoRA?", "A low-rank adapter.")
         conversation("What is \uff2c\uff4f\uff32\uff21?", "A low-rank adapter."),
     ],
 )
-def test_the_same_words_are_duplicates(same):
-    assert signature(same) == signature(BASE)
+def test_the_same_words_are_duplicates_by_words_only(same):
+    assert signature(same.turns, "words") == signature(BASE.turns, "words")
+    assert signature(same.turns, "exact").whole != signature(BASE.turns, "exact").whole
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("3 * -2", "3 * 2"),
+        ("What is x%y?", "What is x&y?"),
+        ("Spell abc", "Spell ABC"),
+        ("What is `f(x)`?", "What is `f[x]`?"),
+        ("10.5", "105"),
+        ("x²", "x2"),
+        ("\u212b is a unit", "a\u030a is a unit"),  # Å the sign is Å the letter (NFC), not å
+        ("ﬁne", "fine"),
+        ("a\u200db", "ab"),  # a joiner joins letters of Hindi and emoji
+    ],
+)
+def test_exact_keeps_what_words_may_lose(one, other):
+    said = [signature([Turn("user", text), Turn("assistant", "6")], "exact") for text in (one, other)]
+    assert len(set(said)) == 2 and said[0].said != said[1].said
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("  a\u00a0 b\r\n\tc ", "a b c"), ("e\u0301", "é"), ("\u212b", "Å"), ("a\u2028b\u3000c", "a b c")],
+)
+def test_exact_looks_through_white_space_and_unicode_form(one, other):
+    assert exact(one) == exact(other) == other
+    assert len({signature([Turn("user", text)], "exact") for text in (one, other)}) == 1
+
+
+def test_a_system_prompt_makes_another_row_that_stays_on_the_same_side():
+    """It may hold the text that the question is about: three reviews, one question and two answers are three rows."""
+    rows = [conversation("Is it praise?", "Yes.", system=text) for text in ("Review: good", "Review: fine")]
+    rows += [conversation("Is it praise?", "No.", system="Review: bad"), conversation("Is it praise?", "Yes.")]
+    found = [signature(row.turns, "exact") for row in rows]
+    assert len({each.whole for each in found}) == 4 and len({each.said for each in found}) == 2
+    assert found[3].whole == found[3].said == signature(rows[3].turns, "off").said
+    assert len({signature(row.turns, "words") for row in rows}) == 2
+    decided = fates([(each, each) for each in found], 0, 0.5, 0, dedup=True)
+    assert decided[0] == decided[1] == decided[3] != decided[2] and sorted(decided)[0] == HELD_OUT
+
+
+def test_signatures_by_words_are_those_of_version_0_1():
+    """Written down with version 0.1: runs begun with it go on with the same rows."""
+    assert signature(BASE.turns, "words") == Signature(
+        *["42b90fbdbc81cffb9d83ccec3b0c7e2b4b938621678e7ceed12287987d369933"] * 2
+    )
+    many = conversation("Straße «Don't» ½?", "कि 3 * -2\u00a0x²", "a\nb", "日本", system="S")
+    assert signature(many.turns, "words").said == "b45a0b1392420e967a9235167e421acd05083a675f6b978507ee2a47704fae81"
 
 
 @pytest.mark.parametrize(
@@ -40,7 +91,8 @@ def test_the_same_words_are_duplicates(same):
     ],
 )
 def test_other_words_are_not(one, other):
-    assert signature(one) != signature(other)
+    for form in ("exact", "words"):
+        assert signature(one.turns, form).said != signature(other.turns, form).said
 
 
 def test_words_of_a_text():
@@ -51,23 +103,23 @@ def test_clusters_are_numbered_by_first_appearance():
     assert clusters(["b", "a", "b", "c", "a"]) == [0, 1, 0, 2, 1]
 
 
-SIGNATURES = st.lists(st.sampled_from([hashlib.sha256(bytes([n])).hexdigest() for n in range(40)] + [""]), max_size=80)
+HASHES = [hashlib.sha256(bytes([n])).hexdigest() for n in range(40)]
+SIGNATURES = st.lists(  # four system prompts, or none, above each of 40 things that are said
+    st.builds(lambda said, system: Signature(said + system, said), st.sampled_from(HASHES), st.sampled_from(" abcd")),
+    max_size=80,
+)
 
 
 @given(SIGNATURES, st.floats(0.01, 0.99), st.integers(0, 3), st.booleans())
 def test_no_cluster_is_on_both_sides(signatures, share, seed, dedup):
-    different = set(filter(None, signatures))
-    if different and int(share * len(different) + 1e-9) == 0:
-        with pytest.raises(DataError, match="none would be held out"):
-            fates(signatures, 0, share, seed, dedup=dedup)
-        return
-    found = fates(signatures, 0, share, seed, dedup=dedup)
-    sides = {fate: {s for s, f in zip(signatures, found, strict=True) if f == fate} for fate in (TRAIN, HELD_OUT)}
+    different = {signature.said for signature in signatures}
+    assume(not different or int(share * len(different) + 1e-9) > 0)  # none held out is an error: a test below
+    found = fates([(s, s) for s in signatures], 0, share, seed, dedup=dedup)
+    sides = {fate: {s.said for s, f in zip(signatures, found, strict=True) if f == fate} for fate in (TRAIN, HELD_OUT)}
     assert not sides[TRAIN] & sides[HELD_OUT] and sides[TRAIN] | sides[HELD_OUT] == different
     assert len(sides[HELD_OUT]) == int(share * len(different) + 1e-9)
-    assert [fate == "" for fate in found] == [not signature for signature in signatures]
     kept = [s for s, fate in zip(signatures, found, strict=True) if fate in (TRAIN, HELD_OUT)]
-    assert sorted(kept) == sorted(different if dedup else filter(None, signatures))
+    assert sorted(kept) == sorted(set(signatures) if dedup else signatures)
 
 
 def test_a_new_row_moves_no_other_but_at_the_border():
@@ -79,9 +131,20 @@ def test_a_new_row_moves_no_other_but_at_the_border():
 
 
 def test_a_held_out_source_keeps_its_words_out_of_training():
-    signatures = ["a", "b", "b", "c", "", "b", "d", "d"]
-    assert fates(signatures, 5, None, 0, dedup=True) == [TRAIN, LEAK, LEAK, TRAIN, "", HELD_OUT, HELD_OUT, DUPLICATE]
-    assert fates(signatures, 5, None, 0, dedup=False)[6:] == [HELD_OUT, HELD_OUT]
+    signatures = [(Signature(whole, whole[0]),) * 2 for whole in ["a", "b", "b1", "c", "b", "d", "d", "d1"]]
+    expected = [TRAIN, LEAK, LEAK, TRAIN, HELD_OUT, HELD_OUT, DUPLICATE, HELD_OUT]
+    assert fates(signatures, 4, None, 0, dedup=True) == expected
+    assert fates(signatures, 4, None, 0, dedup=False)[5:] == [HELD_OUT] * 3
+
+
+def test_rows_that_are_the_same_before_or_after_the_cut():
+    """Read alike, cut apart (their letters make more tokens); read apart, cut alike; and both sides of a split."""
+    rows = [tuple(Signature(hash, hash) for hash in pair) for pair in ("AA", "Aa", "BB", "Cc", "Dc", "cc")]
+    assert fates(rows, 0, 0.4, 0, dedup=True).count(DUPLICATE) == 3  # Aa, Dc, cc
+    off = fates(rows, 0, 0.26, 0, dedup=False)
+    assert off[3] == off[4] == off[5] and off.count(HELD_OUT) in (1, 3)
+    assert fates(rows, 5, None, 0, dedup=True) == [TRAIN, DUPLICATE, TRAIN, LEAK, LEAK, HELD_OUT]
+    assert fates(rows[1:] + rows[:1], 5, None, 0, dedup=True) == [LEAK, TRAIN, TRAIN, DUPLICATE, DUPLICATE, HELD_OUT]
 
 
 @pytest.mark.parametrize(("rows", "share", "fix"), [(91, 0.01, "0.011"), (3, 0.1, "0.34"), (99, 0.01, "0.011")])

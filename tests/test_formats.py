@@ -20,6 +20,7 @@ def listed(*pairs, keys=("role", "content")):
     return [dict(zip(keys, pair, strict=True)) for pair in pairs]
 
 
+ASKED_BY_ROLE = listed(("user", "Q"), ("assistant", "A"))
 SHAREGPT = listed(("human", "Q"), ("gpt", "A"), keys=("from", "value"))
 
 
@@ -31,6 +32,9 @@ SHAREGPT = listed(("human", "Q"), ("gpt", "A"), keys=("from", "value"))
         ({"conversations": SHAREGPT, "system": " "}, {}, ASKED),
         ({"chat": SHAREGPT, "sys": "S"}, {"conversations": "chat", "system": "sys"}, (Turn("system", "S"), *ASKED)),
         ({"messages": listed(("user", "Q"), ("assistant", "A"))}, {}, ASKED),
+        ({"conversations": None, "prompt": None, "messages": listed(("user", "Q"), ("assistant", "A"))}, {}, ASKED),
+        ({"messages": [dict.fromkeys(("from", "value")) | turn for turn in ASKED_BY_ROLE]}, {}, ASKED),
+        ({"conversations": [dict.fromkeys(("role", "content")) | turn for turn in SHAREGPT]}, {}, ASKED),
         ({"messages": '[{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]'}, {}, ASKED),
         ({"messages": listed(("user", PARTS), ("assistant", "A"))}, {}, (Turn("user", "Q!"), ASKED[1])),
         ({"messages": listed(("system", "S"), ("user", "Q")), "system": "T"}, {}, (Turn("system", "S"), ASKED[0])),
@@ -87,6 +91,11 @@ def test_unknown_columns_name_those_found_and_those_needed():
     for part in ("question, answer", "alpaca: instruction and output", "prompt-completion: prompt and completion",
                  "data.sources[].columns", "x.jsonl:1"):  # fmt: skip
         assert part in str(error.value)
+
+
+def test_rows_below_a_key_are_named():
+    with pytest.raises(DataError, match=r'columns version, data\..*\n.*fix: the rows are in the list "data"'):
+        turns_of({"version": "1", "data": [{"instruction": "Q", "output": "A"}]})
 
 
 def test_a_format_named_in_the_recipe_is_the_only_one_tried():

@@ -59,7 +59,7 @@ def test_blocks_and_expected_size_change_nothing(tmp_path, tiny_base, monkeypatc
 def test_metadata_says_what_the_file_is(tmp_path, tiny_base):
     write_gguf(tiny_base, tmp_path / "a.gguf", "F16", ABOUT)
     found = fields_of(tmp_path / "a.gguf")
-    assert found["general.name"], found["general.base_model.0.name"] == ("tiny", "a/base")
+    assert (found["general.name"], found["general.base_model.0.name"]) == ("tiny", "a/base")
     assert (found["general.license"], found["general.size_label"]) == ("apache-2.0", "107K")
     assert (found["general.sampling.temp"], found["general.sampling.top_p"]) == (0.25, 0.5)
     assert found["tokenizer.chat_template"] == (tiny_base / "chat_template.jinja").read_text()

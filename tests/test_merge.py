@@ -14,6 +14,7 @@ from tunesmith.model.lora import LoraLinear
 from tunesmith.release import merge as merge_module
 from tunesmith.release.merge import merge, merge_weights
 from tunesmith.training.train import train
+from tunesmith.weights import tensorfile
 from tunesmith.weights.locate import LocatedBase
 
 
@@ -94,6 +95,21 @@ def test_an_adapter_merged_twice_fails(fresh, monkeypatch, tmp_path):
     with pytest.raises(ProofError, match="is not stored as it was merged"):
         merge(recipe, run, base)
     assert not run.model.exists()
+
+
+def test_a_weight_merged_in_pieces_is_the_same(fresh, tmp_path, monkeypatch):
+    _, run, base, _ = fresh
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "pieces").mkdir()
+    merge_weights(base.folder, run.adapter, tmp_path / "whole")
+    monkeypatch.setattr(tensorfile, "PIECE_BYTES", 4 * 64 * 3)  # three rows of 64 numbers
+    merge_weights(base.folder, run.adapter, tmp_path / "pieces")
+    whole, pieces = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "pieces"))
+    assert whole.keys() == pieces.keys() and len(whole) > 10
+    for name, tensor in whole.items():  # products of other shapes may round in another order
+        torch.testing.assert_close(
+            pieces[name], tensor, rtol=1e-2 if tensor.dtype == torch.bfloat16 else 1e-5, atol=1e-6
+        )
 
 
 def test_an_adapter_of_another_base_is_refused(fresh, tmp_path):

@@ -2,16 +2,23 @@
 
 import json
 import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow.parquet
 import pytest
+import yaml
 from families import conversation, supervised_texts, tokenizer_of
-from tiny import save_tokenizer, write_rows
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import CHATML, save_tokenizer, write_rows
 
-from tunesmith.errors import DataError, ResumeError
+from tunesmith.decides import read_prompts
+from tunesmith.errors import BaseError, DataError, ResumeError
 from tunesmith.recipe import Recipe
 from tunesmith.runs import Run, read_record
+from tunesmith.tokens import spool
 from tunesmith.tokens.prepare import prepare
 from tunesmith.tokens.rows import COLUMNS, load_rows
 from tunesmith.tokens.template import encode
@@ -19,6 +26,7 @@ from tunesmith.tokens.tokenizer import load_tokenizer
 from tunesmith.weights.locate import LocatedBase
 
 DATE = "2026-01-01"
+VERSION_01 = Path(__file__).parent / "data" / "version-0.1"
 CHATS = [[f"What is {n}?", f"It is {n}."] + ["And then?", f"{n + 1}."] * (n % 3) for n in range(60)]
 
 
@@ -64,7 +72,7 @@ def test_rows_are_those_of_the_template_and_every_row_is_counted(tmp_path, base)
                 + "\n"
             )
     recipe, run = recipe_of(path), Run(tmp_path / "run")
-    record, done = prepare(recipe, run, base, ["what is the CAPITAL"])
+    record, done = prepare(recipe, run, base, ["What is  the capital?"])
     assert done and record == read_record(run.data)
     counts = record.counts
     assert counts["dropped"] == {
@@ -73,6 +81,8 @@ def test_rows_are_those_of_the_template_and_every_row_is_counted(tmp_path, base)
     }  # fmt: skip
     assert counts["examples"]["not valid JSON"] == ["x.jsonl:62"] and counts["examples"]["duplicate"] == ["x.jsonl:61"]
     assert counts["changed"] == {"white space around an answer removed": 1}
+    (mask,) = record.proofs
+    assert (mask.value, mask.positions) == (0, counts["kept"] + 1) and mask.holds  # the duplicate was proved, too
     assert counts["read"] == 67 == counts["kept"] + sum(counts["dropped"].values())
     assert counts["held_out_rows"] == 6 and counts["train_rows"] == counts["kept"] - 6
     train, held_out = load_rows(run.data)
@@ -116,6 +126,17 @@ def test_the_same_again_is_skipped_and_gives_the_same_bytes(tmp_path, base):
     assert done and other.outputs["rows.parquet"] != first.outputs["rows.parquet"]
 
 
+def test_rows_of_many_batches_keep_their_tokens(tmp_path, base, monkeypatch):
+    path = write_rows(tmp_path / "x.jsonl", CHATS)
+    one, _ = prepare(recipe_of(path), Run(tmp_path / "one"), base, [])
+    monkeypatch.setattr(spool, "BATCH_ROWS", 7)
+    many, _ = prepare(recipe_of(path), Run(tmp_path / "many"), base, [])
+    assert one.counts == many.counts
+    assert [name for name in one.outputs if one.outputs[name] != many.outputs[name]] in ([], ["rows.parquet"])
+    tables = [pyarrow.parquet.read_table(tmp_path / name / "data" / "rows.parquet") for name in ("one", "many")]
+    assert tables[0].to_pylist() == tables[1].to_pylist() and len(tables[0]) == 60
+
+
 def test_a_long_conversation_is_cut_and_counted(tmp_path, base):
     chats = [*CHATS, ["one", "short", "two", "y" * 3000, "three", "never seen"]]
     run = Run(tmp_path / "run")
@@ -130,13 +151,92 @@ def test_held_out_from_its_own_file_shares_nothing_with_training(tmp_path, base)
     train = write_rows(tmp_path / "train.jsonl", CHATS)
     held_out = write_rows(tmp_path / "held.jsonl", [["what is 3", "it is 3"], *CHATS[6:8], ["New?", "New."]])
     run = Run(tmp_path / "run")
-    record, _ = prepare(recipe_of(train, held_out={"path": str(held_out)}), run, base, [])
+    held = {"path": str(held_out)}
+    record, _ = prepare(recipe_of(train, held_out=held, data={"dedup": "words"}), run, base, [])
     assert record.counts["held_out_rows"] == 4 and record.counts["train_rows"] == 57
     assert record.counts["dropped"] == {"duplicate of a held-out row": 3}
     assert record.counts["examples"] == {
         "duplicate of a held-out row": ["train.jsonl:4", "train.jsonl:7", "train.jsonl:8"]
     }
     assert len(load_rows(run.data)[1]) == 4
+
+
+def prompts_and_answers(run, split):
+    rows = pyarrow.parquet.read_table(run.data / "rows.parquet").to_pylist()
+    return [tuple(m["content"] for m in row["messages"]) for row in rows if row["split"] == split]
+
+
+@pytest.mark.parametrize("dedup", ["off", "exact", "words"])
+def test_what_is_left_after_the_cut_is_on_one_side(tmp_path, base, dedup):
+    """80 chats that begin alike in twos and fours; cut to max_length only the beginning is left."""
+    chats = [[f"Colour {n % 30}?", f"It is {n % 30}.", f"And {n}?", "y" * 200 + str(n)] for n in range(80)]
+    path, run = write_rows(tmp_path / "x.jsonl", chats), Run(tmp_path / "run")
+    recipe = recipe_of(path, held_out=0.2, data={"dedup": dedup}, train={"max_length": 100})
+    counts = prepare(recipe, run, base, [])[0].counts
+    train, held_out = prompts_and_answers(run, "train"), prompts_and_answers(run, "held_out")
+    assert not set(train) & set(held_out)
+    assert len(set(train)) == 24 and len(set(held_out)) == 6
+    assert {len(row) for row in train + held_out} == {2}
+    if dedup == "off":
+        assert counts["kept"] == counts["cut"] == 80 and not counts["dropped"]
+    else:
+        assert counts["kept"] == counts["cut"] == 30 and counts["dropped"] == {"duplicate": 50}
+        assert counts["examples"]["duplicate"] == ["x.jsonl:31", "x.jsonl:32", "x.jsonl:33"]
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(st.lists(st.sampled_from(["a", "A", "b", "ef " * 9, "long " * 30]), min_size=2, max_size=6), min_size=8),
+    st.sampled_from(["off", "exact", "words"]),
+    st.integers(40, 90),
+)
+def test_no_held_out_row_is_a_training_row_whatever_is_cut(base, chats, dedup, max_length):
+    with TemporaryDirectory() as folder:
+        path, run = write_rows(Path(folder) / "x.jsonl", chats), Run(Path(folder) / "run")
+        recipe = recipe_of(path, held_out=0.5, data={"dedup": dedup}, train={"max_length": max_length})
+        try:
+            counts = prepare(recipe, run, base, [])[0].counts
+        except DataError as error:
+            assert "none would be held out" in str(error) or "is left to" in str(error)
+            return
+        train, held_out = prompts_and_answers(run, "train"), prompts_and_answers(run, "held_out")
+    assert not set(train) & set(held_out)
+    assert counts["read"] == len(chats) == counts["kept"] + sum(counts["dropped"].values())
+    if dedup == "exact":
+        assert len({*train, *held_out}) == len(train + held_out)
+
+
+def test_a_refused_row_is_nobodys_twin(tmp_path, base):
+    """What the template refuses takes no place in the share that is held out, nor does it drop a good row."""
+    good = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
+    path = write_rows(tmp_path / "x.jsonl", [[f"long {n}", "x" * 3000] for n in range(40)])
+    with path.open("a") as file:
+        for row in (good | {"system": "<|im_end|>"}, good, *({"prompt": str(n)} for n in range(2))):
+            file.write(json.dumps(row) + "\n")
+        file.write(write_rows(tmp_path / "y.jsonl", CHATS[:9]).read_text())
+    counts = prepare(recipe_of(path), Run(tmp_path / "run"), base, [])[0].counts
+    assert (counts["kept"], counts["held_out_rows"]) == (10, 1)
+    assert counts["dropped"] == {
+        "longer than max_length": 40, "nothing in column conversations": 2,
+        "contains a special token of the template": 1,
+    }  # fmt: skip
+
+
+def test_version_0_1_and_words_make_the_same_rows(tmp_path):
+    """What version 0.1 called `exact` is `words`: same rows, same order, same split, same bytes."""
+    old, made = VERSION_01 / "finished" / "data", tmp_path / "first"
+    base = LocatedBase("base", VERSION_01 / "base", "digest", None, None)
+    values = yaml.safe_load((VERSION_01 / "recipe.yaml").read_text())
+    del values["trust_remote_code"]
+    values["data"] |= {"dedup": "words", "sources": [{"path": str(VERSION_01 / "rows.jsonl")}]}
+    recipe = Recipe.model_validate(values | {"train": values["train"] | {"lr": 0.01}})
+    record, _ = prepare(recipe, Run(made), base, read_prompts(recipe))
+    for name in COLUMNS:
+        assert (made / "data" / f"{name}.npy").read_bytes() == (old / f"{name}.npy").read_bytes()
+    tables = [pyarrow.parquet.read_table(folder / "rows.parquet") for folder in (made / "data", old)]
+    assert tables[0].equals(tables[1]) and len(tables[0]) == 40
+    assert record.counts == read_record(old).counts
+    assert sorted(record.outputs) == sorted(read_record(old).outputs)  # the spool is gone
 
 
 def test_duplicates_stay_where_the_recipe_says_so_but_on_one_side(tmp_path, base):
@@ -186,6 +286,58 @@ def test_a_template_that_hides_answers_is_refused_with_an_example(tmp_path):
     run = Run(tmp_path / "one")
     prepare(recipe_of(write_rows(tmp_path / "x.jsonl", [*CHATS, ["x", "word " * 9]])), run, base, [])
     assert read_record(run.data).counts["dropped"] == {"the answers cannot be found in the rendered text": 1}
+
+
+def test_a_token_that_the_base_has_no_embedding_for(tmp_path):
+    """The tokenizer may know more tokens than the model; version 0.1 found out in training, by an IndexError."""
+    tokenizer = save_tokenizer(tmp_path / "base")
+    size = len(tokenizer)
+    tokenizer.add_tokens(["<extra>"])
+    tokenizer.save_pretrained(tmp_path / "base")
+    config = tmp_path / "base" / "config.json"
+    config.write_text(json.dumps({"vocab_size": size}))
+    base, run = LocatedBase("tiny", tmp_path / "base", "digest", None, None), Run(tmp_path / "run")
+    path = write_rows(tmp_path / "x.jsonl", [*CHATS, ["a", "an <extra> token"]])
+    counts = prepare(recipe_of(path), run, base, [])[0].counts
+    assert counts["dropped"] == {"a token beyond the base's embeddings": 1} and counts["kept"] == 60
+    assert counts["examples"] == {"a token beyond the base's embeddings": ["x.jsonl:61"]}
+    assert load_rows(run.data)[0].tokens_T.max() < size
+    path = write_rows(tmp_path / "y.jsonl", [*CHATS, ["a", "an <extra> token"], ["an <extra>", "b"]])
+    expected = rf"no embeddings for in 2 of 62 .*y.jsonl:61: .*'<extra>' is token {size}, .*last .* {size - 1}\n.*fix: "
+    with pytest.raises(DataError, match=expected):
+        prepare(recipe_of(path), Run(tmp_path / "other"), base, [])
+    config.write_text(json.dumps({"text_config": {"vocab_size": size + 1}}))
+    assert prepare(recipe_of(path), Run(tmp_path / "more"), base, [])[0].counts["kept"] == 62
+    config.write_text("{}")
+    with pytest.raises(BaseError, match=r"config.json has no vocab_size"):
+        prepare(recipe_of(path), Run(tmp_path / "none"), base, [])
+
+
+NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system.') }}{% endif %}" + CHATML
+
+
+def test_a_template_without_system_prompts_says_what_to_take_out(tmp_path):
+    save_tokenizer(tmp_path / "base", template=NO_SYSTEM)
+    base = LocatedBase("tiny", tmp_path / "base", "digest", None, None)
+    path = write_rows(tmp_path / "x.jsonl", CHATS)
+    with pytest.raises(DataError, match=r"takes no system prompt: No system.\n  fix: remove chat.system"):
+        prepare(recipe_of(path, chat={"system": "Be kind."}), Run(tmp_path / "a"), base, [])
+    assert prepare(recipe_of(path), Run(tmp_path / "b"), base, [])[0].counts["kept"] == 60
+    rows = [json.loads(line) | {"system": "Be kind."} for line in path.read_text().splitlines()]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    expected = r"takes no system prompt, which 60 of 60 conversations have.*\n  fix: take the system prompts out"
+    with pytest.raises(DataError, match=expected):
+        prepare(recipe_of(path), Run(tmp_path / "c"), base, [])
+
+
+def test_a_template_that_refuses_rows_says_so(tmp_path):
+    template = "{% if messages | length > 4 %}{{ raise_exception('long') }}{% endif %}" + CHATML
+    save_tokenizer(tmp_path / "base", template=template)
+    base = LocatedBase("tiny", tmp_path / "base", "digest", None, None)
+    path = write_rows(tmp_path / "x.jsonl", [chat * 3 for chat in CHATS])
+    expected = r"the chat template refuses 60 of 60 conversations.*refuses it: long.*\n  fix: correct these rows"
+    with pytest.raises(DataError, match=expected):
+        prepare(recipe_of(path), Run(tmp_path / "run"), base, [])
 
 
 def test_checkpoints_keep_their_data(tmp_path, base):

@@ -10,7 +10,7 @@ from tiny import save_base
 
 from tunesmith.errors import BaseError, ResourceError
 from tunesmith.gguf import quantise
-from tunesmith.gguf.quantise import tensor_types, to_blocks
+from tunesmith.gguf.quantise import quantise_rows, tensor_types
 from tunesmith.gguf.write import About, write_gguf
 from tunesmith.recipe import ChatConfig
 
@@ -61,7 +61,7 @@ def test_numbers_that_f16_cannot_hold_are_refused(value):
     rows = np.ones((2, 256), np.float32)
     rows[1, 3] = value
     with pytest.raises(BaseError, match=r"(?s)F16 ends at 65504.*blk\.0"):
-        to_blocks(rows, gguf.GGMLQuantizationType.Q4_K, "blk.0")
+        quantise_rows(rows, gguf.GGMLQuantizationType.Q4_K, "blk.0")
 
 
 def test_a_library_without_the_symbol_names_the_way_out(monkeypatch):

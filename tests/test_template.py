@@ -173,6 +173,10 @@ def test_dates_never_come_from_the_clock():
     template = "{{ strftime_now('%Y-%m-%d') }} {{ strftime_now(\"%d %B %Y\") }}{{ messages[0].content }}"
     tokenizer = save_tokenizer_with(template)
     assert render(tokenizer, messages, system=None, date=DATE) == "2026-01-05 05 January 2026a"
+    tokenizer = save_tokenizer_with(
+        "{{ date_string if date_string is defined else '26 Jul 2024' }}{{ messages[0].content }}"
+    )
+    assert render(tokenizer, messages, system=None, date=DATE) == "05 Jan 2026a"
     with pytest.raises(RecipeError, match='"tomorrow", which is no day'):
         render(tokenizer, messages, system=None, date="tomorrow")
 
@@ -226,6 +230,38 @@ def test_a_template_that_hides_answers_is_refused_with_what_was_found(body, reas
 def test_a_template_that_can_train_nothing_is_refused(template):
     with pytest.raises(DataError, match="chat template"):
         encode(save_tokenizer_with(template), conversation("a", "b"), system=None, date=DATE)
+
+
+@pytest.mark.parametrize(
+    ("template", "system", "error", "message"),
+    [
+        ("{% if messages[0].role == 'system' %}{{ raise_exception('No system.') }}{% endif %}" + LOOP + PROMPT,
+         "Be kind.", DataError, r"takes no system prompt: No system.\n  fix: remove chat.system"),
+        ("{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}" + LOOP + PROMPT,
+         "Be kind.", DataError, r"leaves the system prompt out\n  fix: remove chat.system"),
+        ("{{ raise_exception('never') }}", "Be kind.", DataError,
+         r"refuses a plain conversation.*\n  fix: use another"),
+        (LOOP + PROMPT, "Be <|im_end|> kind.", RecipeError,
+         r"chat.system contains '<\|im_end\|>'.*\n  fix: take it out"),
+        (LOOP + PROMPT, "Be \ufdd1 kind.", RecipeError, r"chat.system holds .*\n  fix: take it out"),
+    ],
+)  # fmt: skip
+def test_a_system_prompt_of_the_recipe_that_cannot_be_used_is_named(template, system, error, message):
+    tokenizer = save_tokenizer_with(template.replace("BODY", "m.content"))
+    with pytest.raises(error, match=message):
+        encode(tokenizer, conversation("a", "b"), system=system, date=DATE)
+    assert (
+        system != "Be kind." or "never" in template or encode(tokenizer, conversation("a", "b"), system=None, date=DATE)
+    )
+
+
+def test_a_row_with_a_system_prompt_that_the_template_does_not_take():
+    no_system = "{% if messages[0].role == 'system' %}{{ raise_exception('No system.') }}{% endif %}" + LOOP + PROMPT
+    tokenizer = save_tokenizer_with(no_system.replace("BODY", "m.content"))
+    made = [conversation("a", "b", system="S"), conversation("a", "b")]
+    refused, encoded = encode_all(tokenizer, made, system=None, date=DATE)
+    assert (refused.reason, refused.detail) == ("the template takes no system prompt", "No system.")
+    assert isinstance(encoded, Encoded)
 
 
 def test_gemma_refuses_roles_out_of_turn():

@@ -1,6 +1,8 @@
 """Training on the tiny base: packing, accumulation, the loss of a step, early stop, refusals."""
 
 import json
+import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,20 +10,21 @@ import torch
 from safetensors.torch import load_file
 from training_runs import prepare_rows, recipe_with
 
-from tunesmith.errors import ProofError, ResourceError, ResumeError
+from tunesmith.errors import BaseError, ProofError, ResourceError, ResumeError
 from tunesmith.model import attention
 from tunesmith.model.adapter import adapter_tensors
 from tunesmith.model.attention import Packing
-from tunesmith.model.base import hidden_states, load_base
+from tunesmith.model.base import hidden_states, load_base, recompute_layers
 from tunesmith.model.batch import Batching, supervised_in
 from tunesmith.model.lora import attach
 from tunesmith.proof import compiling
 from tunesmith.proof.compiling import prove_compiling
 from tunesmith.proof.packing import prove_packing
 from tunesmith.runs import Run
-from tunesmith.tokens.rows import load_rows
-from tunesmith.training import checkpoint
+from tunesmith.tokens.rows import TokenRows, load_rows
+from tunesmith.training import checkpoint, loop
 from tunesmith.training import train as verb
+from tunesmith.training.state import Progress
 from tunesmith.training.stop import Paused
 from tunesmith.training.train import train
 from tunesmith.weights.locate import LocatedBase
@@ -124,6 +127,15 @@ def test_supervised_positions_are_the_tokens_before_supervised_tokens(run):
     )
 
 
+def test_a_first_token_is_predicted_by_nothing():
+    ids, supervised = np.arange(10, 20, dtype=np.int32), np.ones(10, bool)
+    rows = TokenRows(ids, supervised, np.array([0, 3, 4, 10]), np.zeros(3, np.int64))
+    batch = Batching(20, 20, CPU, kernel=False, static=False).micro_batch(rows, [2, 0, 1])
+    assert batch.ids_T.tolist() == [14, 15, 16, 17, 18, 19, 10, 11, 12, 13]
+    assert batch.targets_S.tolist() == [15, 16, 17, 18, 19, 11, 12]  # neither 14 nor 10, nor 13 of the row of one token
+    assert batch.at_S.tolist() == [0, 1, 2, 3, 4, 6, 7] and supervised_in(rows, [0, 1, 2]) == 7
+
+
 def batch_order(batch):
     return list(dict.fromkeys(batch.row_of_T.tolist()))
 
@@ -145,6 +157,31 @@ def test_recomputed_activations_change_nothing(run, base):
     train(recipe_with(dropout=0.1, recompute="on"), other, base)
     for name, tensor in adapter(run).items():
         assert torch.equal(tensor, adapter(other)[name])
+
+
+def test_recomputed_activations_are_not_kept(run, base):
+    batch = Batching(600, 200, CPU, kernel=False, static=False).micro_batch(load_rows(run.data)[0], [0, 1])
+    kept = []
+    for recompute in (False, True):
+        model = load_base(base.folder, precision="fp32", device=CPU)
+        attach(model, recipe_with().lora, seed=0)
+        if recompute:
+            recompute_layers(model)
+        weights = {parameter.data_ptr() for parameter in model.parameters()}
+        saved = {}
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=saved: s.setdefault(t.data_ptr(), t), lambda t: t):
+            hidden_states(model, batch.ids_T, batch.positions_T, batch.packing)
+        kept.append(sum(tensor.nbytes for place, tensor in saved.items() if place not in weights))
+    assert 0 < 4 * kept[1] < kept[0]
+
+
+def test_dropout_differs_by_seed_step_row_and_position(run):
+    rows, _ = load_rows(run.data)
+    batch = Batching(600, 200, CPU, kernel=False, static=False).micro_batch(rows, [0, 1])
+    seeds = [SimpleNamespace(recipe=recipe_with(dropout=0.1, seed=seed)) for seed in (0, 1)]
+    found = [loop._dropout_keys(job, step, batch).tolist() for job in seeds for step in (0, 1)]
+    assert len({key for keys in found for key in keys}) == 4 * len(batch.ids_T)
+    assert loop._dropout_keys(SimpleNamespace(recipe=recipe_with()), 0, batch) is None
 
 
 def test_dropout_is_used_and_only_in_training(run, base):
@@ -242,6 +279,31 @@ def test_a_damaged_best_checkpoint_is_not_shipped(run, base, monkeypatch):
     assert not run.adapter.exists()
 
 
+def test_half_an_epoch_is_half_the_steps(run):
+    rows, _ = load_rows(run.data)
+    whole, more = (verb._plan(rows, recipe_with(epochs=epochs)) for epochs in (2, 1.5))
+    first = len(verb._plan(rows, recipe_with(epochs=1)))
+    assert more == whole[: len(more)] and len(more) == first + round(0.5 * (len(whole) - first))
+
+
+def test_a_gradient_of_zero_is_an_error():
+    """It is what a compiler made of torch 2.11's: the loss goes on, and nothing is learned."""
+    scaled, plain = (SimpleNamespace(is_enabled=lambda on=on: on) for on in (True, False))
+    for norm, scaler, message in (
+        (0.0, plain, "norm is 0"),
+        (0.0, scaled, "norm is 0"),
+        (math.inf, plain, "norm is inf"),
+    ):
+        with pytest.raises(ProofError, match=f"step 1: the gradient's {message}"):
+            loop._check_gradient(norm, SimpleNamespace(progress=Progress(), scaler=scaler), 2.0)
+    state = SimpleNamespace(progress=Progress(), scaler=scaled)
+    for norm in [math.nan] * 20 + [1.0] + [math.inf] * 20:  # the scaler may halve its scale as often
+        loop._check_gradient(norm, state, 2.0)
+    assert (state.progress.skipped, state.progress.skipped_in_all) == (20, 40)
+    with pytest.raises(ProofError, match="norm is inf"):
+        loop._check_gradient(math.inf, state, 2.0)
+
+
 def test_a_loss_that_is_no_number_is_named(run, base):
     with pytest.raises(ProofError, match="lower train"):
         train(recipe_with(lr=1e30, epochs=4), run, base)
@@ -256,9 +318,11 @@ def test_loss_scaling_is_saved_and_its_skipped_steps_are_counted(run, base):
         with pytest.raises(Paused):
             train(recipe_with(**settings, stop_after="3 steps"), other, base)
     resumed, _ = train(recipe_with(**settings), other, base)
-    newest = sorted(other.checkpoints.iterdir())[-1]
-    scaler = json.loads((newest / "state.json").read_text())["scaler"]
-    assert scaler["scale"] > 0 and scaler["_growth_tracker"] >= 1
+    newest = [sorted(each.checkpoints.iterdir())[-1] for each in (run, other)]
+    whole, scaler = (json.loads((folder / "state.json").read_text())["scaler"] for folder in newest)
+    assert (
+        scaler == whole and scaler["_growth_tracker"] >= 4
+    )  # steps without an overflow, counted on across the resumes
     assert resumed.counts["skipped_steps"] == record.counts["skipped_steps"] and resumed.counts["interruptions"] == 3
     assert all(torch.equal(tensor, adapter(other)[name]) for name, tensor in adapter(run).items())
 
@@ -284,5 +348,5 @@ def test_peft_reads_the_adapter_with_equal_logits(run, base):
 
 def test_attention_refuses_what_it_cannot_compute():
     q = torch.zeros(1, 2, 5, 4)
-    with pytest.raises(Exception, match="attention window of 3"):
+    with pytest.raises(BaseError, match="attention window of 3"):
         attention.packed_attention(None, q, q, q, None, scaling=1.0, conversation_lengths=(5,), sliding_window=3)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tiny import save_base
@@ -20,7 +20,7 @@ from tunesmith.errors import BaseError
 from tunesmith.gguf.read import convert
 from tunesmith.inference.engine import Engine
 from tunesmith.tokens.tokenizer import load_tokenizer
-from tunesmith.weights import builtin, locate
+from tunesmith.weights import builtin, cache
 from tunesmith.weights.locate import locate_base
 from tunesmith.weights.tensorfile import TensorWriter, from_f32, read_index, read_rows, to_f32
 
@@ -72,6 +72,7 @@ def test_writer_notices_a_wrong_order_type_shape_or_end(tmp_path):
         pass
 
 
+@example([1.00390625, 1.01171875, -1.00390625, -1.01171875])  # halves: to the even neighbour, down and up
 @given(st.lists(st.floats(width=32), min_size=1))
 def test_bf16_rounds_as_torch_does(values):
     array = np.array(values, np.float32)
@@ -122,7 +123,7 @@ def test_a_folder_is_found_and_its_digest_follows_content(folder, own_cache):
 def test_the_second_digest_reads_no_weights(folder, own_cache, monkeypatch):
     first = locate_base(str(folder), convert)
     read = []
-    monkeypatch.setattr(locate, "digest_file", lambda path: read.append(path) or "0")
+    monkeypatch.setattr(cache, "digest_file", lambda path: read.append(path) or "0")
     assert locate_base(str(folder), convert) == first
     assert read == []
     (own_cache / "digests.json").write_text("{half")
@@ -163,6 +164,16 @@ def test_an_unknown_base_names_what_can_be_given(base):
 def test_a_damaged_tokenizer_is_a_base_error(folder):
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(BaseError, match="tokenizer"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("lacks", ["chat template", "end"])
+def test_a_tokenizer_without_template_or_end_is_a_base_error(folder, lacks):
+    if lacks == "end":
+        edit(folder / "tokenizer_config.json", eos_token=None)
+    else:
+        (folder / "chat_template.jinja").unlink()
+    with pytest.raises(BaseError, match="no chat template or no end-of-text token"):
         load_tokenizer(folder)
 
 

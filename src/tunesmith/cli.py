@@ -151,8 +151,10 @@ def _do(stages: Sequence[Stage], target: Path, changes: Sequence[str] | None, ru
     """Do some stages; a pause ends the process with its exit code."""
     from tunesmith.api import opened
     from tunesmith.pipeline import run_stages
+    from tunesmith.training.stop import signals_heeded
 
-    result = run_stages(*opened(target, changes or (), run_dir), stages)
+    with signals_heeded():
+        result = run_stages(*opened(target, changes or (), run_dir), stages)
     if result.paused:
         raise PausedExit(result.paused.exit_code)
     return result

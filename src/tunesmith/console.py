@@ -5,15 +5,54 @@ rich's own way is a box a line.
 """
 
 import contextlib
+import io
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import IO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+
+class _StandardError(io.TextIOBase):
+    """Standard error as it is now; a terminal or pipe that is gone does not end the work it was to tell of."""
+
+    def write(self, text: str) -> int:
+        try:
+            return sys.stderr.write(text)
+        except OSError:
+            _to_nowhere()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            sys.stderr.flush()
+        except OSError:
+            _to_nowhere()
+
+    def isatty(self) -> bool:
+        return sys.stderr.isatty()
+
+    def fileno(self) -> int:
+        return sys.stderr.fileno()
+
+
+def _to_nowhere() -> None:
+    """Point standard error to the null device, for other packages that write to it too; and output, where the same."""
+    with contextlib.suppress(OSError, ValueError):
+        null, error = os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno()
+        lost = [1] if os.path.sameopenfile(1, error) else []
+        for descriptor in (error, *lost):
+            os.dup2(null, descriptor)
+        os.close(null)
+
+
 IN_NOTEBOOK = "ipykernel" in sys.modules
-console = Console(stderr=not IN_NOTEBOOK, highlight=False, soft_wrap=True, force_jupyter=False)
+console = Console(
+    file=None if IN_NOTEBOOK else cast(IO[str], _StandardError()), highlight=False, soft_wrap=True, force_jupyter=False
+)
 LINE_EVERY_S = 10.0  # without a terminal (a log file, a notebook) progress is a line now and then
 
 
@@ -28,8 +67,12 @@ def warn(text: str) -> None:
 
 
 @contextlib.contextmanager
-def progress(what: str, total: float, *, done: float = 0, unit: str = "") -> Iterator[Callable[[float, str], None]]:
-    """Show progress of `total` units; the block calls what it is given with (units more, a short text, as the loss)."""
+def progress(
+    what: str, total: float | None, *, done: float = 0, unit: str = ""
+) -> Iterator[Callable[[float, str], None]]:
+    """Show progress of `total` units (None: nobody knows how many yet); the block calls what it is given with (units
+    more, a short text, as the loss).
+    """
     if console.is_terminal:
         with _bar(what, total, done) as advance:
             yield advance
@@ -38,7 +81,7 @@ def progress(what: str, total: float, *, done: float = 0, unit: str = "") -> Ite
 
 
 @contextlib.contextmanager
-def _bar(what: str, total: float, done: float) -> Iterator[Callable[[float, str], None]]:
+def _bar(what: str, total: float | None, done: float) -> Iterator[Callable[[float, str], None]]:
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
@@ -49,7 +92,7 @@ def _bar(what: str, total: float, done: float) -> Iterator[Callable[[float, str]
         yield lambda units, note: bar.update(task, advance=units, note=note)
 
 
-def _lines(what: str, total: float, done: float, unit: str) -> Callable[[float, str], None]:
+def _lines(what: str, total: float | None, done: float, unit: str) -> Callable[[float, str], None]:
     started = shown = time.monotonic()
     first = done
 
@@ -57,10 +100,12 @@ def _lines(what: str, total: float, done: float, unit: str) -> Callable[[float, 
         nonlocal done, shown
         done += units
         now = time.monotonic()
-        if now - shown >= LINE_EVERY_S and done < total:
-            shown = now
-            left_s = (total - done) * (now - started) / max(done - first, 1e-9)
-            text = f"{what}: {done:g} of {total:g}{f' {unit}' if unit else ''}, {left_s:.0f} s left"
+        if now - shown >= LINE_EVERY_S and (total is None or done < total):
+            shown, units_text = now, f" {unit}" if unit else ""
+            text = f"{what}: {done:,.0f}{units_text} so far"
+            if total is not None:
+                left_s = (total - done) * (now - started) / max(done - first, 1e-9)
+                text = f"{what}: {done:g} of {total:g}{units_text}, {left_s:.0f} s left"
             say(f"{text}, {note}" if note else text)
 
     return advance

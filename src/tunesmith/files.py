@@ -1,4 +1,8 @@
-"""Files and folders that are complete or absent, also when the power goes out; their digests."""
+"""Files and folders that are complete or absent, also when the power goes out; their digests.
+
+A folder is written as `.NAME.draft` and renamed. One that is replaced is `.NAME.old` for the moment between two
+renames, and `.NAME.gone` while it is deleted: so each of them is whole, or of no use. `sweep` clears what a kill left.
+"""
 
 import contextlib
 import errno
@@ -6,15 +10,23 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tunesmith.errors import ResourceError
+from tunesmith.errors import ProofError, ResourceError, ResumeError
 
-RECORD, DIGESTS, PROOFS = "record.json", "digests.json", "proof.json"
-SAID_OF_FILES = (RECORD, DIGESTS, PROOFS)
+RECORD, DIGESTS, PROOFS, FINISHED = "record.json", "digests.json", "proof.json", ".finished.json"
+SAID_OF_FILES = (RECORD, DIGESTS, PROOFS, FINISHED)
 """Files that speak of the other files of their folder: not among those that are digested."""
+DRAFT, OLD, GONE = "draft", "old", "gone"
+CLUTTER = {
+    ".DS_Store", "desktop.ini", "Thumbs.db", ".directory",  # of file browsers
+    ".ipynb_checkpoints", "__pycache__",
+    ".cache",  # huggingface_hub's, in a folder that is uploaded
+    "lost+found",  # of a new ext4 file system
+}  # fmt: skip
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def fingerprint(value: Any) -> str:
@@ -30,58 +42,207 @@ def digest_file(path: Path) -> str:
 
 
 def digest_folder(folder: Path) -> dict[str, dict[str, Any]]:
-    """Digest and size of every file below a folder, but those that speak of the others; sorted by name."""
+    """Digest and size of every file below a folder, but those that speak of the others; sorted by name.
+
+    What `finish` has digested in a draft is not read again.
+    """
+    known = finished(folder)
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in SAID_OF_FILES)
-    return {str(p.relative_to(folder)): {"sha256": digest_file(p), "bytes": p.stat().st_size} for p in files}
+    names = {str(path.relative_to(folder)): path for path in files}
+    return {name: _entry(path) if name not in known else known[name]["digest"] for name, path in names.items()}
 
 
-def commit_folder(target: Path, write: Callable[[Path], None]) -> None:
+def _entry(path: Path) -> dict[str, Any]:
+    return {"sha256": digest_file(path), "bytes": path.stat().st_size}
+
+
+def is_clutter(name: str) -> bool:
+    """Whether a file or folder of this name is what other programs leave anywhere, and nobody's work."""
+    return name in CLUTTER or name.startswith(("._", ".nfs"))  # of macOS on other file systems; of NFS
+
+
+def strangers(folder: Path, listed: Iterable[str]) -> list[str]:
+    """The files below `folder` that are neither listed, nor speak of the others, nor clutter: the user's own."""
+    known = {*listed, *SAID_OF_FILES, *(beside(Path(name), DRAFT).name for name in SAID_OF_FILES)}
+    files = (path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
+    return sorted(str(file) for file in files if str(file) not in known and not any(map(is_clutter, file.parts)))
+
+
+def beside(target: Path, kind: str) -> Path:
+    """The hidden name next to `target` that its draft, what it replaces, or what is deleted of it has."""
+    return target.with_name(f".{target.name}.{kind}")
+
+
+def never(target: Path) -> None:
+    """Nothing that stands is replaced."""
+    if os.path.lexists(target):
+        raise ResumeError(f"{target} is there already and is not replaced", fix="move it elsewhere", where=str(target))
+
+
+def commit_folder(
+    target: Path, write: Callable[[Path], None], check: Callable[[Path], None] = never, made_from: str = ""
+) -> None:
     """Create or replace `target` completely or not at all, also when the power goes out.
 
-    `write` fills a draft folder; a full disk becomes a ResourceError and the draft is removed.
+    `write` fills a draft folder; a full disk becomes a ResourceError and the draft is removed. `check` raises if what
+    stands may not be replaced. With `made_from`, a fingerprint, files that `write` has told to `finish` outlive a kill
+    and errors but a ProofError, and are in the draft of the next call with the same fingerprint.
     """
-    draft = target.with_name(f".{target.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
+    check(target)
+    draft = beside(target, DRAFT)
     with full_disk_named(target):
-        draft.mkdir(parents=True)
+        _begin(draft, made_from)
         try:
             write(draft)
             for path in [*draft.rglob("*"), draft]:
                 flush(path)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
+            check(target)
+        except BaseException as error:
+            if isinstance(error, ProofError) or not _keep_finished(draft):
+                shutil.rmtree(draft, ignore_errors=True)
             raise
-    if target.exists():
-        old = target.with_name(f".{target.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
+        (draft / FINISHED).unlink(missing_ok=True)
+        _move_in(draft, target)
+
+
+def _move_in(draft: Path, target: Path) -> None:
+    """Rename a whole draft to its name; what stood there is moved aside first and deleted last."""
+    old = beside(target, OLD)
+    replaces = os.path.lexists(target)
+    if replaces:
+        if _moved_aside(old):
+            discard(old, target)
+        never(old)
         target.rename(old)
-        draft.rename(target)
-        shutil.rmtree(old)
-    else:
-        draft.rename(target)  # atomic on one file system
+    draft.rename(target)  # atomic on one file system
     flush(target.parent)  # so that the new name survives a power cut too
+    if replaces:
+        discard(old, target)
 
 
-def sweep(folder: Path) -> None:
-    """Clear what a killed commit_folder left in `folder`; what it had only moved aside is put back."""
-    for old in folder.glob(".*.old"):
-        target = folder / old.name[1 : -len(".old")]
-        if target.exists():
-            shutil.rmtree(old)
-        else:
-            old.rename(target)
-    for draft in folder.glob(".*.draft"):
-        shutil.rmtree(draft)
+def _begin(draft: Path, made_from: str) -> None:
+    """An empty draft, or one that holds the files that were finished from the same and are still as they were."""
+    if not made_from or _note(draft).get("made_from") != made_from:
+        remove(draft)
+    for name, file in finished(draft).items():
+        if not (draft / name).is_file() or _entry(draft / name) != file["digest"]:
+            _forget(draft, name)
+    if not _keep_finished(draft):
+        remove(draft)
+    make_folder(draft)
+    if made_from and not finished(draft):
+        (draft / FINISHED).write_text(json.dumps({"made_from": made_from, "files": {}}) + "\n")
+
+
+def finish(draft: Path, name: str, facts: Mapping[str, Any]) -> None:
+    """Note that a file of a draft is whole, with `facts` about it: it is not written again after a kill."""
+    note = _note(draft)
+    flush(draft / name)
+    note["files"][name] = {"digest": _entry(draft / name), "facts": dict(facts)}
+    write_file(draft / FINISHED, json.dumps(note, indent=1) + "\n")
+
+
+def finished(draft: Path) -> dict[str, dict[str, Any]]:
+    """The finished files of a draft: name -> {"digest": ..., "facts": ...}."""
+    files: dict[str, dict[str, Any]] = _note(draft).get("files", {})
+    return files
+
+
+def _note(draft: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((draft / FINISHED).read_text()))
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
+        return {}
+
+
+def _forget(draft: Path, name: str) -> None:
+    note = _note(draft)
+    del note["files"][name]
+    write_file(draft / FINISHED, json.dumps(note, indent=1) + "\n")
+
+
+def _keep_finished(draft: Path) -> bool:
+    """Clear a draft of all but its finished files; False if there are none."""
+    kept = finished(draft)
+    for path in draft.iterdir() if kept else ():
+        if path.name not in (*kept, FINISHED):
+            remove(path)
+    return bool(kept)
+
+
+@contextlib.contextmanager
+def scratch_folder(target: Path) -> Iterator[Path]:
+    """A folder for files that are needed for a moment; never `target` itself, but its draft, which `sweep` clears."""
+    draft = beside(target, DRAFT)
+    with full_disk_named(target):
+        remove(draft)
+        make_folder(draft)
+        try:
+            yield draft
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def sweep(targets: Iterable[Path]) -> None:
+    """Clear what a kill left beside these files and folders; a folder that was only moved aside is put back.
+
+    A draft with finished files is spared. Only to be called where no other process writes these.
+    """
+    for target in targets:
+        old, draft = beside(target, OLD), beside(target, DRAFT)
+        if _moved_aside(old):
+            if os.path.lexists(target):
+                discard(old, target)
+            else:
+                old.rename(target)
+                flush(target.parent)
+        remove(beside(target, GONE))
+        if not finished(draft):
+            remove(draft)
+
+
+def _moved_aside(old: Path) -> bool:
+    """Whether this is what commit_folder moved: it replaces nothing but such folders."""
+    return any((old / said).is_file() for said in (RECORD, DIGESTS))
+
+
+def discard(folder: Path, target: Path) -> None:
+    """Delete `folder`, which is `target` or was, so that a kill leaves it whole or gone."""
+    gone = beside(target, GONE)
+    remove(gone)
+    folder.rename(gone)
+    remove(gone)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link, or a folder with all that is in it; nothing if it is not there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_file(target: Path, content: str | bytes) -> None:
-    """Create or replace one file completely or not at all."""
-    draft = target.with_name(f".{target.name}.draft")
+    """Create or replace one file completely or not at all, also when the power goes out."""
+    draft = beside(target, DRAFT)
     with full_disk_named(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(content.encode() if isinstance(content, str) else content)
-        flush(draft)
+        make_folder(target.parent)
+        try:
+            draft.write_bytes(content.encode() if isinstance(content, str) else content)
+            flush(draft)
+        except OSError:
+            draft.unlink(missing_ok=True)  # a full disk has no room for it
+            raise
         draft.rename(target)
+        flush(target.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder, and those above it, whose names survive a power cut."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in reversed(missing):
+        flush(place.parent)
 
 
 def flush(path: Path) -> None:
@@ -89,17 +250,20 @@ def flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network drives cannot do it for folders
+            raise
     finally:
         os.close(descriptor)
 
 
 @contextlib.contextmanager
 def full_disk_named(target: Path) -> Iterator[None]:
-    """Turn "no space left" into an error that says how much is free and what to do."""
+    """Turn "no space left" into an error that says what is whole and what to do."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL:
             raise
         raise ResourceError(
             f"the disk is full: {target.name} could not be written; what was committed before is whole",

@@ -17,14 +17,21 @@ VERSIONED = ("torch", "transformers", "tokenizers", "gguf", "xllamacpp", "numpy"
 CGROUPS = Path("/sys/fs/cgroup")
 
 
-def need_disk(folder: Path, needed_bytes: int, purpose: str) -> None:
+def disk_of(folder: Path) -> Path:
+    """The folder itself, or the nearest above it that is there."""
+    return next(p for p in [folder, *folder.resolve().parents] if p.exists())
+
+
+def need_disk(
+    folder: Path, needed_bytes: int, purpose: str, fix: str = "free some space, or put the run elsewhere with --run-dir"
+) -> None:
     """Raise ResourceError before work starts if its files would not fit."""
-    place = next(p for p in [folder, *folder.resolve().parents] if p.exists())
+    place = disk_of(folder)
     free_bytes = shutil.disk_usage(place).free
     if free_bytes < needed_bytes:
         raise ResourceError(
             f"{purpose} needs {needed_bytes / 1e9:.1f} GB of disk, {free_bytes / 1e9:.1f} GB are free",
-            fix="free some space, or put the run elsewhere with --run-dir",
+            fix=fix,
             where=str(place),
         )
 

@@ -31,7 +31,7 @@ def record_as_now(raw: dict[str, Any]) -> dict[str, Any]:
     settings = dict(raw["settings"])
     if isinstance(data := settings.get("data"), dict):
         settings["data"] = data | {"dedup": WORDS_OF_0_1.get(data["dedup"], data["dedup"])}
-    return raw | {"settings": settings, "proofs": _proofs_of_0_1(raw["stage"], raw["counts"])}
+    return raw | {"settings": settings, "proofs": raw.get("proofs", _proofs_of_0_1(raw["stage"], raw["counts"]))}
 
 
 def _proofs_of_0_1(stage: str, counts: dict[str, Any]) -> list[dict[str, Any]]:

@@ -5,14 +5,19 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import filelock
 
 from tunesmith.console import say
-from tunesmith.decides import as_begun, stands
-from tunesmith.errors import ResumeError
+from tunesmith.data.hub import resolve_commit
+from tunesmith.decides import as_begun, at_commits, stands
+from tunesmith.errors import RecipeError, ResumeError
+from tunesmith.files import DRAFT, beside, full_disk_named, make_folder, remove
+from tunesmith.gguf.families import supported
 from tunesmith.gguf.read import convert
 from tunesmith.recipe import Recipe
+from tunesmith.room import make_sure
 from tunesmith.runs import Record, Run, read_record, write_manifest
 from tunesmith.stages import STAGES, Stage
 from tunesmith.stale import may_be_kept
@@ -21,6 +26,8 @@ from tunesmith.weights.locate import LocatedBase, locate_base
 
 Work = Callable[[Recipe, Run, LocatedBase], tuple[Record, bool]]
 """What a stage does: commits its folder, and returns its record."""
+ASK_BEFORE = ("prepare", "train", "merge")
+"""Stages before which a base is asked whether it can go the whole way; the later ones look at what they are given."""
 
 
 @dataclass(frozen=True)
@@ -56,16 +63,29 @@ def run_stages(
     """Do the stages that do not stand, in order.
 
     `load` imports and returns what does a stage; it is called only for a stage with work to do.
-    Raises ResumeError if another process works in the run folder or the run was made with another recipe.
+    Raises ResumeError if another process works in the run folder, if that is a folder of the user's, or if the run was
+    made with another recipe.
     """
-    base = locate_base(recipe.base, convert)
+    run.refuse_strangers()
+    asked, begun = recipe, as_begun(recipe, run)
+    recipe, base = _with_base(asked, begun, run)
     with locked(run):
-        recipe = as_begun(recipe, run)
-        for stage in stages:
-            record = read_record(run.path / stage.folder)
-            if stands(stage, recipe, run, base.digest) and not (record and record.unproved):
-                say(f"{stage.verb:<9} stands")
+        if (now := as_begun(asked, run)) != begun:  # another process began it while the base was fetched
+            recipe, base = _with_base(asked, now, run)
+        _refuse_without_gguf(stages, recipe)
+        for index, stage in enumerate(stages):
+            if not _wanted([stage], recipe):
+                say(f"{stage.verb:<9} left out: no GGUF was asked for")
                 continue
+            record = read_record(run.path / stage.folder)
+            is_made = stands(stage, recipe, run, base.digest)
+            if is_made and not (record and record.unproved):
+                say(f"{stage.verb:<9} stands")
+                remove(beside(run.path / stage.folder, DRAFT))  # begun with other settings, and of no use now
+                continue
+            recipe = _ready(stage, recipe, run, base)
+            if not is_made:
+                make_sure(_wanted(stages[index:], recipe), recipe, run, base)
             started = time.monotonic()
             try:
                 _, done = load(stage)(recipe, run, base)
@@ -76,22 +96,60 @@ def run_stages(
             recipe = as_begun(recipe, run)  # train has decided each auto
             if may_be_kept(recipe, run, stage):
                 run.keep_recipe(recipe)
-            say(
-                f"{stage.verb:<9} {'done' if done else 'stands, looked at again'} in {time.monotonic() - started:.1f} s"
-            )
+            how = "done" if done else "stands, its proof was tried again"
+            say(f"{stage.verb:<9} {how} in {time.monotonic() - started:.1f} s")
         if read_record(run.data) and may_be_kept(recipe, run, stages[-1]):
             run.keep_recipe(recipe)  # cadence and the like, which remake nothing
         write_manifest(run)  # again where a run was killed between a stage and its manifest
     return Result(run, recipe)
 
 
+def _with_base(asked: Recipe, begun: Recipe, run: Run) -> tuple[Recipe, LocatedBase]:
+    """The base, and the recipe with its commit: a push to the Hub between two calls changes nothing in a run.
+
+    A base that cannot go the whole way is refused before its weights are fetched.
+    """
+    base = locate_base(begun.base, convert, None if read_record(run.data) else partial(supported, recipe=begun))
+    if base.revision is None:
+        return begun, base
+    if "@" in asked.base and asked.base != begun.base:
+        say(f"base {asked.base}: this run began with commit {base.revision} and goes on with it")
+    return begun.model_copy(update={"base": f"{base.name}@{base.revision}"}), base
+
+
+def _wanted(stages: Sequence[Stage], recipe: Recipe) -> list[Stage]:
+    """The stages that this recipe asks for: without GGUF files the run ends with the merged model."""
+    return [stage for stage in stages if recipe.export.gguf or not stage.gguf]
+
+
+def _refuse_without_gguf(stages: Sequence[Stage], recipe: Recipe) -> None:
+    """A verb that makes or needs GGUF files has nothing to do where the recipe asks for none."""
+    if not _wanted(stages, recipe):
+        fix = "name types in the recipe, as in `export: {gguf: [F16, Q8_0, Q4_K_M]}`"
+        raise RecipeError(f"no GGUF was asked for, which {stages[0].verb} needs: export.gguf is empty", fix=fix)
+
+
+def _ready(stage: Stage, recipe: Recipe, run: Run, base: LocatedBase) -> Recipe:
+    """The recipe with the commits of its Hub data sets, once it is known that the base can go the whole way."""
+    first = stage.folder == run.data.name
+    if stage.verb in ASK_BEFORE:
+        rows = None if first else read_record(run.data)
+        supported(base.folder, recipe, rows.counts.get("longest") if rows else None)
+    return at_commits(recipe, resolve_commit) if first else recipe
+
+
 @contextlib.contextmanager
 def locked(run: Run) -> Iterator[None]:
-    """One process at a time in a run folder; the lock dies with its process. Raises ResumeError naming the other."""
-    run.path.mkdir(parents=True, exist_ok=True)
+    """One process at a time in a run folder; the lock dies with its process. Raises ResumeError naming the other.
+
+    What a killed process left is cleared first; what it had only moved aside is put back.
+    """
+    run.refuse_strangers()
     lock = filelock.FileLock(run.lock, timeout=0)
     try:
-        lock.acquire()
+        with full_disk_named(run.lock):
+            make_folder(run.path)
+            lock.acquire()
     except filelock.Timeout as error:
         other = run.lock.read_text().strip()
         raise ResumeError(
@@ -100,8 +158,11 @@ def locked(run: Run) -> Iterator[None]:
             where=str(run.path),
         ) from error
     try:
-        run.lock.write_text(str(os.getpid()))
-        yield
+        with full_disk_named(run.lock):
+            run.lock.write_text(str(os.getpid()))
+        with full_disk_named(run.path):  # what has no name of its own for it
+            run.sweep()
+            yield
     finally:
         lock.release()
 
@@ -112,10 +173,11 @@ def ending(recipe: Recipe, run: Run) -> str:
     rows = {
         "adapter": f"{run.adapter} (PEFT format)",
         "model": f"{run.model} (merged, Hugging Face format)",
-        "GGUF": f"{run.gguf} ({files}, proof.json)",
-        "answers": f"{run.evaluation}",
+        "GGUF": f"{run.gguf} ({files}, proof.json)" if files else "none was asked for",
+        "answers": f"{run.evaluation}" if files else "none, since there is no GGUF",
         "losses": f"{run.loss_plot}, {run.metrics}",
     }
     lines = [f"{recipe.name} is ready:", *(f"  {name:<8} {where}" for name, where in rows.items())]
-    lines += [f"next: tunesmith chat {run.path}", f"      tunesmith compare {run.path} base"]
+    if files:
+        lines += [f"next: tunesmith chat {run.path}", f"      tunesmith compare {run.path} base"]
     return "\n".join(lines)

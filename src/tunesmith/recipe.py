@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 GgufType = Literal["F16", "Q8_0", "Q4_K_M"]
+Dedup = Literal["off", "exact", "words"]
 SECONDS = {"s": 1, "min": 60, "h": 3600}
 
 
@@ -121,8 +122,9 @@ class DataConfig(Section):
 
     sources: Annotated[tuple[Source, ...], Field(min_length=1)]
     """Where the conversations come from; at least one."""
-    dedup: Annotated[Literal["off", "exact"], BeforeValidator(_switch_text)] = "exact"
-    """Remove conversations that say the same: `exact` compares their words without case, spaces and punctuation."""
+    dedup: Annotated[Dedup, BeforeValidator(_switch_text)] = "exact"
+    """Remove conversations that say the same: `exact` to the letter, but for the kind and number of spaces and Unicode
+    form; `words` also without case, punctuation and system prompts."""
     held_out: Annotated[
         Annotated[Share, Tag("share")] | Annotated[Source, Tag("source")], Discriminator(_share_or_source)
     ] = 0.01
@@ -214,8 +216,8 @@ class CheckpointConfig(Section):
 class ExportConfig(Section):
     """Which files are made for llama.cpp, and how equal they must be."""
 
-    gguf: Annotated[tuple[GgufType, ...], Field(min_length=1)] = ("F16", "Q8_0", "Q4_K_M")
-    """Types of the GGUF files."""
+    gguf: tuple[GgufType, ...] = ("F16", "Q8_0", "Q4_K_M")
+    """Types of the GGUF files; an empty list makes none: the run ends with the merged model."""
     prefixes: Annotated[int, Field(ge=1)] = 64
     """Held-out positions at which the next-token probabilities are compared."""
 
@@ -272,7 +274,7 @@ class Recipe(Section):
                 f"train.max_length is {self.train.max_length} and train.tokens_per_step {self.train.tokens_per_step}: "
                 "a step must hold the longest conversation"
             )
-        if self.evaluate.gguf not in self.export.gguf:
+        if self.export.gguf and self.evaluate.gguf not in self.export.gguf:
             raise ValueError(
                 f"evaluate.gguf is {self.evaluate.gguf}, which is not in export.gguf {list(self.export.gguf)}"
             )

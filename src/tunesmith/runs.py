@@ -1,10 +1,13 @@
 """The run folder: its names, complete-or-absent writes, digests, and the record each stage leaves.
 
 A stage reads folders and commits a new one with a record.json. A stage whose settings and inputs are those of
-the record that stands is skipped. Nothing else in the package knows these file names.
+the record that stands is skipped. Nothing else in the package knows these file names. What is not ours (no record of
+ours, no recipe.yaml that we made) is never replaced or deleted.
 """
 
 import json
+import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -14,12 +17,20 @@ from typing import Any
 from tunesmith import __version__, past
 from tunesmith.errors import ResumeError
 from tunesmith.files import (
+    DRAFT,
+    GONE,
+    OLD,
     PROOFS,
     RECORD,
+    SAID_OF_FILES,
+    beside,
     commit_folder,
     digest_file,
     digest_folder,
     fingerprint,
+    is_clutter,
+    strangers,
+    sweep,
     write_file,
 )
 from tunesmith.machine import versions
@@ -29,6 +40,12 @@ from tunesmith.stages import STAGES
 
 MADE_BY = "# The recipe of this run, every setting resolved. Made by tunesmith "
 """How recipe.yaml begins: a folder with such a file is a run folder, and ours."""
+CHECKPOINT = re.compile(r"step-(\d+)")
+LEFT = re.compile(rf"\.(step-\d+)\.(?:{DRAFT}|{OLD}|{GONE})")
+"""What a killed save of a checkpoint leaves."""
+ELSEWHERE = "put the run elsewhere: --run-dir takes a new or an empty folder, and without it the run is in runs/NAME"
+NO_RECORD = (ValueError, TypeError, KeyError, AttributeError)
+"""What reading a record.json that is none of ours ends with."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +60,11 @@ class Proof:
     """At how many places they were compared."""
     skipped_because: str | None = None
     """Why it was not done: then it is no proof, and is done later where it can be."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether it was done and the value is within the limit; a value that is no number is not."""
+        return self.value is not None and (self.limit is None or self.value <= self.limit)
 
     def __str__(self) -> str:
         if self.skipped_because:
@@ -89,9 +111,13 @@ class Run:
         self.report = path / "report.html"
         self.manifest = path / "manifest.json"
         self.lock = path / ".lock"
+        self.scratch = path / "proof"
+        """Never there itself: its draft holds what a proof needs for a moment."""
 
     def keep_recipe(self, recipe: Recipe) -> None:
         """Make recipe.yaml say `recipe`: called where a stage was done with it, or has begun and cannot be refused."""
+        if self.recipe.exists() and not self._made_recipe():
+            raise ResumeError(f"{self.recipe} was not made by tunesmith and is not replaced", fix=ELSEWHERE)
         text = f"{MADE_BY}{__version__}\n" + dump_recipe(lasting(recipe, self._file) if self._file else recipe)
         if not self.recipe.exists() or self.recipe.read_text() != text:
             write_file(self.recipe, text)
@@ -100,6 +126,63 @@ class Run:
     def stage_folders(self) -> list[Path]:
         """The folders that stages commit, in order."""
         return [self.path / stage.folder for stage in STAGES]
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that are neither in a stage's folder nor hidden."""
+        return [self.recipe, self.metrics, self.loss_plot, self.report, self.manifest]
+
+    def refuse_strangers(self) -> None:
+        """Raise ResumeError if the folder is there, not empty, and no run folder of ours; nothing is written."""
+        if not os.path.lexists(self.path):
+            return
+        if not self.path.is_dir():
+            raise ResumeError(f"{self.path} is a file, so it cannot be a run folder", fix=ELSEWHERE)
+        if self.recipe.exists():
+            if not self._made_recipe():
+                fix = f"{ELSEWHERE}; to use this recipe, name the file: {self.recipe}"
+                raise ResumeError(f"{self.path} is no run folder: tunesmith did not make its recipe.yaml", fix=fix)
+            return
+        hidden = {beside(path, kind).name for path in (*self.stage_folders, *self.files) for kind in (DRAFT, OLD, GONE)}
+        own = {folder.name for folder in self.stage_folders if is_own(folder)}
+        if own:  # killed before its recipe.yaml was written, or that was deleted
+            own |= {path.name for path in (*self.files, self.checkpoints)}
+        elif self._made_manifest():
+            own.add(self.manifest.name)
+        if self._made_lock():
+            own.add(self.lock.name)
+        found = sorted(path.name for path in self.path.iterdir())
+        if others := [name for name in found if name not in own | hidden and not is_clutter(name)]:
+            more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+            raise ResumeError(
+                f"{self.path} is no run folder: it has no recipe.yaml that tunesmith made, and holds "
+                f"{', '.join(others[:3])}{more}", fix=ELSEWHERE
+            )  # fmt: skip
+
+    def _made_recipe(self) -> bool:
+        """Whether recipe.yaml is ours: by its first line, or, as version 0.1 wrote none, by what lies beside it."""
+        if self.recipe.read_text(errors="replace").startswith(MADE_BY):
+            return True
+        return self._made_manifest() or (self.lock.exists() and self._made_lock()) or is_own(self.data)
+
+    def _made_manifest(self) -> bool:
+        try:
+            files = json.loads(self.manifest.read_text())["files"]
+            return all({"sha256", "bytes"} <= entry.keys() for entry in files.values())
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return False
+
+    def _made_lock(self) -> bool:
+        try:
+            return re.fullmatch(r"\d*", self.lock.read_text(errors="replace").strip()) is not None  # a process number
+        except OSError:
+            return False
+
+    def sweep(self) -> None:
+        """Clear what a killed process left, and put back what it had only moved aside. Only under the run's lock."""
+        said = [folder / name for folder in self.stage_folders for name in (RECORD, PROOFS)]
+        sweep([*self.stage_folders, self.scratch, *self.files, *said])
+        sweep_checkpoints(self.checkpoints)
 
     def gguf_file(self, name: str, gguf_type: str) -> Path:
         """Path of one exported file, such as gguf/demo-Q8_0.gguf."""
@@ -112,18 +195,65 @@ def read_record(folder: Path) -> Record | None:
     Records of earlier versions come in the form of this one.
     """
     try:
-        raw = past.record_as_now(json.loads((folder / RECORD).read_text()))
-        known = {field.name: raw[field.name] for field in fields(Record) if field.name in raw}
-        record = Record(**known | {"proofs": tuple(Proof(**proof) for proof in raw["proofs"])})
-    except FileNotFoundError:
+        record = _parsed(folder)
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ResumeError(f"{folder / RECORD} is damaged: {error}", fix=f"delete {folder} to make it again") from error
+    except NO_RECORD as error:
+        fix = f"if tunesmith made {folder.name}/, delete it to make it again; if it is yours, move it elsewhere"
+        raise ResumeError(f"{folder / RECORD} is damaged: {error}", fix=fix) from error
     whole = all(
         (folder / name).is_file() and (folder / name).stat().st_size == output["bytes"]
         for name, output in record.outputs.items()
+        if name not in SAID_OF_FILES  # version 0.1 listed proof.json, which is written again when a proof is
     )
     return record if whole else None
+
+
+def _parsed(folder: Path) -> Record:
+    """The record in a folder. Raises OSError if there is none, one of NO_RECORD if it is none of ours."""
+    raw = past.record_as_now(json.loads((folder / RECORD).read_text()))
+    known = {field.name: raw[field.name] for field in fields(Record) if field.name in raw}
+    proofs = tuple(Proof(**proof) for proof in raw["proofs"])
+    return Record(**known | {"outputs": dict(raw["outputs"]), "proofs": proofs})
+
+
+def is_own(folder: Path) -> bool:
+    """Whether the stage of this folder's name made it: its record says so."""
+    try:
+        return _parsed(folder).stage == folder.name
+    except (OSError, *NO_RECORD):
+        return False
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raise ResumeError if what stands at a stage's place is not the stage's own."""
+    if os.path.lexists(folder) and not is_own(folder):
+        raise ResumeError(
+            f"{folder} is not replaced: tunesmith did not make it (it has no {RECORD} of the stage {folder.name})",
+            fix=f"move it elsewhere, or {ELSEWHERE}",
+        )
+
+
+def refuse_to_replace(folder: Path) -> None:
+    """Raise ResumeError if what stands at a stage's place is not the stage's own, or holds a file of the user's."""
+    refuse_foreign(folder)
+    if folder.exists() and (others := strangers(folder, _parsed(folder).outputs)):
+        raise ResumeError(
+            f"{folder} is to be made again and holds what tunesmith did not make: {', '.join(others[:3])}",
+            fix="move that elsewhere and type the same again",
+        )
+
+
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, oldest first. What other programs make of them (step-000040.zip) are none."""
+    found = [path for path in folder.glob("step-*") if CHECKPOINT.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: (int(path.name.removeprefix("step-")), path.name))
+
+
+def sweep_checkpoints(folder: Path) -> None:
+    """Clear what a killed save of a checkpoint left; no other hidden file."""
+    left = [LEFT.fullmatch(path.name) for path in folder.glob(".step-*")]
+    sweep(sorted({folder / match[1] for match in left if match}))
 
 
 def needs_fingerprint(settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
@@ -145,7 +275,8 @@ def commit_stage(
     """The record of the stage whose folder is `folder`; True with it if the stage was done now, False if it stood.
 
     `settings` and `inputs` (name -> digest) decide the result. `work` fills a draft folder and returns counts; `prove`
-    proves what it made. Where the folder stands and a proof was skipped, `prove` alone is done again.
+    proves what it made. Where the folder stands and a proof was skipped, `prove` alone is done again, and may change
+    proof.json. Raises ResumeError before any work if what stands there is the user's.
     """
     standing = read_record(folder)
     if standing and made_from(standing, settings, inputs):
@@ -168,7 +299,7 @@ def commit_stage(
         )
         (draft / RECORD).write_text(_record_text(record))
 
-    commit_folder(folder, write)
+    commit_folder(folder, write, refuse_to_replace, fingerprint([needs_fingerprint(settings, inputs), versions()]))
     done = read_record(folder)
     assert done is not None
     return done, True

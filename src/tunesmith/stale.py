@@ -11,7 +11,7 @@ from tunesmith.decides import as_begun, data_settings
 from tunesmith.errors import RecipeError, ResumeError
 from tunesmith.recipe import Recipe, without_defaults
 from tunesmith.recipe_file import read_recipe
-from tunesmith.runs import Record, Run, output_digest, read_record
+from tunesmith.runs import Record, Run, checkpoint_folders, output_digest, read_record
 from tunesmith.stages import STAGES, Stage, stage_of
 
 NAMES = {"system": "chat.system", "date": "data.date", "max_length": "train.max_length"}
@@ -46,7 +46,7 @@ def may_be_kept(recipe: Recipe, run: Run, last: Stage) -> bool:
 
     After prepare alone, not where a training has begun: it may refuse the new data, and would then say so too late.
     """
-    if last.verb == "prepare" and (read_record(run.adapter) or any(run.checkpoints.glob("step-*"))):
+    if last.verb == "prepare" and (read_record(run.adapter) or checkpoint_folders(run.checkpoints)):
         return False
     return not any(settings_differ(stage, record, recipe, run) for stage, record in _standing(run, last.verb))
 

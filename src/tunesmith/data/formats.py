@@ -8,7 +8,7 @@ from tunesmith.data.conversation import Role, Turn
 from tunesmith.errors import DataError
 from tunesmith.recipe import Source
 
-NEEDS = {
+FORMATS = {
     "sharegpt": ("conversations",),
     "messages": ("messages",),
     "alpaca": ("instruction", "output"),
@@ -40,24 +40,36 @@ def column_names(source: Source) -> Names:
 def format_of(row: Row, source: Source, where: str) -> str:
     """The format of a source, decided by the columns of a row. Raises DataError if none fits."""
     names = column_names(source)
-    wanted = NEEDS if source.format == "auto" else {source.format: NEEDS[source.format]}
-    found = next((form for form, needs in wanted.items() if all(names[need] in row for need in needs)), None)
-    if found:
+    wanted = FORMATS if source.format == "auto" else {source.format: FORMATS[source.format]}
+    if found := _form(row, wanted, names):
         return found
     known = "; ".join(f"{form}: {' and '.join(names[need] for need in needs)}" for form, needs in wanted.items())
+    fix = "name its columns in the recipe, such as data.sources[].columns: {output: answer}"
+    for key, value in row.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict) and _form(value[0], wanted, names):
+            fix = f'the rows are in the list "{key}": write that list alone to a file, and name it in the recipe'
     raise DataError(
         f"{source.path} has the columns {', '.join(map(str, row)) or '(none)'}. A conversation needs {known}",
-        fix="name its columns in the recipe, such as data.sources[].columns: {output: answer}",
+        fix=fix,
         where=where,
     )
 
 
+def _form(row: Row, wanted: Mapping[Any, tuple[str, ...]], names: Names) -> str | None:
+    """The first format whose columns a row has; better one with something in them, as tables pad columns with null."""
+    for is_there in (lambda column: row.get(column) is not None, row.__contains__):
+        for form, needs in wanted.items():
+            if all(is_there(names[need]) for need in needs):
+                return form
+    return None
+
+
 def to_turns(row: Row, form: str, names: Names) -> tuple[Turn, ...] | str:
     """The turns of a row, or the reason why it has none."""
-    missing = [names[need] for need in NEEDS[form] if row.get(names[need]) is None]
+    missing = [names[need] for need in FORMATS[form] if row.get(names[need]) is None]
     if missing:
         return f"nothing in column {missing[0]}"
-    first, last = (row[names[need]] for need in (NEEDS[form][0], NEEDS[form][-1]))
+    first, last = (row[names[need]] for need in (FORMATS[form][0], FORMATS[form][-1]))
     try:
         if form == "alpaca":
             task, context = _text(first), _text(row.get(names["input"]) or "")
@@ -92,13 +104,17 @@ def _listed(turns: Any) -> list[Turn]:
 
 
 def _turn(turn: Row) -> Turn:
-    speaker = turn.get("from", turn.get("role"))
+    speaker = _either(turn, "from", "role")  # tables and mixed files pad the other one's keys with null
     role = ROLES.get(speaker) if isinstance(speaker, str) else None
     if role is None:
         raise _NoTurns(f"unknown role {json.dumps(speaker, default=str)[:40]}")
     if role == "tool" or turn.get("tool_calls"):
         raise _NoTurns(TOOLS)
-    return Turn(role, _text(turn.get("value", turn.get("content"))))
+    return Turn(role, _text(_either(turn, "value", "content")))
+
+
+def _either(turn: Row, key: str, other: str) -> Any:
+    return turn.get(other) if turn.get(key) is None else turn[key]
 
 
 def _text(value: Any) -> str:

@@ -1,63 +1,141 @@
-"""A data set from the Hugging Face Hub, through `datasets`, and errors that say what to do."""
+"""A data set from the Hugging Face Hub, through `datasets`: its commit first, then its rows; errors say what to do."""
 
+import contextlib
+import json
 import re
 from functools import lru_cache
-from typing import Any
+from pathlib import Path
+from typing import Any, Never
 
-import datasets
 import huggingface_hub
-from datasets.exceptions import DatasetNotFoundError
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from tunesmith.errors import DataError
+from tunesmith.files import write_file
 from tunesmith.recipe import Source
+
+COMMIT = re.compile("[0-9a-f]{40}")
+TIMEOUT_S = 30
+LOCAL = "name a local file (JSON, JSONL, Parquet, CSV) in data.sources; a data set fetched before works offline"
+
+
+def resolve_commit(source: Source) -> str:
+    """The commit that a Hub data set's revision (none: its main branch) names, asked once in a process.
+
+    Without a network it is the commit that was found last time. Raises DataError if the data set is gated, not there,
+    has no such revision, or the Hub cannot be reached and the commit is not known.
+    """
+    return _resolve(source.path, source.revision)
+
+
+@lru_cache(maxsize=64)
+def _resolve(path: str, revision: str | None) -> str:
+    if revision and COMMIT.fullmatch(revision):
+        return revision
+    # where huggingface_hub itself notes what a branch is (its guide "Understand caching"), but it does so only when
+    # it fetches a file by the branch's name, which would be a second question with perhaps another answer
+    noted = Path(constants.HF_HUB_CACHE, f"datasets--{path.replace('/', '--')}", "refs", revision or "main")
+    try:
+        commit = _ask_commit(path, revision)
+    except Exception as error:  # errors of several HTTP libraries come through, and their texts can hold the token
+        if _is_no_answer(error) and noted.is_file():
+            return noted.read_text().strip()
+        what, fix = _explained(error, path, revision)
+    else:
+        with contextlib.suppress(OSError):  # a cache that cannot be written to
+            write_file(noted, commit)
+        return commit
+    _refuse(what, fix)  # outside: no nested exception text either
 
 
 @lru_cache(maxsize=8)
 def hub_rows(source: Source) -> Any:
-    """One split of a data set as a sequence of rows (dicts). What was fetched before works without a network.
+    """One split of a data set as a sequence of rows (dicts), of the commit that `resolve_commit` gives.
 
-    Raises DataError if it is gated, not there, has no such split, or the Hub cannot be reached.
+    What was fetched before works without a network. Raises DataError as that does, or if there is no such split.
     """
+    commit = resolve_commit(source)
     try:
-        rows = datasets.load_dataset(source.path, split=source.split, revision=source.revision)
-        if source.revision in (None, _commit(rows)) or not re.fullmatch("[0-9a-f]{40}", source.revision):
-            return rows
-        raise ConnectionError  # without a network `datasets` takes what it has, also if it is another commit
-    except Exception as error:  # errors of several HTTP libraries come through, and their texts can hold the token
-        what, fix = _explained(error, source)
-    token = huggingface_hub.get_token()
-    raise DataError(what.replace(token, "***") if token else what, fix=fix)  # outside: no nested exception text either
+        return _load(source, commit)
+    except Exception as error:  # as above
+        what, fix = _explained(error, source.path, source.revision)
+        if isinstance(error, ValueError) and "split" in str(error):
+            what = f"the data set {source.path} has no split {source.split}"
+            fix = f"choose one in data.sources[].split ({error})"
+    _refuse(what, fix)
 
 
-def hub_commit(source: Source) -> str | None:
-    """The commit that the rows came from; None if `datasets` does not tell."""
-    return _commit(hub_rows(source))
+def _load(source: Source, commit: str) -> Any:
+    """The rows of a commit. Raises ConnectionError if it is not cached and cannot be fetched."""
+    import datasets
+    from datasets.packaged_modules.cache.cache import Cache
+
+    # first what is cached: without an answer `datasets` takes what it cached last, also if that is another commit
+    owner, _, name = source.path.rpartition("/")
+    folders = Path(datasets.config.HF_DATASETS_CACHE).glob(f"{owner}___*/*/*/{commit}" if owner else f"*/*/*/{commit}")
+    whole = [folder for folder in folders if _config_name(folder) == folder.parts[-3]]  # else it is made of some files
+    if len(whole) == 1:
+        config, version = whole[0].parts[-3:-1]
+        cached = Cache(dataset_name=name, config_name=config, version=version, hash=commit, repo_id=source.path)
+        return cached.as_dataset(split=source.split)
+    _ask_commit(source.path, commit)  # raises the reason at once where `datasets` would try for long
+    rows = datasets.load_dataset(source.path, split=source.split, revision=commit)
+    if not all(commit in Path(file["filename"]).parts for file in rows.cache_files):
+        raise ConnectionError(f"the rows of commit {commit} were not given")
+    return rows
 
 
-def _commit(rows: Any) -> str | None:
-    found = re.search(r"[/\\]([0-9a-f]{40})[/\\]", rows.cache_files[0]["filename"])  # its cache is named by it
-    return found[1] if found else None
+def _config_name(folder: Path) -> str | None:
+    """The configuration that a folder of the cache of `datasets` says it holds."""
+    with contextlib.suppress(OSError, ValueError):
+        return str(json.loads((folder / "dataset_info.json").read_text(encoding="utf-8")).get("config_name"))
+    return None
 
 
-def _explained(error: Exception, source: Source) -> tuple[str, str]:
-    name, text = source.path, str(error)
-    if isinstance(error, DatasetNotFoundError) and "gated" in text:
+def _ask_commit(path: str, revision: str | None) -> str:
+    return str(huggingface_hub.dataset_info(path, revision=revision, timeout=TIMEOUT_S).sha)
+
+
+def _is_no_answer(error: Exception) -> bool:
+    """True if the Hub was not reached, or was too busy to say."""
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code == 429 or error.response.status_code >= 500
+    return not isinstance(error, HFValidationError)
+
+
+def _explained(error: Exception, path: str, revision: str | None) -> tuple[str, str]:
+    """What is wrong and what to do. `datasets` has exceptions of its own, caused by those of huggingface_hub."""
+    error = error.__cause__ if isinstance(error.__cause__, HfHubHTTPError) else error
+    text = str(error)
+    if isinstance(error, GatedRepoError) or "is a gated dataset" in text:
         return (
-            f"the data set {name} on the Hub is gated",
-            f"accept its terms at https://huggingface.co/datasets/{name}, then set the environment variable HF_TOKEN "
+            f"the data set {path} on the Hub is gated",
+            f"accept its terms at https://huggingface.co/datasets/{path}, then set the environment variable HF_TOKEN "
             "to a token from https://huggingface.co/settings/tokens; or use a file (JSON, JSONL, Parquet, CSV)",
         )
-    if isinstance(error, DatasetNotFoundError) and "Revision" in text:
-        return f"the data set {name} has no revision {source.revision}", "name a branch, tag or commit of it"
-    if isinstance(error, DatasetNotFoundError):
-        what = f"there is no file {name}, nor a data set of that name on the Hub, or it is private"
+    if isinstance(error, RevisionNotFoundError):
+        return f"the data set {path} has no revision {revision}", "name a branch, tag or commit of it"
+    if isinstance(error, RepositoryNotFoundError | HFValidationError):
+        what = f"there is no file {path}, nor a data set of that name on the Hub, or it is private"
         return what, "check the spelling; a private data set needs the environment variable HF_TOKEN"
-    if isinstance(error, ValueError) and "split" in text:
-        return f"the data set {name} has no split {source.split}", f"choose one in data.sources[].split ({text})"
-    local = "name a local file (JSON, JSONL, Parquet, CSV) in data.sources; a data set fetched before works offline"
-    if isinstance(error, ConnectionError):
+    if isinstance(error, HfHubHTTPError) and not _is_no_answer(error):
+        what = f"the Hub does not give the data set {path} (HTTP {error.response.status_code})"
+        return what, f"check HF_TOKEN, which may be out of date; or {LOCAL}"
+    if isinstance(error, OSError | HfHubHTTPError) or type(error).__module__.startswith("httpx"):
         return (
-            f"there is no file {name}, and the Hub cannot be reached for a data set of that name",
-            f"check the network; or {local}",
+            f"there is no file {path}, and the Hub cannot be reached for a data set of that name",
+            f"check the network; or {LOCAL}",
         )
-    return f"the data set {name} cannot be read ({type(error).__name__}: {text.splitlines()[0] if text else ''})", local
+    return f"the data set {path} cannot be read ({type(error).__name__}: {text.splitlines()[0] if text else ''})", LOCAL
+
+
+def _refuse(what: str, fix: str) -> Never:
+    token = huggingface_hub.get_token()
+    raise DataError(what.replace(token, "***") if token else what, fix=fix.replace(token, "***") if token else fix)

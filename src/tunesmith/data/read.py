@@ -1,12 +1,10 @@
 """Files and Hub data sets in, conversations out; every row is used or named with the reason."""
 
 import csv
-import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -14,17 +12,15 @@ import pyarrow.parquet
 from tunesmith.data.conversation import Conversation, Dropped
 from tunesmith.data.formats import Row, column_names, format_of, to_turns
 from tunesmith.data.hub import hub_rows
+from tunesmith.data.json_rows import Numbered, json_rows
 from tunesmith.decides import source_files
 from tunesmith.errors import DataError
 from tunesmith.recipe import Source
 
-BAD_JSON, BAD_TEXT, BAD_CSV = "not valid JSON", "not valid UTF-8", "not as many cells as the header"
-BETWEEN = re.compile(r"[\s,]*")  # two items of a JSON array
-BOM = b"\xef\xbb\xbf"  # some editors start UTF-8 files with it
+BAD_CSV = "not as many cells as the header"
+CELL = re.compile(r'(?:"[^"]*(?:""[^"]*)*"|[^",\r\n][^,\r\n]*|)(?:,|\r\n|\r|\n)')  # of RFC 4180, and what ends it
+LINE_END = re.compile(r"\r\n|\r|\n")
 csv.field_size_limit(2**31 - 1)  # conversations are longer than csv's 128 KiB
-
-Numbered = Iterator[tuple[int, Row | str]]
-"""Line, item or row number, counted from 1, and the row or what is wrong with it."""
 
 
 def conversations(source: Source) -> Iterator[Conversation | Dropped]:
@@ -46,10 +42,11 @@ def _rows(source: Source) -> Iterator[tuple[str, Row | str]]:
         for number, row in enumerate(hub_rows(source), 1):
             yield f"{source.path} row {number}", row
     for path in files:
-        if path.suffix not in READERS:
+        suffix = path.suffix.lower()
+        if suffix not in READERS:
             raise DataError(f"{path} is of no known kind", fix=f"write the conversations as {', '.join(READERS)}")
         number = 0
-        for number, row in READERS[path.suffix](path):
+        for number, row in READERS[suffix](path):
             yield f"{path.name}:{number}", row
         if not number:
             raise DataError(f"{path} holds no rows", fix="name another file in data.sources", where=str(path))
@@ -59,54 +56,44 @@ def _refuse_missing(path: str) -> None:
     """Raise DataError for what is meant as a file; the id of a data set on the Hub passes."""
     if Path(path).is_dir():
         raise DataError(f"{path} is a folder", fix=f"name its files, such as {path.rstrip('/')}/*.jsonl")
-    if Path(path).suffix in READERS or path.startswith((".", "/", "~")) or path.count("/") > 1 or "*" in path:
+    if Path(path).suffix.lower() in READERS or path.startswith((".", "/", "~")) or path.count("/") > 1 or "*" in path:
         raise DataError(
             f"there is no file {path}", fix="correct data.sources[].path; it is taken from the recipe's folder"
         )
 
 
-def _json(path: Path) -> Numbered:
-    """A JSON array, item by item; or one object a line."""
-    content = path.read_bytes().removeprefix(BOM)
-    if not content.lstrip().startswith(b"["):
-        yield from _json_lines(path)
-        return
-    text = content.decode(errors="surrogateescape")
-    decoder = json.JSONDecoder()
-    place, number = text.index("[") + 1, 0
-    while (place := BETWEEN.match(text, place).end()) < len(text) and text[place] != "]":  # type: ignore[union-attr]
-        number += 1
-        try:
-            item, place = decoder.raw_decode(text, place)
-        except (ValueError, RecursionError):
-            yield number, BAD_JSON  # where the next item starts cannot be known
-            return
-        yield number, _checked(item)
-
-
-def _json_lines(path: Path) -> Numbered:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                yield number, _checked(json.loads(line.removeprefix(BOM).decode()))
-            except UnicodeDecodeError:
-                yield number, BAD_TEXT
-            except (ValueError, RecursionError):
-                yield number, BAD_JSON
-
-
-def _checked(item: Any) -> Row | str:
-    return item if isinstance(item, dict) else "not a JSON object"
-
-
 def _csv(path: Path) -> Numbered:
+    """The rows below the header. Raises DataError where a quote is not closed: it would make one cell of many rows."""
+    lines: list[str] = []  # read since the last whole row
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.DictReader(file)
-        for row in reader:
-            whole = None not in row and None not in row.values()
-            yield reader.line_num, row if whole else BAD_CSV
+        reader, ended = csv.DictReader(_noted(file, lines), strict=True), 0
+        try:
+            for row in reader:
+                ended = reader.line_num
+                lines.clear()
+                yield ended, row if None not in row and None not in row.values() else BAD_CSV
+        except csv.Error as error:
+            raise _bad_quote(path, ended + 1, "".join(lines), error) from None
+
+
+def _noted(lines: Iterable[str], noted: list[str]) -> Iterator[str]:
+    for line in lines:
+        noted.append(line)
+        yield line
+
+
+def _bad_quote(path: Path, first_line: int, text: str, error: csv.Error) -> DataError:
+    """The error for a row that starts in `first_line` and cannot be read; `text` is from there on."""
+    place = 0
+    while cell := CELL.match(text, place):
+        place = cell.end()
+    line = first_line + len(LINE_END.findall(text, 0, place))
+    return DataError(
+        f"{path}: the quote that opens a cell in line {line} is not closed where the cell ends ({error}), so that "
+        "nobody can know where this row ends, and nothing from there on can be read",
+        fix='close it; a quote inside a cell is written twice, as in "say ""hi"" to her"',
+        where=f"{path.name}, line {line}",
+    )
 
 
 def _parquet(path: Path) -> Numbered:
@@ -122,8 +109,8 @@ def _parquet(path: Path) -> Numbered:
 
 
 READERS: dict[str, Callable[[Path], Numbered]] = {
-    ".json": _json,
-    ".jsonl": _json_lines,
+    ".json": json_rows,
+    ".jsonl": json_rows,
     ".parquet": _parquet,
     ".csv": _csv,
 }

@@ -4,30 +4,49 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 
+from tunesmith.data.dedup import Signature
 from tunesmith.errors import DataError
 
 TRAIN, HELD_OUT = "train", "held_out"
 DUPLICATE, LEAK = "duplicate", "duplicate of a held-out row"
 
+Signed = tuple[Signature, Signature]
+"""Of a row as it was read, and of what is left of it after the cut to max_length."""
 
-def fates(signatures: Sequence[str], first_held: int, share: float | None, seed: int, *, dedup: bool) -> list[str]:
-    """TRAIN, HELD_OUT, or the reason to drop the row, for each signature ("" for a row that is dropped already).
 
-    The rows from `first_held` on are a held-out source of its own; with `share` it is a share of the clusters instead.
-    With `dedup` the first row of each cluster is kept. Held-out and training rows never share a cluster.
+def fates(signed: Sequence[Signed], first_held: int, share: float | None, seed: int, *, dedup: bool) -> list[str]:
+    """TRAIN, HELD_OUT, or the reason to drop the row, for each row that can be used.
+
+    The rows from `first_held` on are a held-out source of its own; with `share` it is a share of what is said instead.
+    With `dedup` the first of the rows that are the same, before or after the cut, is kept. What is left in a held-out
+    row is left in no training row.
     """
-    held = set(signatures[first_held:]) if share is None else held_out_clusters(filter(None, signatures), share, seed)
-    seen: set[str] = set()
+    if share is not None:
+        found = _without_duplicates(signed, dedup)
+        left = [after.said for (_, after), fate in zip(signed, found, strict=True) if fate != DUPLICATE]
+        held = held_out_clusters(left, share, seed)
+        return [
+            fate or (HELD_OUT if after.said in held else TRAIN) for fate, (_, after) in zip(found, signed, strict=True)
+        ]
+    held_rows = signed[first_held:]
+    both = [{pair[when].said for pair in held_rows} for when in (0, 1)]
+    leaks = [before.said in both[0] or after.said in both[1] for before, after in signed[:first_held]]
+    others = iter(_without_duplicates([row for row, leak in zip(signed, leaks, strict=False) if not leak], dedup))
+    train = [LEAK if leak else next(others) or TRAIN for leak in leaks]
+    return train + [fate or HELD_OUT for fate in _without_duplicates(held_rows, dedup)]
+
+
+def _without_duplicates(signed: Sequence[Signed], dedup: bool) -> list[str]:
+    """DUPLICATE for each row that is the same as one before it that is kept, else ""."""
+    seen: tuple[set[str], set[str]] = set(), set()
     found = []
-    for row, signature in enumerate(signatures):
-        if share is None and row < first_held and signature in held:
-            found.append(LEAK)
-        elif dedup and signature in seen:
-            found.append(DUPLICATE)
-        else:
-            seen.add(signature)
-            found.append(HELD_OUT if signature in held else TRAIN)
-    return [fate if signature else "" for fate, signature in zip(found, signatures, strict=True)]
+    for before, after in signed:
+        is_new = not dedup or (before.whole not in seen[0] and after.whole not in seen[1])
+        if is_new:
+            seen[0].add(before.whole)
+            seen[1].add(after.whole)
+        found.append("" if is_new else DUPLICATE)
+    return found
 
 
 def held_out_clusters(signatures: Iterable[str], share: float, seed: int) -> set[str]:

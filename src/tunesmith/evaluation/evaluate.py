@@ -10,13 +10,14 @@ from typing import Any
 from tunesmith.console import progress, say
 from tunesmith.decides import evaluation_needs, read_prompts
 from tunesmith.evaluation.speeds import session, summary
-from tunesmith.files import commit_folder, fingerprint
+from tunesmith.files import fingerprint
 from tunesmith.inference.child import Child
 from tunesmith.machine import processor, versions
 from tunesmith.recipe import Recipe
 from tunesmith.release.export import export_base
 from tunesmith.runs import Record, Run, commit_stage
-from tunesmith.weights.locate import LocatedBase, cache_folder
+from tunesmith.weights.cache import cache_folder, made_once
+from tunesmith.weights.locate import LocatedBase
 
 ANSWERS, SCORES = "answers.jsonl", "scores.json"
 
@@ -85,7 +86,8 @@ def _base_answers(recipe: Recipe, base: LocatedBase, settings: dict[str, Any]) -
     machine = [processor(), versions()["xllamacpp"]]
     folder = cache_folder() / "base-evaluation"
     folder /= fingerprint([base.digest, settings, recipe.data.date, read_prompts(recipe), machine])
-    if not folder.exists():
-        gguf = export_base(base, recipe.evaluate.gguf, recipe.chat, recipe.data.date)
-        commit_folder(folder, lambda draft: answer_prompts(recipe, gguf, draft))
-    return folder
+
+    def answer(draft: Path) -> None:
+        answer_prompts(recipe, export_base(base, recipe.evaluate.gguf, recipe.chat, recipe.data.date), draft)
+
+    return made_once(folder, answer)

@@ -74,7 +74,7 @@ def tensor_bytes(shape: Sequence[int], kind: Type) -> int:
     return int(np.prod(shape, dtype=np.int64)) // block * block_bytes
 
 
-def to_blocks(rows: NDArray[np.float32], kind: Type, where: str) -> NDArray[Any]:
+def quantise_rows(rows: NDArray[np.float32], kind: Type, where: str) -> NDArray[Any]:
     """Rows [R, C] or a vector, in `kind`. Quantised types start from F16, as llama.cpp does from an F16 file.
 
     Other threads run meanwhile. Raises BaseError, with `where`, for numbers F16 cannot hold; ResourceError without

@@ -13,7 +13,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from tunesmith.errors import BaseError
-from tunesmith.gguf.families import LLAMA3_ROPE, llama3_factors
+from tunesmith.gguf.config import LLAMA3_ROPE, llama3_factors
 from tunesmith.gguf.pretokenizers import PRE_TOKENIZERS
 from tunesmith.machine import need_disk
 from tunesmith.weights.tensorfile import Array, TensorWriter

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.model.attention import Packing
+from tunesmith.model.lora import mix
 from tunesmith.tokens.pack import pack
 from tunesmith.tokens.rows import TokenRows
 
@@ -32,6 +33,11 @@ class MicroBatch:
     """Row number of each token; -1 in padding."""
     tokens: int
     """Tokens without padding."""
+
+    def dropout_keys(self, seed: int, step: int) -> Tensor:
+        """One integer a token [T], from (seed, step, row, position): the same however rows are batched."""
+        rows_T = torch.from_numpy(self.row_of_T).to(self.positions_T)
+        return mix(mix(mix(rows_T + seed * 0x9E37) + step) + self.positions_T)
 
 
 @dataclass(frozen=True)

@@ -2,69 +2,106 @@
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tunesmith import __version__
 from tunesmith.console import say
 from tunesmith.decides import gguf_needs
-from tunesmith.files import PROOFS, commit_folder, fingerprint
+from tunesmith.files import PROOFS, fingerprint, finish, finished, scratch_folder, write_file
 from tunesmith.gguf.write import About, expected_bytes, write_gguf
 from tunesmith.machine import need_disk
 from tunesmith.proof.gguf import prove_gguf
 from tunesmith.recipe import ChatConfig, GgufType, Recipe
-from tunesmith.runs import Proof, Record, Run, commit_stage
-from tunesmith.tokens.template import chat_template_with
+from tunesmith.runs import Proof, Record, Run, commit_stage, read_record
+from tunesmith.tokens.template import chat_template_with, end_of_turn_id
 from tunesmith.tokens.tokenizer import load_tokenizer
-from tunesmith.weights.locate import LocatedBase, cache_folder
+from tunesmith.weights.cache import cache_folder, made_once
+from tunesmith.weights.locate import LocatedBase
 
 
 def export(recipe: Recipe, run: Run, base: LocatedBase) -> tuple[Record, bool]:
     """Commit run.gguf: the types of recipe.export.gguf and proof.json. F16 is always made; kept only if asked for.
 
-    Raises ProofError if the F16 file is not the merged model, BaseError for a model that cannot be a GGUF.
+    What is finished outlives a kill: the next call goes on with the first file that is missing. Raises ProofError if
+    the F16 file is not the merged model, BaseError for a model that cannot be a GGUF.
     """
-
-    proofs: list[Proof] = []
+    types: list[GgufType] = ["F16", *(kind for kind in recipe.export.gguf if kind != "F16")]
+    names = {kind: run.gguf_file(recipe.name, kind).name for kind in types}
+    stop = end_of_turn_id(load_tokenizer(run.model))
+    about = About(recipe.name, base.name, base.licence, recipe.chat, end_of_turn=stop)
+    written: dict[str, dict[str, Any]] = {}
 
     def work(draft: Path) -> dict[str, Any]:
-        types: list[GgufType] = ["F16", *(kind for kind in recipe.export.gguf if kind != "F16")]
-        need_disk(run.path, sum(expected_bytes(run.model, kind) for kind in types), "export")
-        files: dict[GgufType, Path] = {kind: draft / run.gguf_file(recipe.name, kind).name for kind in types}
-        written = {}
-        for kind, path in files.items():
-            started = time.monotonic()
-            written[kind] = write_gguf(run.model, path, kind, About(recipe.name, base.name, base.licence, recipe.chat))
-            written[kind]["write_s"] = round(time.monotonic() - started, 1)
-        proved, found = prove_gguf(recipe, run, files)
-        proofs.extend(found)
-        for kind, measured in proved.items():
-            written[kind] |= measured
-            odd = written[kind]["fallbacks"]
-            note = f"; {odd} tensors have rows that fit no K-quant and are larger types" if odd else ""
-            say(f"export: {files[kind].name}, {written[kind]['bytes'] / 1e6:.0f} MB{note}")
-        for proof in found:
-            say(f"export: {proof}")
-        (draft / PROOFS).write_text(json.dumps(written, indent=1) + "\n")
-        if "F16" not in recipe.export.gguf:
-            files["F16"].unlink()
+        left = [kind for kind in types if names[kind] not in finished(draft)]
+        need_disk(run.path, sum(expected_bytes(run.model, kind) for kind in left), "export")
+        for kind in types:
+            if kind in left:
+                _write(run.model, draft / names[kind], kind, about)
+            else:
+                say(f"export: {names[kind]} was finished before")
+            written[kind] = finished(draft)[names[kind]]["facts"]
         return {"files": written}
 
-    return commit_stage(run.gguf, *gguf_needs(recipe, run, base.digest), work, lambda _: proofs)
+    def prove(folder: Path) -> list[Proof]:
+        facts = written or _facts(folder)
+        with _with_f16(run, folder, names["F16"], about) as f16:
+            measured, proofs = prove_gguf(recipe, run, {kind: folder / names[kind] for kind in types} | {"F16": f16})
+        for proof in proofs:
+            say(f"export: {proof}")
+        said = {kind: facts[kind] | measured[kind] for kind in types}
+        write_file(folder / PROOFS, json.dumps(said, indent=1) + "\n")
+        if "F16" not in recipe.export.gguf:
+            (folder / names["F16"]).unlink(missing_ok=True)
+        return proofs
+
+    return commit_stage(run.gguf, *gguf_needs(recipe, run, base.digest), work, prove)
+
+
+def _write(model: Path, path: Path, kind: GgufType, about: About) -> None:
+    """Write one GGUF file, and note that it is finished."""
+    started = time.monotonic()
+    facts = write_gguf(model, path, kind, about)
+    facts["write_s"] = round(time.monotonic() - started, 1)
+    odd = facts["fallbacks"]
+    note = f"; {odd} tensors have rows that fit no K-quant and are larger types" if odd else ""
+    finish(path.parent, path.name, facts)
+    say(f"export: {path.name}, {facts['bytes'] / 1e6:.0f} MB{note}")
+
+
+@contextmanager
+def _with_f16(run: Run, folder: Path, name: str, about: About) -> Iterator[Path]:
+    """The F16 file of a folder; where it was not kept, one that is written again, for a proof that is done later."""
+    if (folder / name).exists():
+        yield folder / name
+        return
+    need_disk(run.path, expected_bytes(run.model, "F16"), "the F16 file that the proof compares with")
+    with scratch_folder(run.scratch) as scratch:
+        write_gguf(run.model, scratch / name, "F16", about)
+        yield scratch / name
+
+
+def _facts(folder: Path) -> dict[str, dict[str, Any]]:
+    """What is known of the files of a folder that stands, as they were written."""
+    record = read_record(folder)
+    assert record is not None
+    facts: dict[str, dict[str, Any]] = record.counts["files"]
+    return facts
 
 
 def export_base(base: LocatedBase, gguf_type: GgufType, chat: ChatConfig, date: str) -> Path:
     """The untouched base as a GGUF file in the cache, with the system prompt and date of a run; made once."""
     name = base.name.replace(":", "/").split("/")[-1]
-    decides = [base.digest, gguf_type, chat.system, chat.temperature, chat.top_p, date, __version__]
-    folder = cache_folder() / "base-gguf" / fingerprint(decides)
-    path = folder / f"{name}-{gguf_type}.gguf"
+    decides = [name, base.licence, base.digest, gguf_type, chat.system, chat.temperature, chat.top_p, date, __version__]
+    folder, file = cache_folder() / "base-gguf" / fingerprint(decides), f"{name}-{gguf_type}.gguf"
 
     def write(draft: Path) -> None:
-        template = chat_template_with(load_tokenizer(base.folder).get_chat_template(), chat.system, date)
-        write_gguf(base.folder, draft / path.name, gguf_type, About(name, base.name, base.licence, chat, template))
+        need_disk(draft, expected_bytes(base.folder, gguf_type), f"the GGUF file of {name}")
+        tokenizer = load_tokenizer(base.folder)
+        template = chat_template_with(tokenizer.get_chat_template(), chat.system, date)
+        about = About(name, base.name, base.licence, chat, template, end_of_turn_id(tokenizer))
+        write_gguf(base.folder, draft / file, gguf_type, about)
 
-    if not path.exists():
-        need_disk(folder, expected_bytes(base.folder, gguf_type), f"the GGUF file of {name}")
-        commit_folder(folder, write)
-    return path
+    return made_once(folder, write) / file

@@ -29,6 +29,7 @@ from tunesmith.study.measures import (
 from tunesmith.study.models import Model, read_models
 from tunesmith.study.named import first_run, named_once
 from tunesmith.study.plots import image, plot_curves, plot_quality
+from tunesmith.study.report_file import refuse_other_file
 
 LEAST_WIDTH = 100  # columns, where the table goes to no terminal
 
@@ -37,8 +38,10 @@ def compare(names: Sequence[str], report: Path, speeds: Mapping[str, Mapping[str
     """Write the page on the runs `names` (folders, or `base`: the untouched base of the first run) to `report`.
 
     `speeds`: of study/measure.py, by name, instead of those that were recorded. Prints the table too. Raises
-    RecipeError where no run is named, ResumeError for a folder that is no run or has no evaluation.
+    RecipeError where no run is named or `report` is a file of the user's, ResumeError for a folder that is no run or
+    has no evaluation.
     """
+    refuse_other_file(report)
     first_run(names)
     models = read_models(named_once(names), speeds)
     best, reason = pick(models)

@@ -32,8 +32,3 @@ def rows_of_epoch(lengths_N: Sequence[int], tokens_per_step: int, seed: int, epo
         steps[-1].append(row)
         room -= lengths[row]
     return steps
-
-
-def steps_per_epoch(lengths_N: Sequence[int], tokens_per_step: int, seed: int, epoch: int) -> int:
-    """Number of steps of one epoch; differs a little between epochs, as rows fall into steps differently."""
-    return len(rows_of_epoch(lengths_N, tokens_per_step, seed, epoch))

@@ -1,9 +1,10 @@
-"""VERB prepare: conversations to clean, proved token rows, in two passes.
+"""VERB prepare: conversations to clean, proved token rows.
 
-The first reads, cleans and signs every row and keeps only the signatures. Then duplicates and the split are known,
-and the second reads again, tokenises and writes. Memory does not grow with the text.
+Every row is read, cleaned, made into tokens and signed once; the rows wait on disk and only the signatures in memory.
+Then duplicates and the split are known, by what is left of each row after the cut, and the rows are written in order.
 """
 
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,37 +12,41 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
 from transformers import PreTrainedTokenizerBase
 
 from tunesmith.console import progress, say
-from tunesmith.data import dedup
 from tunesmith.data.clean import clean
-from tunesmith.data.conversation import Conversation, Dropped
-from tunesmith.data.hub import hub_commit
+from tunesmith.data.conversation import Conversation
+from tunesmith.data.dedup import clusters, exact, signature
+from tunesmith.data.hub import resolve_commit
 from tunesmith.data.read import conversations
-from tunesmith.data.split import HELD_OUT, TRAIN, fates
+from tunesmith.data.split import HELD_OUT, TRAIN, Signed, fates
 from tunesmith.decides import Needs, data_needs, read_prompts, source_files, sources_of
 from tunesmith.errors import DataError, ResumeError
-from tunesmith.recipe import Recipe, Source, without_defaults
-from tunesmith.runs import Record, Run, commit_stage, made_from, read_record
-from tunesmith.tokens.rows import RowWriter
-from tunesmith.tokens.template import Encoded, Refused, encode_all, messages_of
-from tunesmith.tokens.tokenizer import load_tokenizer
+from tunesmith.recipe import Dedup, Recipe, Source, without_defaults
+from tunesmith.runs import Proof, Record, Run, checkpoint_folders, commit_stage, made_from, read_record
+from tunesmith.tokens.spool import BATCH_ROWS, Spool, Written, wheres, write_split
+from tunesmith.tokens.template import NO_SYSTEM, REFUSED, Encoded, Refused, encode_all, mask_proof
+from tunesmith.tokens.tokenizer import embedding_rows, load_tokenizer
 from tunesmith.weights.locate import LocatedBase
 
-BATCH_ROWS = 256  # tokenised at once, in threads
-UNPROVED_SHARE = 0.01  # invariant 4; one row alone never refuses a template, or a set of 90 could not have a bad one
-TEXT, NUMBER = pyarrow.string(), pyarrow.int64()
-MESSAGES = pyarrow.list_(pyarrow.struct({"role": TEXT, "content": TEXT}))
-SCHEMA = pyarrow.schema(
-    {"where": TEXT, "messages": MESSAGES, "split": TEXT} | dict.fromkeys(("tokens", "supervised", "cluster"), NUMBER)
-)
-
-Kept = tuple[Conversation, str, int]
-"""A conversation, its split and its cluster."""
-Row = tuple[Conversation, str, int, Encoded]
+BEYOND = "a token beyond the base's embeddings"
+UNPROVED = {
+    NO_SYSTEM: (
+        "the chat template takes no system prompt, which {} have",
+        "take the system prompts out of these rows, or use a base whose template takes one",
+    ),
+    REFUSED: ("the chat template refuses {}", "correct these rows as it says, or use another base"),
+    BEYOND: (
+        "the tokenizer makes tokens that the base has no embeddings for in {}",
+        "fetch or save the base and its tokenizer again from one place; or take what makes the token out of these rows",
+    ),
+    "": (
+        "the chat template does not show where the answers are in {}, so what would be trained on is not proved",
+        "use another base, or correct its chat template or these rows",
+    ),
+}
+"""Kind, which is the start of the reason to drop a row -> what is wrong where many rows have it, and the fix."""
 
 
 def prepare(recipe: Recipe, run: Run, base: LocatedBase, prompts: Sequence[str] | None = None) -> tuple[Record, bool]:
@@ -52,7 +57,10 @@ def prepare(recipe: Recipe, run: Run, base: LocatedBase, prompts: Sequence[str] 
     needs = data_needs(recipe, run, base.digest)
     _keep_what_checkpoints_need(run, needs)
     asked = read_prompts(recipe) if prompts is None else prompts
-    record, done = commit_stage(run.data, *needs, lambda draft: _write(draft, recipe, base, asked))
+    proofs: list[Proof] = []
+    record, done = commit_stage(
+        run.data, *needs, lambda draft: _write(draft, recipe, base, asked, proofs), lambda _: proofs
+    )
     if done:
         _report(record.counts)
     return record, done
@@ -62,13 +70,14 @@ def prepare(recipe: Recipe, run: Run, base: LocatedBase, prompts: Sequence[str] 
 class _Tally:
     """What is counted on the way."""
 
+    read: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
     changed: Counter[str] = field(default_factory=Counter)
-    rows: Counter[str] = field(default_factory=Counter)
-    longest: int = 0
-    supervised: int = 0
-    unproved: list[str] = field(default_factory=list)
+    unproved: Counter[str] = field(default_factory=Counter)
+    """Kind, a key of UNPROVED -> rows."""
+    first_unproved: dict[str, str] = field(default_factory=dict)
+    """Kind -> the first row, with what was found."""
 
     def drop(self, where: str, reason: str) -> None:
         """Count a row that is not used; the first three of a reason are named."""
@@ -76,122 +85,145 @@ class _Tally:
         if self.dropped[reason] <= 3:
             self.examples.setdefault(reason, []).append(where)
 
+    def reasons(self) -> str:
+        """Why rows were dropped, how many, and where the first ones are."""
+        named = (f"{reason}: {n} ({', '.join(self.examples[reason])})" for reason, n in self.dropped.items())
+        return "; ".join(named) or "none"
 
-def _write(draft: Path, recipe: Recipe, base: LocatedBase, prompts: Sequence[str]) -> dict[str, Any]:
-    """Both passes; returns the counts."""
-    tally, asked = _Tally(), {dedup.words(prompt) for prompt in prompts}
-    sources, first_held, signatures = sources_of(recipe), 0, list[str]()
-    for index, source in enumerate(sources):
-        say(f"reading {source.path}")
-        first_held = len(signatures) if index == len(recipe.data.sources) else first_held
-        signatures += [
-            "" if isinstance(row, Dropped) else dedup.signature(row) for row in _rows(source, asked, Counter())
-        ]
-    share = recipe.data.held_out if isinstance(recipe.data.held_out, float) else None
-    decided = fates(signatures, first_held, share, recipe.seed, dedup=recipe.data.dedup != "off")
-    rows = (row for source in sources for row in _rows(source, asked, tally.changed))
-    kept = _kept(zip(rows, decided, dedup.clusters(signatures), strict=True), tally)
-    tokenizer = load_tokenizer(base.folder)
-    held_out: list[Row] = []
-    with (
-        progress("prepare", len(decided), unit="rows") as advance,
-        RowWriter(draft) as writer,
-        pyarrow.parquet.ParquetWriter(draft / "rows.parquet", SCHEMA) as table,
-    ):
-        while batch := list(islice(kept, BATCH_ROWS)):
-            encoded = _encoded(tokenizer, batch, recipe, tally)
-            held_out += [row for row in encoded if row[1] == HELD_OUT]
-            _append(writer, table, [row for row in encoded if row[1] == TRAIN], tally)
-            advance(len(batch), "")
-        _append(writer, table, held_out, tally)  # last, so that the two kinds are slices of the same files
-        tokens = writer.tokens
-    _check(tally)
+
+def _write(
+    draft: Path, recipe: Recipe, base: LocatedBase, prompts: Sequence[str], proofs: list[Proof]
+) -> dict[str, Any]:
+    """Make the files of the data folder; returns the counts. That of the mask is added to the proofs."""
+    tally, spool = _Tally(), draft / "spool"
+    signed, first_held = _spooled(spool, recipe, base, prompts, tally)
+    proofs.append(_check_proved(tally, len(signed)))
+    say(f"prepare: {proofs[-1]}")
+    decided = _decided(signed, first_held, recipe, tally)
+    for where, fate in zip(wheres(spool), decided, strict=True):
+        if fate not in (TRAIN, HELD_OUT):
+            tally.drop(where, fate)
+    written = write_split(spool, draft, decided, clusters([left.said for _, left in signed]))
+    shutil.rmtree(spool)
+    _check_left(written, tally)
+    if written.cut:
+        tally.changed["cut to max_length"] = written.cut
     return {
-        "read": len(decided),
-        "kept": tally.rows.total(),
-        "train_rows": tally.rows[TRAIN],
-        "held_out_rows": tally.rows[HELD_OUT],
-        "tokens": tokens,
-        "supervised_tokens": tally.supervised,
-        "longest": tally.longest,
-        "cut": tally.changed["cut to max_length"],
-        "changed": {change: number for change, number in tally.changed.items() if number},
+        "read": tally.read,
+        "kept": sum(written.rows.values()),
+        "train_rows": written.rows[TRAIN],
+        "held_out_rows": written.rows[HELD_OUT],
+        "tokens": written.tokens,
+        "supervised_tokens": written.supervised,
+        "longest": written.longest,
+        "cut": written.cut,
+        "changed": dict(tally.changed),
         "dropped": dict(tally.dropped.most_common()),
         "examples": tally.examples,
-        "revisions": {source.path: hub_commit(source) for source in sources if not source_files(source)},
+        "revisions": {s.path: resolve_commit(s) for s in sources_of(recipe) if not source_files(s)},
     }
 
 
-def _rows(source: Source, asked: set[str], changed: Counter[str]) -> Iterator[Conversation | Dropped]:
-    """Every row of a source, cleaned and without the evaluation prompts; the same in both passes."""
+def _spooled(
+    folder: Path, recipe: Recipe, base: LocatedBase, prompts: Sequence[str], tally: _Tally
+) -> tuple[list[Signed], int]:
+    """Every row that can be used, as tokens in `folder`; their signatures, and the first row of a held-out source."""
+    tokenizer, asked = load_tokenizer(base.folder), {exact(prompt) for prompt in prompts}
+    known_ids = embedding_rows(base.folder)
+    signed, first_held = list[Signed](), 0
+    with Spool(folder) as spool, progress("prepare", None, unit="rows") as advance:
+        for index, source in enumerate(sources_of(recipe)):
+            say(f"reading {source.path}")
+            first_held = len(signed) if index == len(recipe.data.sources) else first_held
+            rows = _rows(source, asked, tally)
+            while batch := list(islice(rows, BATCH_ROWS)):  # tokenised at once, in threads
+                encoded = _encoded(tokenizer, known_ids, batch, recipe, tally)
+                spool.add(encoded)
+                signed += [_signed(row, item.turns, recipe.data.dedup) for row, item in encoded]
+                advance(len(batch), "")
+    return signed, first_held
+
+
+def _signed(row: Conversation, kept_turns: int, dedup: Dedup) -> Signed:
+    """The signatures of a row as read, and of the turns that are left of it."""
+    whole = signature(row.turns, dedup)
+    return whole, whole if kept_turns == len(row.turns) else signature(row.turns[:kept_turns], dedup)
+
+
+def _rows(source: Source, asked: set[str], tally: _Tally) -> Iterator[Conversation]:
+    """The rows of a source, cleaned; those that are broken or hold an evaluation prompt are counted."""
     for row in conversations(source):
+        tally.read += 1
         cleaned, changes = clean(row) if isinstance(row, Conversation) else (row, [])
-        changed.update(changes)
-        turns = cleaned.turns if isinstance(cleaned, Conversation) else ()
-        is_asked = any(turn.role == "user" and dedup.words(turn.text) in asked for turn in turns)
-        yield Dropped(row.where, "is an evaluation prompt") if is_asked else cleaned
-
-
-def _kept(rows: Iterator[tuple[Conversation | Dropped, str, int]], tally: _Tally) -> Iterator[Kept]:
-    """The rows that are neither broken nor duplicates; the others are counted."""
-    for row, fate, cluster in rows:
-        if isinstance(row, Dropped):
-            tally.drop(row.where, row.reason)
-        elif fate in (TRAIN, HELD_OUT):
-            yield row, fate, cluster
+        tally.changed.update(changes)
+        if not isinstance(cleaned, Conversation):
+            tally.drop(row.where, cleaned.reason)
+        elif any(turn.role == "user" and exact(turn.text) in asked for turn in cleaned.turns):
+            tally.drop(row.where, "is an evaluation prompt")
         else:
-            tally.drop(row.where, fate)
+            yield cleaned
 
 
-def _encoded(tokenizer: PreTrainedTokenizerBase, batch: list[Kept], recipe: Recipe, tally: _Tally) -> list[Row]:
-    """A batch as tokens, without the rows that the template refuses."""
-    rows, system, date = [row for row, *_ in batch], recipe.chat.system, recipe.data.date
-    found = encode_all(tokenizer, rows, system=system, date=date, max_length=recipe.train.max_length)
+def _encoded(
+    tokenizer: PreTrainedTokenizerBase, known_ids: int | None, batch: list[Conversation], recipe: Recipe, tally: _Tally
+) -> list[tuple[Conversation, Encoded]]:
+    """A batch as tokens, without the rows that the template refuses or the base has no embeddings for."""
+    system, date = recipe.chat.system, recipe.data.date
+    found = encode_all(tokenizer, batch, system=system, date=date, max_length=recipe.train.max_length)
     encoded = []
-    for kept, item in zip(batch, found, strict=True):
-        where = kept[0].where
-        if isinstance(item, Refused):
-            tally.drop(where, item.reason)
-            if item.detail:
-                tally.unproved.append(f"{where}: {item.reason}: {item.detail}"[:600])
-        else:
-            encoded.append((*kept, item))
+    for row, item in zip(batch, found, strict=True):
+        refused = item if isinstance(item, Refused) else _beyond(tokenizer, known_ids, item)
+        if refused:
+            tally.drop(row.where, refused.reason)
+            if refused.detail:
+                kind = next(kind for kind in UNPROVED if refused.reason.startswith(kind))
+                tally.unproved[kind] += 1
+                tally.first_unproved.setdefault(kind, f"{row.where}: {refused.reason}: {refused.detail}"[:600])
+        elif isinstance(item, Encoded):
+            encoded.append((row, item))
     return encoded
 
 
-def _append(writer: RowWriter, table: pyarrow.parquet.ParquetWriter, rows: list[Row], tally: _Tally) -> None:
-    written = []
-    for row, split, cluster, item in rows:
-        writer.add(item.ids, item.supervised, item.answer_bytes)
-        supervised = sum(item.supervised)
-        tally.rows[split] += 1
-        tally.supervised += supervised
-        tally.longest = max(tally.longest, len(item.ids))
-        tally.changed["cut to max_length"] += item.turns < len(row.turns)
-        cells = (row.where, messages_of(row.turns[: item.turns]), split, len(item.ids), supervised, cluster)
-        written.append(dict(zip(SCHEMA.names, cells, strict=True)))
-    table.write_table(pyarrow.Table.from_pylist(written, SCHEMA))
+def _beyond(tokenizer: PreTrainedTokenizerBase, known_ids: int | None, item: Encoded) -> Refused | None:
+    """Why the base cannot read a row; in training it would be an IndexError, hours later."""
+    highest = max(item.ids)
+    if known_ids is None or highest < known_ids:
+        return None
+    token = tokenizer.convert_ids_to_tokens(highest)
+    return Refused(BEYOND, f"{token!r} is token {highest}, and the last embedding is that of {known_ids - 1}")
 
 
-def _check(tally: _Tally) -> None:
-    """Raise DataError if nothing is left, or if the template's mask could not be proved for too many rows."""
-    tried = tally.rows.total() + len(tally.unproved)
-    if len(tally.unproved) > max(1, UNPROVED_SHARE * tried):
-        raise DataError(
-            f"the chat template does not show where the answers are in {len(tally.unproved)} of {tried} conversations, "
-            f"so what would be trained on is not proved. Example: {tally.unproved[0]}",
-            fix="use another base, or correct its chat template or these rows",
-        )
+def _decided(signed: list[Signed], first_held: int, recipe: Recipe, tally: _Tally) -> list[str]:
+    """What becomes of each row. Raises DataError if none would be held out, with what became of the others."""
+    share = recipe.data.held_out if isinstance(recipe.data.held_out, float) else None
+    try:
+        return fates(signed, first_held, share, recipe.seed, dedup=recipe.data.dedup != "off")
+    except DataError as error:
+        if not tally.dropped:
+            raise
+        raise DataError(f"{error.what}. Dropped: {tally.reasons()}", fix=error.fix) from None
+
+
+def _check_proved(tally: _Tally, proved: int) -> Proof:
+    """The proof of the mask. Raises DataError if too many rows have none; it is about the kind most of them are."""
+    unproved = tally.unproved.total()
+    proof = mask_proof(unproved, proved + unproved)
+    if not proof.holds:
+        ((kind, rows),) = tally.unproved.most_common(1)
+        what, fix = UNPROVED[kind]
+        example = tally.first_unproved[kind]
+        raise DataError(f"{what.format(f'{rows} of {proved + unproved} conversations')}. Example: {example}", fix=fix)
+    return proof
+
+
+def _check_left(written: Written, tally: _Tally) -> None:
+    """Raise DataError if nothing is left."""
     for split, what in ((TRAIN, "train on"), (HELD_OUT, "hold out")):
-        if not tally.rows[split]:
+        if not written.rows[split]:
             raise DataError(
-                f"no row with supervised tokens is left to {what}. Dropped: {_reasons(tally.dropped, tally.examples)}",
+                f"no row with supervised tokens is left to {what}. Dropped: {tally.reasons()}",
                 fix="correct the rows named, or add conversations that end with an answer",
             )
-
-
-def _reasons(dropped: dict[str, int], examples: dict[str, list[str]]) -> str:
-    return "; ".join(f"{reason}: {n} ({', '.join(examples[reason])})" for reason, n in dropped.items()) or "none"
 
 
 def _report(counts: dict[str, Any]) -> None:
@@ -207,7 +239,7 @@ def _report(counts: dict[str, Any]) -> None:
 def _keep_what_checkpoints_need(run: Run, needs: Needs) -> None:
     """Raise ResumeError if the data would change under checkpoints that were trained on them."""
     standing = read_record(run.data)
-    if not standing or made_from(standing, *needs) or not any(run.checkpoints.glob("step-*")):
+    if not standing or made_from(standing, *needs) or not checkpoint_folders(run.checkpoints):
         return
     both = ((without_defaults(settings), inputs) for settings, inputs in ((standing.settings, standing.inputs), needs))
     old, new = ({**settings["data"], **settings, **inputs, "data": ""} for settings, inputs in both)

@@ -1,7 +1,8 @@
 """Token rows on disk: flat numpy files, read through memory maps. N rows, T tokens of all rows together."""
 
 import io
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -41,14 +42,16 @@ def load_rows(data_folder: Path) -> tuple[TokenRows, TokenRows]:
     record = read_record(data_folder)
     if record is None:
         raise DataError("the prepared data are missing", fix="run `tunesmith prepare` first", where=str(data_folder))
-    tokens_T, supervised_T, offsets_N1, answer_bytes_N = (
-        np.load(data_folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in COLUMNS
-    )
-    train = record.counts["train_rows"]
+    rows, train = map_rows(data_folder), record.counts["train_rows"]
     return (
-        TokenRows(tokens_T, supervised_T, offsets_N1[: train + 1], answer_bytes_N[:train]),
-        TokenRows(tokens_T, supervised_T, offsets_N1[train:], answer_bytes_N[train:]),
+        replace(rows, offsets_N1=rows.offsets_N1[: train + 1], answer_bytes_N=rows.answer_bytes_N[:train]),
+        replace(rows, offsets_N1=rows.offsets_N1[train:], answer_bytes_N=rows.answer_bytes_N[train:]),
     )
+
+
+def map_rows(folder: Path) -> TokenRows:
+    """Every row that a RowWriter wrote to a folder."""
+    return TokenRows(*(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in COLUMNS))
 
 
 class RowWriter:
@@ -75,14 +78,14 @@ class RowWriter:
         """Tokens written so far."""
         return self._counts["tokens"]
 
-    def add(self, ids: list[int], supervised: list[bool], answer_bytes: int) -> None:
+    def add(self, ids: Sequence[int] | Array, supervised: Sequence[bool] | Array, answer_bytes: int) -> None:
         """Append one row."""
         self._append("tokens", ids)
         self._append("supervised", supervised)
         self._append("offsets", [self.tokens])
         self._append("answer_bytes", [answer_bytes])
 
-    def _append(self, name: str, values: list[int] | list[bool]) -> None:
+    def _append(self, name: str, values: Sequence[int] | Array) -> None:
         self._files[name].write(np.asarray(values, COLUMNS[name]).tobytes())
         self._counts[name] += len(values)
 

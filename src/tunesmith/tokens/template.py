@@ -22,13 +22,19 @@ from transformers import PreTrainedTokenizerBase
 
 from tunesmith.data.conversation import Conversation, Turn
 from tunesmith.errors import DataError, RecipeError
+from tunesmith.runs import Proof
 
+UNPROVED_SHARE = 0.01  # invariant 4; one row alone never refuses a template, or a set of 90 could not have a bad one
 Messages = Sequence[dict[str, str]]
 Span = tuple[int, int]
 Result = TypeVar("Result")
 MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # noncharacters (Unicode 23.7): no text of ours has them
 ANY_MARK = re.compile(f"[{MARKS[0]}-{MARKS[-1]}]")
+NO_SYSTEM, REFUSED = "the template takes no system prompt", "the template refuses it"
 THINK_TAG = re.compile(r"(</?think>)")  # templates split answers here, so each side gets marks of its own
+
+
+WITHOUT_SYSTEM = "remove chat.system from the recipe, or use a base whose template takes a system prompt"
 
 
 @dataclass(frozen=True)
@@ -99,9 +105,16 @@ def render(
     return _render(tokenizer, _template(tokenizer, system, date), [messages], add_generation_prompt)[0]
 
 
+def mask_proof(unproved: int, tried: int) -> Proof:
+    """How many of the `tried` conversations have a mask that is not proved: these are dropped, and must be few."""
+    rows = max(tried, 1)
+    limit = max(UNPROVED_SHARE, 1 / rows)
+    return Proof("supervised tokens = answers as rendered, share of rows dropped", unproved / rows, limit, tried)
+
+
 def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that ends an answer, learned from the template. Raises DataError if there is none."""
-    return _form(tokenizer, _template(tokenizer, None, "2026-01-01")).end_id
+    return _form(tokenizer, _template(tokenizer, None, "2026-01-01"), None).end_id
 
 
 def messages_of(turns: Sequence[Turn]) -> list[dict[str, str]]:
@@ -122,9 +135,10 @@ def encode_all(
     max_length: int | None = None,
 ) -> list[Encoded | Refused]:  # fmt: skip
     """As `encode`, for many conversations at once; one longer than `max_length` tokens is cut after its last answer
-    that fits, rendered again and proved again. Raises DataError if the template can train nothing.
+    that fits, rendered again and proved again. Raises DataError if the template can train nothing, or nothing with
+    this system prompt, and RecipeError if the prompt holds a special token.
     """
-    form = _form(tokenizer, _template(tokenizer, system, date))
+    form = _form(tokenizer, _template(tokenizer, system, date), system)
     drawn = [_tried(_drawn, tokenizer, form, conversation) for conversation in conversations]
     texts = [item[0] for item in drawn if not isinstance(item, Refused)]
     batch = iter(tokenizer(texts, add_special_tokens=False, verbose=False).encodings if texts else [])  # in threads
@@ -147,7 +161,7 @@ def _tried(step: Callable[..., Result], *arguments: Any) -> Result | Refused:
     except Refused as refused:
         return refused
     except TemplateError as error:
-        return Refused(f"the template refuses it: {error}", f"a rendered conversation is not {error}")
+        return Refused(f"{REFUSED}: {error}", "it cannot be rendered")
 
 
 def _turns_that_fit(encoded: Encoded, form: _Form, turns: Sequence[Turn], max_length: int) -> int:
@@ -166,7 +180,12 @@ def _drawn(tokenizer: PreTrainedTokenizerBase, form: _Form, conversation: Conver
     answers = [message for message in marked if message["role"] == "assistant"]
     for number, message in enumerate(answers):
         message["content"] = _marked(message["content"], MARKS[number % len(MARKS)])
-    text, marked_text = _render(tokenizer, form.template, [plain, marked])
+    try:
+        text, marked_text = _render(tokenizer, form.template, [plain, marked])
+    except TemplateError as error:
+        if plain[0]["role"] == "system" and _renders(tokenizer, form.template, plain[1:]):
+            raise Refused(NO_SYSTEM, str(error)) from None
+        raise
     if ANY_MARK.sub("", marked_text) != text:
         raise Refused("the answers cannot be found in the rendered text", f"{text!r} is not {marked_text!r}")
     return text, list(_spans(form, text, marked_text, len(answers)))
@@ -228,14 +247,20 @@ def _proved(
 
 
 @lru_cache(maxsize=8)
-def _form(tokenizer: PreTrainedTokenizerBase, template: str) -> _Form:
-    """What the template writes around an answer, learned by rendering a conversation of marks."""
+def _form(tokenizer: PreTrainedTokenizerBase, template: str, system: str | None) -> _Form:
+    """What the template, with `system` in it, writes around an answer, learned by rendering a conversation of marks."""
+    if system and ANY_MARK.search(system):
+        raise RecipeError("chat.system holds what Unicode gives no meaning (U+FDD0 to U+FDEF)", fix="take it out")
     question, answer = {"role": "user", "content": MARKS[0]}, {"role": "assistant", "content": MARKS[1]}
     try:
         prompt = _render(tokenizer, template, [[question]], add_generation_prompt=True)[0]
         whole = _render(tokenizer, template, [[question, answer] * 2])[0]
     except TemplateError as error:
+        if system is not None and _renders(tokenizer, tokenizer.get_chat_template(), [question, answer]):
+            raise DataError(f"the chat template takes no system prompt: {error}", fix=WITHOUT_SYSTEM) from error
         raise DataError(f"the chat template refuses a plain conversation: {error}", fix="use another base") from error
+    if system and system.strip() not in whole:
+        raise DataError("the chat template leaves the system prompt out", fix=WITHOUT_SYSTEM, where=repr(whole))
     pieces = ANY_MARK.split(whole)  # before the question, before the answer, after it, and once more
     if len(pieces) != 5:
         raise DataError("the chat template does not write each turn once", fix="use another base", where=repr(whole))
@@ -253,8 +278,10 @@ def _form(tokenizer: PreTrainedTokenizerBase, template: str) -> _Form:
     end = special[ids[0]]
     opening = after.partition(end)[2]
     written = {text.strip() for text in (header, opening) if re.search(r"[\[<|]", text)}  # [INST] is no special token
-    forbidden = "|".join(re.escape(text) for text in {*special.values(), *written})
-    return _Form(template, header, end, ids[0], re.compile(forbidden))
+    forbidden = re.compile("|".join(re.escape(text) for text in {*special.values(), *written}))
+    if found := forbidden.search(system or ""):
+        raise RecipeError(f"chat.system contains {found[0]!r}, a special token of the template", fix="take it out")
+    return _Form(template, header, end, ids[0], forbidden)
 
 
 def _template(tokenizer: PreTrainedTokenizerBase, system: str | None, date: str) -> str:
@@ -269,6 +296,14 @@ def _render(
     return tokenizer.apply_chat_template(
         chats, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt
     )
+
+
+def _renders(tokenizer: PreTrainedTokenizerBase, template: str, messages: Messages) -> bool:
+    try:
+        _render(tokenizer, template, [messages])
+    except TemplateError:
+        return False
+    return True
 
 
 def _literal(text: str) -> str:

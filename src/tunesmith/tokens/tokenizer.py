@@ -1,5 +1,6 @@
-"""The tokenizer of a base or a run's model, loaded from its folder."""
+"""The tokenizer of a base or a run's model, loaded from its folder, and the token ids the model knows."""
 
+import json
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -27,3 +28,18 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             where=str(folder),
         )
     return tokenizer
+
+
+def embedding_rows(folder: Path) -> int | None:
+    """Token ids that the model of a folder has embeddings for, by its config.json; None for a tokenizer alone.
+
+    Raises BaseError if its config.json does not say.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        return None
+    config = json.loads(path.read_text(encoding="utf-8"))
+    rows = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
+    if not isinstance(rows, int):
+        raise BaseError("config.json has no vocab_size", fix="save the model again with transformers", where=str(path))
+    return rows

@@ -1,8 +1,12 @@
-"""Checkpoints: safetensors and JSON, complete or absent, digested; the newest good one is found on start."""
+"""Checkpoints: safetensors and JSON, complete or absent, digested; the newest good one is found on start.
+
+Only the files that digests.json lists count; what other programs leave in a checkpoint or beside it changes nothing.
+"""
 
 import json
-import shutil
+import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +14,10 @@ from safetensors.torch import load_file, save
 
 from tunesmith.console import say, warn
 from tunesmith.errors import ResumeError
-from tunesmith.files import DIGESTS, commit_folder, digest_folder, sweep
+from tunesmith.files import DIGESTS, commit_folder, digest_file, digest_folder, discard, strangers
 from tunesmith.model.adapter import adapter_tensors
 from tunesmith.recipe import Keep
+from tunesmith.runs import CHECKPOINT, checkpoint_folders, sweep_checkpoints
 from tunesmith.training.state import TrainState
 
 ADAPTER, OPTIMIZER, STATE = "adapter.safetensors", "optimizer.safetensors", "state.json"
@@ -35,31 +40,31 @@ def save_checkpoint(
         (draft / STATE).write_text(json.dumps(numbers, indent=1) + "\n")
         (draft / DIGESTS).write_text(json.dumps(digest_folder(draft), indent=1) + "\n")
 
-    commit_folder(target, write)
-    kept = {*checkpoints(folder)[-keep.last :], folder / f"step-{state.progress.best_step:06d}"}
-    for old in set(checkpoints(folder)) - kept:
-        shutil.rmtree(old)
+    commit_folder(target, write, _refuse_foreign)
+    saved = checkpoint_folders(folder)
+    kept = {*saved[-keep.last :], folder / f"step-{state.progress.best_step:06d}"}
+    for old in saved:
+        if old not in kept and is_own(old):
+            discard(old, old)
     return target
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Finished checkpoints, oldest first. Drafts start with a dot, so they are never listed."""
-    return sorted(folder.glob("step-*"))
 
 
 def resume(folder: Path, state: TrainState, decides: dict[str, Any], machine: dict[str, Any]) -> None:
     """Load the newest good checkpoint into `state`, if there is one.
 
-    A torn checkpoint is passed over. One of other settings is refused: raises ResumeError naming each of them.
+    A damaged one is passed over, and kept under another name. Raises ResumeError for one of other settings, naming each
+    of them, and if there are checkpoints and none of them is good: then nothing is changed, and nothing begins anew.
     """
-    sweep(folder)
-    for checkpoint in reversed(checkpoints(folder)):
-        if not is_whole(checkpoint):
-            warn(f"{checkpoint.name} is damaged and is passed over")
-            checkpoint.rename(folder / f".damaged-{checkpoint.name}-{time.time_ns()}")
+    sweep_checkpoints(folder)
+    _name_strangers(folder)
+    damaged: list[tuple[Path, str]] = []
+    for checkpoint in reversed(checkpoint_folders(folder)):
+        if reason := damage(checkpoint):
+            damaged.append((checkpoint, reason))
             continue
         numbers = json.loads((checkpoint / STATE).read_text())
         _refuse_others(checkpoint, numbers["decides"], decides)
+        _put_aside(damaged)
         state.load(load_file(checkpoint / ADAPTER), load_file(checkpoint / OPTIMIZER), numbers)
         state.progress.interruptions += 1
         say(f"train: going on from {checkpoint.name}")
@@ -67,6 +72,28 @@ def resume(folder: Path, state: TrainState, decides: dict[str, Any], machine: di
             state.progress.notes.append("state-exact, not bit-exact: " + "; ".join(changed))
             warn(f"the resumed run is {state.progress.notes[-1]}")
         return
+    if damaged:
+        raise ResumeError(
+            "no checkpoint of this run is whole, so training would begin anew:\n  - "
+            + "\n  - ".join(f"{checkpoint.name}: {reason}" for checkpoint, reason in damaged),
+            fix="put back what is missing, from a copy; or, to begin anew, delete these folders",
+            where=str(folder),
+        )
+
+
+def _put_aside(damaged: Sequence[tuple[Path, str]]) -> None:
+    """Give damaged checkpoints a hidden name, so that training can save those steps again; they are never deleted."""
+    for checkpoint, reason in damaged:
+        aside = checkpoint.with_name(f".damaged-{checkpoint.name}-{time.time_ns()}")
+        warn(f"{checkpoint.name} is damaged ({reason}) and is passed over; it is kept as {aside.name}")
+        checkpoint.rename(aside)
+
+
+def _name_strangers(folder: Path) -> None:
+    """Say which names look like checkpoints and are none, as drives that synchronise make them."""
+    none = sorted({path.name for path in folder.glob("step-*")} - {path.name for path in checkpoint_folders(folder)})
+    if none:
+        warn(f"no checkpoints, and left alone: {', '.join(none)} (a checkpoint is a folder such as step-000040)")
 
 
 def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
@@ -81,13 +108,51 @@ def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[
     return found
 
 
+def damage(checkpoint: Path) -> str:
+    """What is wrong with a checkpoint; nothing if each listed file has the bytes that were written.
+
+    A disk that cannot be read is an OSError.
+    """
+    digests = _listed(checkpoint)
+    if digests is None:
+        return f"{DIGESTS} is {'damaged' if (checkpoint / DIGESTS).exists() else 'missing'}"
+    for name, written in digests.items():
+        file = checkpoint / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if (found := file.stat().st_size) != written["bytes"]:
+            return f"{name} has {found:,} bytes, not {written['bytes']:,}"
+        if digest_file(file) != written["sha256"]:
+            return f"{name} has other bytes than were written"
+    return ""
+
+
 def is_whole(checkpoint: Path) -> bool:
-    """Whether every file of a checkpoint has the bytes that were written. A disk that cannot be read is an OSError."""
+    """Whether nothing is wrong with a checkpoint."""
+    return not damage(checkpoint)
+
+
+def is_own(checkpoint: Path) -> bool:
+    """Whether we made this folder, by its name and its files, and nothing of the user's is in it."""
+    digests = _listed(checkpoint)
+    named = CHECKPOINT.fullmatch(checkpoint.name) and (checkpoint / STATE).is_file()
+    return bool(named and digests is not None and not strangers(checkpoint, digests))
+
+
+def _listed(checkpoint: Path) -> dict[str, dict[str, Any]] | None:
+    """Digest and size of each file of a checkpoint, as written; None where that cannot be read."""
     try:
         digests = json.loads((checkpoint / DIGESTS).read_text())
-    except (FileNotFoundError, ValueError):
-        return False
-    return bool(digests == digest_folder(checkpoint))
+        entries = {name: {"sha256": entry["sha256"], "bytes": int(entry["bytes"])} for name, entry in digests.items()}
+    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return entries if {ADAPTER, OPTIMIZER, STATE} <= entries.keys() else None
+
+
+def _refuse_foreign(target: Path) -> None:
+    """Raise ResumeError if something else than a checkpoint of ours has the name of one."""
+    if os.path.lexists(target) and not is_own(target):
+        raise ResumeError(f"{target} is in the way: tunesmith did not make it", fix="move it elsewhere, and go on")
 
 
 def _refuse_others(checkpoint: Path, was: dict[str, Any], now: dict[str, Any]) -> None:

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tunesmith.console import progress, say
 from tunesmith.errors import ProofError
 from tunesmith.model.base import head, hidden_states
-from tunesmith.model.batch import Batching, MicroBatch, supervised_in
-from tunesmith.model.lora import mix
+from tunesmith.model.batch import Batching, supervised_in
 from tunesmith.model.loss import loss_sum
 from tunesmith.recipe import Recipe, cadence
 from tunesmith.runs import Run
@@ -69,6 +68,7 @@ def fit(job: Job, state: TrainState, watch: StopWatch) -> None:
             due = at.step - saved_step >= (every.steps or INFINITY)
             due = due or time.monotonic() - saved_s >= (every.seconds or INFINITY)
             if saved_step < 0 or (due and saved_step != at.step) or last:
+                metrics.flush()
                 save_checkpoint(job.run.checkpoints, state, job.decides, job.conditions, job.recipe.checkpoint.keep)
                 saved_s, saved_step = time.monotonic(), at.step
             if last:
@@ -91,7 +91,7 @@ def update(job: Job, state: TrainState, watch: StopWatch) -> dict[str, Any]:
     state.optimizer.zero_grad()
     for batch in job.batching.micro_batches(job.rows, rows):
         watch.check()
-        state.keys.keys_T = _dropout_keys(job, at.step, batch)
+        state.keys.keys_T = batch.dropout_keys(job.recipe.seed, at.step) if job.recipe.lora.dropout else None
         hidden_TD = hidden_states(state.model, batch.ids_T, batch.positions_T, batch.packing)
         loss = loss_sum(hidden_TD[batch.at_S], *head(state.model), batch.targets_S) / supervised
         state.scaler.scale(loss).backward()
@@ -129,11 +129,3 @@ def _check_gradient(norm: float, state: TrainState, loss: float) -> None:
             f"step {at.step + 1}: the gradient's norm is {norm}, loss {loss:.4g}",
             fix="lower train.lr, or set train.precision to fp32 or bf16; checkpoints made before are whole",
         )
-
-
-def _dropout_keys(job: Job, step: int, batch: MicroBatch) -> Tensor | None:
-    """One integer a token from (seed, step, row, position), or None without dropout."""
-    if not job.recipe.lora.dropout:
-        return None
-    rows_T = torch.from_numpy(batch.row_of_T).to(batch.positions_T)
-    return mix(mix(mix(rows_T + job.recipe.seed * 0x9E37) + step) + batch.positions_T)

@@ -27,6 +27,16 @@ def decide_autos(recipe: Recipe, base_folder: Path, device: torch.device) -> Rec
     return recipe.model_copy(update={"train": train.model_copy(update=chosen)})
 
 
+def full_memory(error: BaseException) -> str:
+    """What an error says of memory that is full, in one line; nothing if it is about something else.
+
+    torch has a class for a GPU's allocations only: cuBLAS and the CPU say it in a RuntimeError's text.
+    """
+    text = next(iter(str(error).splitlines()), "")
+    said = any(sign in str(error) for sign in ("CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory"))
+    return (text or "out of memory") if said or isinstance(error, torch.OutOfMemoryError | MemoryError) else ""
+
+
 def _precision(device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"

@@ -1,12 +1,13 @@
 """metrics.jsonl: one line a step and one an evaluation, append only; cut back to the checkpoint on resume."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 
-from tunesmith.files import write_file
+from tunesmith.files import flush, full_disk_named, write_file
 from tunesmith.training.state import Progress
 
 matplotlib.use("Agg")  # no screen needed
@@ -30,8 +31,13 @@ class Metrics:
 
     def append(self, line: dict[str, Any]) -> None:
         """Add one line."""
-        with self.path.open("a") as file:
+        with full_disk_named(self.path), self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+    def flush(self) -> None:
+        """Make the lines survive a power cut: before a checkpoint that counts on them."""
+        if self.path.exists():
+            flush(self.path)
 
     def lines(self) -> list[dict[str, Any]]:
         """All whole lines."""
@@ -60,7 +66,7 @@ def plot_losses(metrics: Metrics, target: Path) -> None:
     if lines:  # none yet where a run was stopped before its first step
         axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    draft = target.with_name(f".{target.name}")
-    figure.savefig(draft, dpi=120, format="png")
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120, format="png")
     pyplot.close(figure)
-    draft.rename(target)
+    write_file(target, picture.getvalue())

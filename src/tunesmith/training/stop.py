@@ -1,10 +1,30 @@
-"""Being told to stop: SIGTERM, Ctrl+C, or train.stop_after. The state is saved and the same command goes on."""
+"""Being told to stop: SIGTERM, SIGHUP, Ctrl+C, or train.stop_after. The state is saved and the same command goes on.
 
+Signals belong to whoever owns the process: the command line heeds them, a notebook that calls us keeps its own.
+"""
+
+import contextlib
 import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextvars import ContextVar
 from types import FrameType, TracebackType
 
 from tunesmith.recipe import cadence
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_heeded = ContextVar("signals_heeded", default=False)
+
+
+@contextlib.contextmanager
+def signals_heeded() -> Iterator[None]:
+    """While this is entered, training takes a signal as the wish to stop after the state is saved."""
+    token = _heeded.set(True)
+    try:
+        yield
+    finally:
+        _heeded.reset(token)
 
 
 class Paused(Exception):  # noqa: N818 - not an error: the run goes on with the same command
@@ -22,7 +42,10 @@ class StopRequested(Exception):  # noqa: N818 - not an error: it unwinds to the 
 
 
 class StopWatch:
-    """Remembers SIGTERM and SIGINT while it is entered; a second SIGINT acts at once."""
+    """Remembers a signal while it is entered, where signals are heeded; a second SIGINT acts at once.
+
+    A signal that was ignored when we came (nohup ignores SIGHUP, a shell SIGINT for what it starts with &) stays so.
+    """
 
     def __init__(self, stop_after: str | None) -> None:
         limit = cadence(stop_after) if stop_after else None
@@ -31,7 +54,10 @@ class StopWatch:
         self.signal = 0
 
     def __enter__(self) -> "StopWatch":
-        self._old = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        ours = _heeded.get() and threading.current_thread() is threading.main_thread()  # others may not set handlers
+        untouchable = (signal.SIG_IGN, None)  # None: set by something that is not Python, and could not be put back
+        heard = [number for number in SIGNALS if ours and signal.getsignal(number) not in untouchable]
+        self._old = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(
@@ -48,6 +74,11 @@ class StopWatch:
     def check(self) -> None:
         """Raise StopRequested if it is time to stop. Called where no update is half done."""
         if self.signal or (self.deadline_s is not None and time.monotonic() >= self.deadline_s) or self.steps_left == 0:
+            raise StopRequested
+
+    def check_signal(self) -> None:
+        """Raise StopRequested if a signal came, also where nothing is left to do: what comes next would not see it."""
+        if self.signal:
             raise StopRequested
 
     def step_done(self) -> None:

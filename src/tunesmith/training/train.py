@@ -1,7 +1,9 @@
 """VERB train: token rows in, the best adapter out: what `auto` means, start, pause, the best checkpoint."""
 
+import gc
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import torch
 
 from tunesmith.console import say, warn
 from tunesmith.decides import adapter_needs
-from tunesmith.errors import ResourceError, ResumeError
+from tunesmith.errors import ResourceError, ResumeError, TunesmithError
 from tunesmith.model.adapter import save_adapter
 from tunesmith.model.attention import has_varlen_kernel
 from tunesmith.model.base import load_base, recompute_layers
@@ -19,13 +21,13 @@ from tunesmith.model.lora import attach
 from tunesmith.proof.compiling import prove_compiling
 from tunesmith.proof.packing import prove_packing
 from tunesmith.recipe import Recipe
-from tunesmith.runs import Proof, Record, Run, commit_stage
+from tunesmith.runs import Proof, Record, Run, checkpoint_folders, commit_stage
 from tunesmith.tokens.order import rows_of_epoch
 from tunesmith.tokens.rows import TokenRows, load_rows
 from tunesmith.training.checkpoint import ADAPTER, is_whole, resume, save_checkpoint
 from tunesmith.training.device import conditions, peak_memory_bytes, pick_device, set_determinism
 from tunesmith.training.loop import Job, fit
-from tunesmith.training.memory import decide_autos
+from tunesmith.training.memory import decide_autos, full_memory
 from tunesmith.training.metrics import Metrics, plot_losses
 from tunesmith.training.score import bits_per_byte
 from tunesmith.training.state import TrainState, new_state
@@ -46,24 +48,78 @@ def train(recipe: Recipe, run: Run, base: LocatedBase) -> tuple[Record, bool]:
     def work(draft: Path) -> dict[str, Any]:
         job = _prepare_job(recipe, run, device, decides={"settings": settings, "inputs": inputs})
         with StopWatch(recipe.train.stop_after) as watch:
-            state = _start(job, base, proofs)
+            with _full_memory_named(job):
+                state = _start(job, base, proofs)
             run.keep_recipe(recipe)  # it was not refused: from here on the run has these settings, each auto decided
-            try:
-                fit(job, state, watch)
-            except StopRequested:
-                saved = save_checkpoint(run.checkpoints, state, job.decides, job.conditions, recipe.checkpoint.keep)
-                plot_losses(Metrics(run.metrics), run.loss_plot)
-                say(f"train: stopped at step {state.progress.step}, {saved.name} is saved; the same command goes on")
-                raise Paused(state.progress.step, watch.exit_code) from None
-            except torch.OutOfMemoryError as error:
-                raise ResourceError(
-                    f"the GPU's memory is full at step {state.progress.step + 1}: {str(error).splitlines()[0]}",
-                    fix="--set train.recompute=on, or a smaller train.micro_batch_tokens; the state is saved as it was",
-                ) from error
+            _fit_or_save(job, state, watch)
         plot_losses(Metrics(run.metrics), run.loss_plot)
         return _take_best(job, state, base, draft)
 
     return commit_stage(run.adapter, settings, inputs, work, lambda _: proofs)
+
+
+def _fit_or_save(job: Job, state: TrainState, watch: StopWatch) -> None:
+    """Train to the end. Once the state is saved, raises Paused where told to stop, ResourceError for full memory."""
+    full = ""
+    try:
+        fit(job, state, watch)
+        watch.check_signal()
+    except StopRequested:
+        saved = _save(job, state)
+        plot_losses(Metrics(job.run.metrics), job.run.loss_plot)
+        say(f"train: stopped at step {state.progress.step}, {saved} is saved; the same command goes on")
+        raise Paused(state.progress.step, watch.exit_code) from None
+    except (RuntimeError, MemoryError) as error:
+        full = full_memory(error)
+        if not full:
+            raise
+    if full:  # only here the error's traceback, and the activations that it held, are gone
+        raise _memory_error(job, state, full)
+
+
+def _memory_error(job: Job, state: TrainState, reason: str) -> ResourceError:
+    """Save the state, which is that of the step before, and say what is true of it."""
+    step = state.progress.step
+    state.optimizer.zero_grad()
+    state.keys.keys_T = None
+    gc.collect()
+    torch.cuda.empty_cache()  # nothing where there is no GPU
+    try:
+        saved = f"the state is saved as {_save(job, state)}"
+    except (TunesmithError, OSError, RuntimeError, MemoryError) as error:
+        whole = [folder.name for folder in checkpoint_folders(job.run.checkpoints) if is_whole(folder)]
+        goes_on = f"the run goes on from {whole[-1]}" if whole else "nothing of this run's training is on disk"
+        saved = f"the state could not be saved ({next(iter(str(error).splitlines()), 'out of memory')}); {goes_on}"
+    return ResourceError(f"memory is full at step {step + 1}: {reason}; {saved}", fix=_less_memory(job))
+
+
+@contextmanager
+def _full_memory_named(job: Job) -> Iterator[None]:
+    """For what comes before the first step: there is no state yet that could be lost."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if reason := full_memory(error):
+            what = f"memory is full before the first step: {reason}; the run on disk is as it was"
+            raise ResourceError(what, fix=f"{_less_memory(job)}; `nvidia-smi` shows who else uses a GPU") from error
+        raise
+
+
+def _less_memory(job: Job) -> str:
+    """What helps where memory is full, of what the run may still change."""
+    helps = [] if job.recipe.train.recompute == "on" else ["--set train.recompute=on"]
+    micro, longest = job.batching.capacity, int(job.rows.lengths_N.max())
+    if 0.9 * micro >= longest:  # a batch holds the longest row whatever the recipe says; a little less is no help
+        helps.append(f"--set train.micro_batch_tokens={max(longest, micro // 2)}")
+    if helps:
+        return f"type the same with {' and '.join(helps)}: the run goes on with it"
+    return "use a machine with more memory, or another run with a smaller train.max_length or base"
+
+
+def _save(job: Job, state: TrainState) -> str:
+    """Save the state; returns the checkpoint's name."""
+    keep = job.recipe.checkpoint.keep
+    return save_checkpoint(job.run.checkpoints, state, job.decides, job.conditions, keep).name
 
 
 def _prepare_job(recipe: Recipe, run: Run, device: torch.device, decides: dict[str, Any]) -> Job:

@@ -8,7 +8,8 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RevisionNotFo
 from tunesmith.errors import BaseError
 
 SMALL = ["*.json", "*.jinja", "tokenizer.model", "README.md"]
-NOT_NEEDED = ["consolidated*", "*/*"]  # folders and such names hold the same weights in other forms
+NOT_NEEDED = ["consolidated*", "[!a]*/*", "a[!d]*/*", "ad[!d]*/*"]
+# such names and folders hold the same weights in other forms; but additional_chat_templates/ is looked at
 
 
 def fetch_snapshot(repo: str, revision: str | None, *, weights: bool) -> Path:

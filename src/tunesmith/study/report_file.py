@@ -1,0 +1,19 @@
+"""Where a report may be written: not onto a file of the user's."""
+
+from pathlib import Path
+
+from tunesmith.errors import RecipeError
+
+MARK = b": tunesmith report</title>"
+"""In the head of every report, also of version 0.1."""
+
+
+def refuse_other_file(report: Path) -> None:
+    """Raise RecipeError if something is there that is no report of ours."""
+    if report.is_dir():
+        raise RecipeError(f"{report} is a folder", fix="name a file with --report, such as report.html")
+    if report.exists() and MARK not in report.read_bytes():
+        raise RecipeError(
+            f"{report} is there already and is no report of tunesmith's; it is not overwritten",
+            fix="name another file with --report, such as comparison.html",
+        )
