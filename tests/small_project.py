@@ -5,7 +5,7 @@ from training_runs import conversations
 
 
 def write_project(folder, base, **replaced):
-    """Write rows.jsonl, prompts.yaml and recipe.yaml (`replaced`: lines of it by their key). Returns the recipe's path."""
+    """Write rows.jsonl, prompts.yaml and recipe.yaml (`replaced`: lines of it by their key). The recipe's path."""
     rows = [[turn.text for turn in conversation.turns] for conversation in conversations(16)]
     write_rows(folder / "rows.jsonl", rows)
     (folder / "prompts.yaml").write_text("- What is a step?\n- Why is the sky blue?\n")

@@ -21,7 +21,6 @@ import tunesmith
 from tunesmith.errors import BaseError, RecipeError, ResourceError, ResumeError
 from tunesmith.recipe_file import read_recipe
 from tunesmith.runs import Run, commit_stage, read_record
-from tunesmith.training import stop
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -130,7 +129,6 @@ def test_a_pause_holds_for_its_call_only_and_signals_are_left_alone(tiny_base, t
     assert [signal.getsignal(number) for number in SIGNALS] == handlers
 
 
-@pytest.mark.skipif(not hasattr(stop, "signals_heeded"), reason="training installs its handlers itself")
 def test_run_works_where_no_handler_can_be_installed(tiny_base, tmp_path, own_cache):
     recipe, found = write_project(tmp_path, tiny_base), []
     thread = threading.Thread(target=lambda: found.append(tunesmith.run(recipe, tmp_path / "run")))
