@@ -153,14 +153,14 @@ def _start(job: Job, base: LocatedBase, proofs: list[Proof]) -> TrainState:
     recipe, device = job.recipe, job.batching.device
     say(f"train: loading {base.name} in {recipe.train.precision} on {job.conditions['device']}")
     model = load_base(base.folder, precision=recipe.train.precision, device=device)
-    proofs.append(prove_packing(model, job.rows, job.batching))
+    proofs.append(prove_packing(model, (job.rows, job.batching), (job.held_out, job.held_out_batching)))
     say(f"train: {proofs[-1]}")
     keys = attach(model, recipe.lora, seed=recipe.seed)
     if recipe.train.recompute == "on":
         recompute_layers(model)
     if job.batching.static:
         say("train: compiling the layers, which takes half a minute")
-        proofs.append(prove_compiling(model, job.rows, job.batching))
+        proofs.append(prove_compiling(model, keys, job.rows, job.batching))
         say(f"train: {proofs[-1]}")
     state = new_state(model, keys, recipe.train, device)
     resume(job.run.checkpoints, state, job.decides, job.conditions)
