@@ -13,16 +13,15 @@ from tiny import save_base
 
 from tunesmith import pipeline
 from tunesmith.decides import as_begun, at_commits, data_needs, sources_of
+from tunesmith.errors import BaseError
 from tunesmith.gguf.read import convert
 from tunesmith.pipeline import run_stages
 from tunesmith.recipe import Recipe
 from tunesmith.recipe_file import read_recipe
 from tunesmith.runs import Run, commit_stage
 from tunesmith.stages import STAGES
-from tunesmith.weights.locate import locate_base
-
-from tunesmith.errors import BaseError
 from tunesmith.weights import hub as hub_module
+from tunesmith.weights.locate import locate_base
 
 TOKEN = "hf_secretsecretsecret"
 
