@@ -20,6 +20,7 @@ from tunesmith.gguf.families import supported
 from tunesmith.gguf.read import convert
 from tunesmith.gguf.write import About, write_gguf
 from tunesmith.inference.engine import Engine
+from tunesmith.model.base import load_base
 from tunesmith.pipeline import run_stages
 from tunesmith.recipe import ChatConfig, Recipe
 from tunesmith.release.export import export_base
@@ -361,6 +362,26 @@ def test_a_family_without_gguf_trains_and_merges_and_the_run_ends_there(tmp_path
     with pytest.raises(BaseError, match=r"Qwen2ForCausalLM, an architecture that cannot be exported"):
         run_stages(small_recipe(base, rows, gguf=("F16", "Q8_0")), Run(tmp_path / "other"))
     assert not (tmp_path / "other" / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "what"),
+    [
+        (
+            tensors(lambda held: held.pop("model.layers.1.mlp.up_proj.weight")),
+            "lack model.layers.1.mlp.up_proj.weight\n",
+        ),
+        (tensors(lambda held: held.update({"model.norm.weight": torch.zeros(8)})), "transformers cannot load the base"),
+        (config(initializer_range="wide"), "transformers cannot load the base: .*initializer_range"),
+    ],
+)
+def test_a_family_that_is_not_known_here_is_not_filled_in_with_random_numbers(tmp_path, spoil, what):
+    folder = save_family(tmp_path / "base", "qwen2")
+    load_base(folder, precision="fp32", device=torch.device("cpu"))
+    spoil(folder)
+    with pytest.raises(BaseError, match=f"(?s){what}") as caught:
+        load_base(folder, precision="fp32", device=torch.device("cpu"))
+    assert caught.value.fix
 
 
 FIN = {"template": CHATML.replace("<|im_end|>", "<|fin|>"), "specials": ("<|endoftext|>", "<|im_start|>", "<|fin|>")}

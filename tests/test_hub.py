@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -33,9 +34,9 @@ def hub(tiny_base):
         yield server
 
 
-def locate_in_child(base, hub_url, cache, **environment):
+def locate_in_child(base, hub_url, cache, *, before="", **environment):
     """locate_base in a fresh process (the Hub's address is read at import); its result, or all that it printed."""
-    code = f"from tunesmith.weights.locate import locate_base; print(vars(locate_base({base!r}, None)))"
+    code = f"from tunesmith.weights.locate import locate_base, hub; {before}\nprint(vars(locate_base({base!r}, None)))"
     own = {
         "HF_ENDPOINT": hub_url,
         "HF_HOME": str(cache / "hf"),
@@ -70,6 +71,31 @@ def test_without_a_network_the_local_ways_are_named(tmp_path):
     said = locate_in_child("org/tiny", "http://127.0.0.1:1", tmp_path)
     assert "cannot be reached" in said and "GGUF file" in said and "builtin:smollm2-135m-instruct" in said
     assert "cannot be reached" in locate_in_child("org/tiny", "http://127.0.0.1:1", tmp_path, HF_HUB_OFFLINE="1")
+
+
+TIMED = """import atexit, sys, time; hub.TIMEOUT_S = 1; started = time.monotonic()
+atexit.register(lambda: print("took", time.monotonic() - started, file=sys.stderr))"""
+
+
+@pytest.mark.parametrize("base", ["org/tiny", "org/tiny@" + "f" * 40])
+def test_a_hub_that_refuses_or_is_silent_is_named_soon(tmp_path, base):
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(50)  # connections are taken, and no word comes
+        for port in (1, silent.getsockname()[1]):
+            said = locate_in_child(base, f"http://127.0.0.1:{port}", tmp_path, before=TIMED)
+            assert "cannot be reached" in said
+            assert float(said.rpartition("took ")[2]) < 12, said  # it took 24 s, and for ever where no word came
+
+
+def test_a_commit_that_is_cached_is_not_asked_for(hub, tmp_path):
+    first = locate_in_child("org/tiny", hub.url, tmp_path)
+    asked = len(hub.paths)
+    assert locate_in_child(f"org/tiny@{COMMIT}", hub.url, tmp_path) == first and len(hub.paths) == asked
+    weights = next((tmp_path / "hf").rglob("model.safetensors"))
+    weights.unlink()  # its fetching was cut off
+    assert "cannot be reached" in locate_in_child(f"org/tiny@{COMMIT}", "http://127.0.0.1:1", tmp_path)
+    assert locate_in_child(f"org/tiny@{COMMIT}", hub.url, tmp_path) == first
 
 
 @pytest.mark.parametrize(

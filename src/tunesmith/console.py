@@ -21,28 +21,33 @@ class _StandardError(io.TextIOBase):
 
     def write(self, text: str) -> int:
         try:
-            return sys.stderr.write(text)
+            return _error().write(text)
         except OSError:
             _to_nowhere()
             return len(text)
 
     def flush(self) -> None:
         try:
-            sys.stderr.flush()
+            _error().flush()
         except OSError:
             _to_nowhere()
 
     def isatty(self) -> bool:
-        return sys.stderr.isatty()
+        return _error().isatty()
 
     def fileno(self) -> int:
-        return sys.stderr.fileno()
+        return _error().fileno()
+
+
+def _error() -> IO[str]:
+    """Standard error itself: while a bar is shown, sys.stderr is rich's, which would print to our console again."""
+    return cast(IO[str], getattr(sys.stderr, "rich_proxied_file", sys.stderr))
 
 
 def _to_nowhere() -> None:
     """Point standard error to the null device, for other packages that write to it too; and output, where the same."""
     with contextlib.suppress(OSError, ValueError):
-        null, error = os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno()
+        null, error = os.open(os.devnull, os.O_WRONLY), _error().fileno()
         lost = [1] if os.path.sameopenfile(1, error) else []
         for descriptor in (error, *lost):
             os.dup2(null, descriptor)
