@@ -274,12 +274,9 @@ def test_recomputed_activations_are_not_kept(run, base):
 
 
 def test_dropout_differs_by_seed_step_row_and_position(run):
-    rows, _ = load_rows(run.data)
-    batch = Batching(600, 200, CPU, kernel=False, static=False).micro_batch(rows, [0, 1])
-    seeds = [SimpleNamespace(recipe=recipe_with(dropout=0.1, seed=seed)) for seed in (0, 1)]
-    found = [loop._dropout_keys(job, step, batch).tolist() for job in seeds for step in (0, 1)]
+    batch = Batching(600, 200, CPU, kernel=False, static=False).micro_batch(load_rows(run.data)[0], [0, 1])
+    found = [batch.dropout_keys(seed, step).tolist() for seed in (0, 1) for step in (0, 1)]
     assert len({key for keys in found for key in keys}) == 4 * len(batch.ids_T)
-    assert loop._dropout_keys(SimpleNamespace(recipe=recipe_with()), 0, batch) is None
 
 
 def test_dropout_is_used_and_only_in_training(run, base):
