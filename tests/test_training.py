@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,6 +22,7 @@ from tunesmith.model.lora import adapted_layers, attach
 from tunesmith.proof import compiling, packing
 from tunesmith.proof.compiling import prove_compiling
 from tunesmith.proof.packing import prove_packing, rows_of_one_bin
+from tunesmith.recipe_file import read_recipe
 from tunesmith.runs import Run
 from tunesmith.tokens.rows import TokenRows, load_rows
 from tunesmith.training import checkpoint, loop
@@ -294,6 +297,50 @@ def test_the_record_says_what_happened_and_the_loss_fell(run, base):
     assert run.loss_plot.read_bytes().startswith(b"\x89PNG") and record.counts["device"].startswith("CPU")
     again, done = train(recipe_with(epochs=4), run, base)
     assert not done and again == record
+
+
+def test_bits_per_byte_count_the_text_alone(run, base):
+    """Against transformers, written out: no end-of-turn token above the line, as there is none below it."""
+    from transformers import AutoModelForCausalLM
+
+    record, _ = train(recipe_with(epochs=1), run, base)
+    _, held_out = load_rows(run.data)
+    model, end = AutoModelForCausalLM.from_pretrained(base.folder), 2
+    everything, text, ends = [], [], 0
+    for row in range(len(held_out)):
+        part = slice(int(held_out.offsets_N1[row]), int(held_out.offsets_N1[row + 1]))
+        ids, supervised = (torch.from_numpy(np.array(a[part])) for a in (held_out.tokens_T, held_out.supervised_T))
+        with torch.no_grad():
+            nats = torch.nn.functional.cross_entropy(
+                model(ids[None].long()).logits[0, :-1], ids[1:].long(), reduction="none"
+            )
+        everything.append(nats[supervised[1:]])
+        text.append(nats[supervised[1:] & (ids[1:] != end)])
+        ends += int((supervised[1:] & (ids[1:] == end)).sum())
+    assert ends > len(held_out)  # some rows have several answers
+    counts = record.counts
+    assert counts["base_held_out_loss"] == pytest.approx(float(torch.cat(everything).mean()), rel=1e-5)
+    wanted = float(torch.cat(text).sum()) / np.log(2) / held_out.answer_bytes_N.sum()
+    assert counts["base_bits_per_byte"] == pytest.approx(wanted, rel=1e-5)
+    assert metrics(run, "bits_per_byte")[0] == counts["base_bits_per_byte"]
+    assert metrics(run, "bits_per_byte")[counts["best_step"]] == counts["bits_per_byte"] != counts["base_bits_per_byte"]
+    assert counts["bits_per_byte_definition"] == 2
+
+
+def test_a_run_begun_by_version_0_1_goes_on_with_its_definition(tmp_path):
+    """Its checkpoints know only the loss over all supervised tokens; one run never mixes two definitions."""
+    old = Path(__file__).parent / "data" / "version-0.1"
+    half = Run(shutil.copytree(old / "half", tmp_path / "half"))
+    began = json.loads((half.checkpoints / "step-000006" / "state.json").read_text())
+    half.recipe.write_text(half.recipe.read_text().replace("{FOLDER}", str(old)).replace("stop_after: 6 steps", ""))
+    recipe, inputs = read_recipe(half.recipe), began["decides"]["inputs"]
+    record, _ = train(recipe, half, LocatedBase("base", old / "base", inputs["base"], None, None))
+    counts, finished = record.counts, json.loads((old / "finished" / "adapter" / "record.json").read_text())["counts"]
+    assert counts["interruptions"] == 1 and counts["steps"] == finished["steps"]
+    assert counts["bits_per_byte_definition"] == 1
+    for name in ("held_out_loss", "base_held_out_loss", "bits_per_byte", "base_bits_per_byte"):
+        assert counts[name] == pytest.approx(finished[name], rel=1e-4)
+    assert metrics(half, "bits_per_byte")[counts["best_step"]] == counts["bits_per_byte"]
 
 
 def test_early_stop_keeps_the_best_checkpoint(run, base):
