@@ -50,7 +50,10 @@ class HubServer:
             return self.send(
                 request, json.dumps(self.tree(repo) if parts[2:3] == ["tree"] else self.info(repo)).encode()
             )
-        content = (self.models[repo] / "/".join(parts[4:])).read_bytes()
+        file = self.models[repo] / "/".join(parts[4:])
+        if not file.is_file():
+            return self.send(request, b"", status=404, headers={"X-Error-Code": "EntryNotFound"})
+        content = file.read_bytes()
         etag = f'"{hashlib.sha1(content).hexdigest()}"'
         return self.send(request, content, headers={"ETag": etag, "X-Repo-Commit": COMMIT})
 

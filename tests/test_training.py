@@ -1,6 +1,8 @@
 """Training on the tiny base: packing, accumulation, the loss of a step, early stop, refusals."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from tunesmith.model.lora import adapted_layers, attach
 from tunesmith.proof import compiling, packing
 from tunesmith.proof.compiling import prove_compiling
 from tunesmith.proof.packing import prove_packing, rows_of_one_bin
+from tunesmith.recipe_file import read_recipe
 from tunesmith.runs import Run
 from tunesmith.tokens.rows import TokenRows, load_rows
 from tunesmith.training import checkpoint
@@ -262,6 +265,50 @@ def test_the_record_says_what_happened_and_the_loss_fell(run, base):
     assert not done and again == record
 
 
+def test_bits_per_byte_count_the_text_alone(run, base):
+    """Against transformers, written out: no end-of-turn token above the line, as there is none below it."""
+    from transformers import AutoModelForCausalLM
+
+    record, _ = train(recipe_with(epochs=1), run, base)
+    _, held_out = load_rows(run.data)
+    model, end = AutoModelForCausalLM.from_pretrained(base.folder), 2
+    everything, text, ends = [], [], 0
+    for row in range(len(held_out)):
+        part = slice(int(held_out.offsets_N1[row]), int(held_out.offsets_N1[row + 1]))
+        ids, supervised = (torch.from_numpy(np.array(a[part])) for a in (held_out.tokens_T, held_out.supervised_T))
+        with torch.no_grad():
+            nats = torch.nn.functional.cross_entropy(
+                model(ids[None].long()).logits[0, :-1], ids[1:].long(), reduction="none"
+            )
+        everything.append(nats[supervised[1:]])
+        text.append(nats[supervised[1:] & (ids[1:] != end)])
+        ends += int((supervised[1:] & (ids[1:] == end)).sum())
+    assert ends > len(held_out)  # some rows have several answers
+    counts = record.counts
+    assert counts["base_held_out_loss"] == pytest.approx(float(torch.cat(everything).mean()), rel=1e-5)
+    wanted = float(torch.cat(text).sum()) / np.log(2) / held_out.answer_bytes_N.sum()
+    assert counts["base_bits_per_byte"] == pytest.approx(wanted, rel=1e-5)
+    assert metrics(run, "bits_per_byte")[0] == counts["base_bits_per_byte"]
+    assert metrics(run, "bits_per_byte")[counts["best_step"]] == counts["bits_per_byte"] != counts["base_bits_per_byte"]
+    assert counts["bits_per_byte_definition"] == 2
+
+
+def test_a_run_begun_by_version_0_1_goes_on_with_its_definition(tmp_path):
+    """Its checkpoints know only the loss over all supervised tokens; one run never mixes two definitions."""
+    old = Path(__file__).parent / "data" / "version-0.1"
+    half = Run(shutil.copytree(old / "half", tmp_path / "half"))
+    began = json.loads((half.checkpoints / "step-000006" / "state.json").read_text())
+    half.recipe.write_text(half.recipe.read_text().replace("{FOLDER}", str(old)).replace("stop_after: 6 steps", ""))
+    recipe, inputs = read_recipe(half.recipe), began["decides"]["inputs"]
+    record, _ = train(recipe, half, LocatedBase("base", old / "base", inputs["base"], None, None))
+    counts, finished = record.counts, json.loads((old / "finished" / "adapter" / "record.json").read_text())["counts"]
+    assert counts["interruptions"] == 1 and counts["steps"] == finished["steps"]
+    assert counts["bits_per_byte_definition"] == 1
+    for name in ("held_out_loss", "base_held_out_loss", "bits_per_byte", "base_bits_per_byte"):
+        assert counts[name] == pytest.approx(finished[name], rel=1e-4)
+    assert metrics(half, "bits_per_byte")[counts["best_step"]] == counts["bits_per_byte"]
+
+
 def test_early_stop_keeps_the_best_checkpoint(run, base):
     rule = {"patience": 2, "min_gain": 0.0}
     recipe = recipe_with(epochs=60, lr=0.3, evaluate_every="2 steps", early_stopping=rule)
@@ -354,9 +401,9 @@ def test_loss_scaling_is_saved_and_its_skipped_steps_are_counted(run, base):
         with pytest.raises(Paused):
             train(recipe_with(**settings, stop_after="3 steps"), other, base)
     resumed, _ = train(recipe_with(**settings), other, base)
-    newest = sorted(other.checkpoints.iterdir())[-1]
-    scaler = json.loads((newest / "state.json").read_text())["scaler"]
-    assert scaler["scale"] > 0 and scaler["_growth_tracker"] >= 1
+    newest = sorted(other.checkpoints.iterdir())[-1].name
+    scaler, theirs = (json.loads((r.checkpoints / newest / "state.json").read_text())["scaler"] for r in (run, other))
+    assert scaler == theirs and scaler["scale"] > 0 and scaler["_growth_tracker"] > 3  # counted on through each resume
     assert resumed.counts["skipped_steps"] == record.counts["skipped_steps"] and resumed.counts["interruptions"] == 3
     assert all(torch.equal(tensor, adapter(other)[name]) for name, tensor in adapter(run).items())
 

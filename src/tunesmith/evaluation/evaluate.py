@@ -115,5 +115,6 @@ def _add_losses(path: Path, counts: dict[str, Any], prefix: str) -> dict[str, An
     """Add the training's measurements on the held-out rows to a file of scores; returns the scores."""
     scores: dict[str, Any] = json.loads(path.read_text())
     scores |= {name: counts.get(prefix + name) for name in ("held_out_loss", "bits_per_byte")}
+    scores["bits_per_byte_definition"] = counts.get("bits_per_byte_definition", 1)  # version 0.1 named none
     path.write_text(json.dumps(scores, indent=1) + "\n")
     return scores

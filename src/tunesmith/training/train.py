@@ -124,7 +124,7 @@ def _take_best(job: Job, state: TrainState, base: LocatedBase, draft: Path) -> d
             fix="delete the checkpoints after it and type the same again: training repeats those steps",
             where=str(job.run.checkpoints),
         )
-    save_adapter(draft, best / ADAPTER, recipe.lora, base.name)
+    save_adapter(draft, best / ADAPTER, recipe.lora, base)
     return {
         "steps": at.step,
         "planned_steps": len(job.steps),
@@ -132,8 +132,9 @@ def _take_best(job: Job, state: TrainState, base: LocatedBase, draft: Path) -> d
         "best_step": at.best_step,
         "held_out_loss": at.best_loss,
         "base_held_out_loss": at.base_loss,
-        "bits_per_byte": bits_per_byte(at.best_loss, job.held_out),
-        "base_bits_per_byte": bits_per_byte(at.base_loss, job.held_out),
+        "bits_per_byte": bits_per_byte(at.best, job.held_out, at.bits_per_byte_definition),
+        "base_bits_per_byte": bits_per_byte(at.base, job.held_out, at.bits_per_byte_definition),
+        "bits_per_byte_definition": at.bits_per_byte_definition,
         "tokens": at.tokens,
         "supervised_tokens": at.supervised_tokens,
         "train_seconds": round(at.seconds, 1),
