@@ -63,9 +63,10 @@ def make_rows(run, rows, max_length):
 
 def measure(name, base, run, steps, **settings):
     """Train `steps` steps; median tokens per second after the first five, peak memory, and all losses."""
+    lora = {"dropout": settings.pop("dropout", 0.0)}
     defaults = {"max_length": 2048, "evaluate_every": "1000 steps", "stop_after": f"{steps} steps", "epochs": 99}
     recipe = Recipe(
-        name="gpu", base=base.name, data={"sources": [{"path": "x"}]}, train=defaults | settings,
+        name="gpu", base=base.name, data={"sources": [{"path": "x"}]}, train=defaults | settings, lora=lora,
         checkpoint={"every": "1000 steps"},
     )  # fmt: skip
     for folder in (run.checkpoints, run.adapter):
@@ -119,6 +120,7 @@ def main():
         print("|---|---|---|---|---|---|---|")
         steps = options.steps
         measure("auto (bf16, compiled)", base, run, steps)
+        measure("auto, lora.dropout 0.1", base, run, steps, dropout=0.1)
         measure("bf16, micro-batch 4096", base, run, steps, micro_batch_tokens=4096)
         measure("bf16, recompute", base, run, steps, recompute="on", micro_batch_tokens=16384)
         measure("fp16 (as on a T4, with the kernel)", base, run, steps, precision="fp16")
