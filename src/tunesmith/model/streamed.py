@@ -47,11 +47,13 @@ class StreamedModel:
         self._room: defaultdict[tuple[int, ...], list[Tensor]] = defaultdict(list)
         self._rest = self._places(module for module in model.modules() if module not in inside)
         self._words = self._info(embedding, "weight")
-        tied = f"{self._names[self._head]}.weight" not in self._infos
+        tied = self._head.weight is embedding.weight and f"{self._names[self._head]}.weight" not in self._infos
         self._head_weight = self._words if tied else self._info(self._head, "weight")
         for layer in self._layers:
             layer.register_forward_pre_hook(self._fill)
             layer.register_forward_hook(self._empty)
+        if odd := [name for name, buffer in model.named_buffers() if buffer.is_meta or name in self._infos]:
+            raise BaseError(f"{odd[0]} of the base is stored and is no weight", fix="report this base")
         embedding.padding_idx = None  # counts for gradients only, and is no number of the few words read below
         embedding.register_forward_pre_hook(self._read_words)
 
