@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 import yaml
 from families import conversation, supervised_texts, tokenizer_of
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from tiny import CHATML, save_tokenizer, write_rows
 
@@ -198,7 +198,7 @@ def test_no_held_out_row_is_a_training_row_whatever_is_cut(base, chats, dedup, m
             counts = prepare(recipe, run, base, [])[0].counts
         except DataError as error:
             assert "none would be held out" in str(error) or "is left to" in str(error)
-            return
+            reject()
         train, held_out = prompts_and_answers(run, "train"), prompts_and_answers(run, "held_out")
     assert not set(train) & set(held_out)
     assert counts["read"] == len(chats) == counts["kept"] + sum(counts["dropped"].values())

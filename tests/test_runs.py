@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 
@@ -111,41 +110,13 @@ def test_killed_at_any_moment_the_folder_is_whole_old_or_new(tmp_path):
     left = [sorted(path.name for path in place.iterdir()) for place in places]
     assert sum(names != ["data"] for names in left) >= 5, left  # some were killed in the middle of their work
     for place in places:
-        sweep(place)
+        sweep([place / "data"])
         assert [path.name for path in place.iterdir()] == ["data"]
         record = read_record(place / "data")
         assert record is not None and len(record.outputs) == 10
         assert record.outputs == digest_folder(place / "data")
         _, done = commit_stage(place / "data", {"turn": -1}, {}, writes("after"))
         assert done and [p.name for p in (place / "data").iterdir() if p.name != RECORD] == ["sub"]
-
-
-@pytest.mark.parametrize("replaces", [False, True])
-def test_what_is_committed_is_flushed_before_its_name_is(tmp_path, monkeypatch, replaces):
-    """What a power cut leaves: a name that is there stands for bytes that are there."""
-    if replaces:
-        commit_stage(tmp_path / "data", {}, {}, writes("old"))
-    events, fsync = [], os.fsync
-
-    def flush(descriptor):
-        events.append(("flush", os.readlink(f"/proc/self/fd/{descriptor}")))
-        fsync(descriptor)
-
-    def noted(rename):
-        return lambda old, new, **kind: [events.append(("name", str(new))), rename(old, new, **kind)][1]
-
-    monkeypatch.setattr(os, "fsync", flush)
-    for how in ("rename", "replace"):
-        monkeypatch.setattr(os, how, noted(getattr(os, how)))
-    commit_stage(tmp_path / "data", {"a": 1}, {}, writes("new"))
-    named = events.index(("name", str(tmp_path / "data")))
-    flushed = {Path(path).relative_to(tmp_path).parts[1:] for what, path in events[:named] if what == "flush"}
-    assert flushed >= {(), ("sub",), ("sub", "a.txt"), (RECORD,)}
-    assert ("flush", str(tmp_path)) in events[named:], "the new name is not flushed"
-    events.clear()
-    write_file(tmp_path / "recipe.yaml", "text")
-    named = events.index(("name", str(tmp_path / "recipe.yaml")))
-    assert [what for what, path in events[:named]] == ["flush"] and Path(events[0][1]).name != "recipe.yaml"
 
 
 def test_a_full_disk_is_named_and_what_stood_is_whole(tmp_path):

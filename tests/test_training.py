@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,15 +13,16 @@ from safetensors.torch import load_file
 from training_runs import prepare_rows, recipe_with
 
 from tunesmith.errors import BaseError, ProofError, ResourceError, ResumeError
-from tunesmith.model import attention
+from tunesmith.model import attention, lora
 from tunesmith.model.adapter import adapter_tensors
 from tunesmith.model.attention import Packing
 from tunesmith.model.base import hidden_states, load_base, recompute_layers
 from tunesmith.model.batch import Batching, supervised_in
-from tunesmith.model.lora import attach
-from tunesmith.proof import compiling
+from tunesmith.model.lora import adapted_layers, attach
+from tunesmith.proof import compiling, packing
 from tunesmith.proof.compiling import prove_compiling
-from tunesmith.proof.packing import prove_packing
+from tunesmith.proof.packing import prove_packing, rows_of_one_bin
+from tunesmith.recipe_file import read_recipe
 from tunesmith.runs import Run
 from tunesmith.tokens.rows import TokenRows, load_rows
 from tunesmith.training import checkpoint, loop
@@ -76,34 +79,132 @@ def test_packed_conversations_have_the_logits_they_have_alone(run, base):
         alone = batching.micro_batch(rows, [row])
         alone_TD = hidden_states(model, alone.ids_T, alone.positions_T, alone.packing)
         torch.testing.assert_close(packed_TD[torch.from_numpy(batch.row_of_T == row)], alone_TD, rtol=1e-5, atol=1e-5)
-    assert prove_packing(model, rows, batching).value < 1e-5
+    proof = prove_packing(model, (rows, batching))
+    assert proof.value < 1e-5 and proof.name.startswith("packed = alone")
+    assert model.config._attn_implementation == attention.PACKED
 
 
-def test_the_self_test_catches_attention_across_conversations(run, base, monkeypatch):
+def rows_of(*lengths, seed=0):
+    """Rows of random tokens, all supervised."""
+    ids = np.random.default_rng(seed).integers(3, 500, sum(lengths)).astype(np.int32)
+    offsets = np.cumsum([0, *lengths])
+    return TokenRows(ids, np.ones(len(ids), bool), offsets, np.diff(offsets))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "chosen"),
+    [
+        ([20] * 6 + [130] * 8, [20, 130, 20, 20]),
+        ([130] * 8 + [20] * 6, [20, 130, 20, 20]),
+        ([150, 20, 20, 140, 20], [20, 140, 20, 20]),
+        ([199, 60, 70, 80], [60, 70]),
+        ([60, 70, 65, 199], [60, 65, 70]),
+        ([90, 100, 110], [90, 100]),
+        ([120, 130, 90, 150], [90]),
+        ([50, 60], [50, 60]),
+        ([50], [50]),
+    ],
+)
+def test_the_packing_proof_takes_the_rows_that_share_a_bin(lengths, chosen):
+    assert [lengths[row] for row in rows_of_one_bin(rows_of(*lengths), 200)] == chosen
+
+
+@pytest.mark.parametrize("lengths", [[20] * 6 + [130] * 8, [60, 70, 190], [90, 100]])
+def test_the_packing_proof_catches_attention_across_conversations(base, monkeypatch, lengths):
     model = load_base(base.folder, precision="fp32", device=CPU)
+    packed = (rows_of(*lengths), Batching(200, 200, CPU, kernel=False, static=False))
+    assert prove_packing(model, packed).value < 1e-5
     monkeypatch.setattr(Packing, "kwargs", lambda self: {"conversation_lengths": (sum(self.lengths),)})
     with pytest.raises(ProofError, match="packing changes the base's logits"):
-        prove_packing(model, load_rows(run.data)[0], Batching(600, 200, CPU, kernel=False, static=False))
+        prove_packing(model, packed)
+
+
+def test_rows_that_never_share_a_pass_are_called_no_packing(base, monkeypatch):
+    """Neither value nor name may say that packing was looked at; held-out rows that do share one are."""
+    model, batching = load_base(base.folder, precision="fp32", device=CPU), Batching(200, 200, CPU, False, False)
+    proof = prove_packing(model, (rows_of(150, 120, 130), batching), (rows_of(160, 190), batching))
+    assert proof.name == packing.ALONE and "packed" not in str(proof) and proof.positions == 120
+    held_out = (rows_of(160, 30, 40), batching)
+    assert prove_packing(model, (rows_of(150, 120, 130), batching), held_out).positions == 70
+    monkeypatch.setattr(Packing, "kwargs", lambda self: {"conversation_lengths": (sum(self.lengths),)})
+    with pytest.raises(ProofError, match="packing changes the base's logits"):
+        prove_packing(model, (rows_of(150, 120, 130), batching), held_out)
+
+
+def adapted(base, dropout=0.0):
+    """A model with adapters whose B are not zero, its keys, rows and batching."""
+    model = load_base(base.folder, precision="fp32", device=CPU)
+    keys = attach(model, recipe_with(dropout=dropout).lora, seed=0)
+    for _, layer in adapted_layers(model):
+        torch.nn.init.normal_(layer.b_OR, std=0.3)
+    return model, keys, rows_of(40, 60, 80), Batching(120, 100, CPU, kernel=False, static=True)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # the compiler looks at it
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_compiled_layers_have_the_same_gradient(run, base, dropout):
-    model = load_base(base.folder, precision="fp32", device=CPU)
-    keys = attach(model, recipe_with(dropout=dropout).lora, seed=0)
-    rows, _ = load_rows(run.data)
-    keys.keys_T = torch.arange(rows.lengths_N[0]) if dropout else None
-    batching = Batching(600, 200, CPU, kernel=False, static=False)
-    assert prove_compiling(model, rows, batching, backend="aot_eager").value < 1e-5
+def test_compiled_layers_have_the_same_gradients_and_b_its_bits(base, dropout):
+    model, keys, rows, batching = adapted(base, dropout)
+    before = {name: tensor.clone() for name, tensor in adapter_tensors(model).items()}
+    proof = prove_compiling(model, keys, rows, batching, backend="aot_eager")
+    assert proof.value < 1e-5 and proof.positions == 2 * 7 * 2 + 1  # A and B of 14, and the second layer's input
+    assert keys.keys_T is None and all(layer.a_RI.grad is layer.b_OR.grad is None for _, layer in adapted_layers(model))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in adapter_tensors(model).items())
 
 
-def test_the_self_test_catches_a_lost_gradient(run, base, monkeypatch):
-    model = load_base(base.folder, precision="fp32", device=CPU)
-    attach(model, recipe_with().lora, seed=0)
-    freeze = lambda model, backend: [layer.requires_grad_(False) for layer in model.model.layers[:1]]  # noqa: E731
-    monkeypatch.setattr(compiling, "compile_layers", freeze)
+def freeze(part):
+    return lambda model, backend: [
+        getattr(layer, part).requires_grad_(False) for _, layer in adapted_layers(model.model.layers[:1])
+    ]
+
+
+def forget_dropout(model, backend):
+    for _, layer in adapted_layers(model.model.layers[1]):
+        layer.dropout = 0.0
+
+
+def other_dropout(model, backend):
+    """As if the layers had been compiled with one number for all."""
+    for _, layer in adapted_layers(model):
+        layer.layer.zero_()
+
+
+def detach_input(model, backend):
+    model.model.layers[1].self_attn.register_forward_hook(lambda _, __, out: (out[0].detach(), *out[1:]))
+
+
+@pytest.mark.parametrize(
+    "fault", [freeze("a_RI"), freeze("b_OR"), forget_dropout, other_dropout, detach_input],
+    ids=["A", "B", "no dropout", "other dropout", "input"],
+)  # fmt: skip
+def test_the_compiling_proof_catches_a_lost_or_other_gradient(base, monkeypatch, fault):
+    model, keys, rows, batching = adapted(base, dropout=0.1)
+    monkeypatch.setattr(compiling, "compile_layers", fault)
     with pytest.raises(ProofError, match="compiling changes an adapter's gradient"):
-        prove_compiling(model, load_rows(run.data)[0], Batching(600, 200, CPU, kernel=False, static=False))
+        prove_compiling(model, keys, rows, batching)
+
+
+def test_the_compiling_proof_catches_a_mask_left_out_of_the_gradient_of_a(base, monkeypatch):
+    model, keys, rows, batching = adapted(base, dropout=0.1)
+
+    def use_wrong(model, backend):
+        def backward(ctx, grad_TO):
+            x_TI, weight_OI, a_RI, b_OR, low_TR, mask_TI = ctx.saved_tensors
+            low = (grad_TO @ b_OR) * ctx.scale
+            return (
+                grad_TO @ weight_OI + low @ a_RI * mask_TI,
+                None,
+                None,
+                low.T @ x_TI,
+                ctx.scale * grad_TO.T @ low_TR,
+                None,
+                None,
+            )
+
+        monkeypatch.setattr(lora._LoraProduct, "backward", staticmethod(backward))
+
+    monkeypatch.setattr(compiling, "compile_layers", use_wrong)
+    with pytest.raises(ProofError, match="compiling changes an adapter's gradient"):
+        prove_compiling(model, keys, rows, batching)
 
 
 def test_padding_and_empty_conversations_change_nothing(run):
@@ -176,12 +277,9 @@ def test_recomputed_activations_are_not_kept(run, base):
 
 
 def test_dropout_differs_by_seed_step_row_and_position(run):
-    rows, _ = load_rows(run.data)
-    batch = Batching(600, 200, CPU, kernel=False, static=False).micro_batch(rows, [0, 1])
-    seeds = [SimpleNamespace(recipe=recipe_with(dropout=0.1, seed=seed)) for seed in (0, 1)]
-    found = [loop._dropout_keys(job, step, batch).tolist() for job in seeds for step in (0, 1)]
+    batch = Batching(600, 200, CPU, kernel=False, static=False).micro_batch(load_rows(run.data)[0], [0, 1])
+    found = [batch.dropout_keys(seed, step).tolist() for seed in (0, 1) for step in (0, 1)]
     assert len({key for keys in found for key in keys}) == 4 * len(batch.ids_T)
-    assert loop._dropout_keys(SimpleNamespace(recipe=recipe_with()), 0, batch) is None
 
 
 def test_dropout_is_used_and_only_in_training(run, base):
@@ -199,6 +297,50 @@ def test_the_record_says_what_happened_and_the_loss_fell(run, base):
     assert run.loss_plot.read_bytes().startswith(b"\x89PNG") and record.counts["device"].startswith("CPU")
     again, done = train(recipe_with(epochs=4), run, base)
     assert not done and again == record
+
+
+def test_bits_per_byte_count_the_text_alone(run, base):
+    """Against transformers, written out: no end-of-turn token above the line, as there is none below it."""
+    from transformers import AutoModelForCausalLM
+
+    record, _ = train(recipe_with(epochs=1), run, base)
+    _, held_out = load_rows(run.data)
+    model, end = AutoModelForCausalLM.from_pretrained(base.folder), 2
+    everything, text, ends = [], [], 0
+    for row in range(len(held_out)):
+        part = slice(int(held_out.offsets_N1[row]), int(held_out.offsets_N1[row + 1]))
+        ids, supervised = (torch.from_numpy(np.array(a[part])) for a in (held_out.tokens_T, held_out.supervised_T))
+        with torch.no_grad():
+            nats = torch.nn.functional.cross_entropy(
+                model(ids[None].long()).logits[0, :-1], ids[1:].long(), reduction="none"
+            )
+        everything.append(nats[supervised[1:]])
+        text.append(nats[supervised[1:] & (ids[1:] != end)])
+        ends += int((supervised[1:] & (ids[1:] == end)).sum())
+    assert ends > len(held_out)  # some rows have several answers
+    counts = record.counts
+    assert counts["base_held_out_loss"] == pytest.approx(float(torch.cat(everything).mean()), rel=1e-5)
+    wanted = float(torch.cat(text).sum()) / np.log(2) / held_out.answer_bytes_N.sum()
+    assert counts["base_bits_per_byte"] == pytest.approx(wanted, rel=1e-5)
+    assert metrics(run, "bits_per_byte")[0] == counts["base_bits_per_byte"]
+    assert metrics(run, "bits_per_byte")[counts["best_step"]] == counts["bits_per_byte"] != counts["base_bits_per_byte"]
+    assert counts["bits_per_byte_definition"] == 2
+
+
+def test_a_run_begun_by_version_0_1_goes_on_with_its_definition(tmp_path):
+    """Its checkpoints know only the loss over all supervised tokens; one run never mixes two definitions."""
+    old = Path(__file__).parent / "data" / "version-0.1"
+    half = Run(shutil.copytree(old / "half", tmp_path / "half"))
+    began = json.loads((half.checkpoints / "step-000006" / "state.json").read_text())
+    half.recipe.write_text(half.recipe.read_text().replace("{FOLDER}", str(old)).replace("stop_after: 6 steps", ""))
+    recipe, inputs = read_recipe(half.recipe), began["decides"]["inputs"]
+    record, _ = train(recipe, half, LocatedBase("base", old / "base", inputs["base"], None, None))
+    counts, finished = record.counts, json.loads((old / "finished" / "adapter" / "record.json").read_text())["counts"]
+    assert counts["interruptions"] == 1 and counts["steps"] == finished["steps"]
+    assert counts["bits_per_byte_definition"] == 1
+    for name in ("held_out_loss", "base_held_out_loss", "bits_per_byte", "base_bits_per_byte"):
+        assert counts[name] == pytest.approx(finished[name], rel=1e-4)
+    assert metrics(half, "bits_per_byte")[counts["best_step"]] == counts["bits_per_byte"]
 
 
 def test_early_stop_keeps_the_best_checkpoint(run, base):

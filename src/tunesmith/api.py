@@ -129,7 +129,7 @@ def _refuse_no_run(model: Path) -> None:
         raise RecipeError(f"there is no run and no file {model}", fix=RUN_OR_GGUF)
     if not (model / "recipe.yaml").is_file():
         files = ", ".join(str(file) for file in sorted(model.glob("*.gguf"))[:3])
-        fix = f"name one of its files: {files}" if files else RUN_OR_GGUF
+        fix = f"name one of its GGUF files: {files}" if files else RUN_OR_GGUF
         raise RecipeError(f"{model} is no run folder: it has no recipe.yaml", fix=fix)
 
 

@@ -118,7 +118,7 @@ FILE = (
 )
 MEMORY = Measure("peak memory", _score("peak_memory_bytes"), megabytes, min, MEMORY_NOISE)
 SPEED = (
-    _speed("first token", "first_token_s", "{:.2f} s".format, min),
+    _speed("first token, s", "first_token_s", "{:.2f}".format, min),
     _speed("prompt tokens/s", "prompt_per_s", "{:.0f}".format, max),
     _speed("answer tokens/s", "tokens_per_s", "{:.0f}".format, max),
 )

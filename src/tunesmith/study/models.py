@@ -96,7 +96,7 @@ def _read(run: Run, of_base: bool) -> Model:
     return replace(
         model,
         training=_training(counts),
-        metrics=read_lines(run.metrics),
+        metrics=read_lines(run.metrics, may_be_cut=True),
         files=_files(run),
         proofs=_proofs(run),
         old=old,
@@ -159,15 +159,15 @@ def _json(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSONL file, if it exists. A last one that was cut by a kill is left out."""
+def read_lines(path: Path, may_be_cut: bool = False) -> list[dict[str, Any]]:
+    """The lines of a JSONL file, if it exists. `may_be_cut`: a last one that a kill cut is left out."""
     lines = path.read_text().splitlines() if path.exists() else []
     found = []
     for number, line in enumerate(lines):
         try:
             found.append(dict(json.loads(line)))
         except (ValueError, TypeError) as error:
-            if number + 1 < len(lines):
+            if not (may_be_cut and number + 1 == len(lines)):
                 fix = f"delete {path.parent} and type `tunesmith run` again"
                 raise ResumeError(f"{path}, line {number + 1} is damaged: {error}", fix=fix) from error
     return found

@@ -26,10 +26,10 @@ def plot_quality(models: Sequence[Model]) -> Figure | None:
         return None
     remark = "measured at different times or places: not comparable" if why_not_comparable(models) else "more is better"
     figure, axes = _axes(f"answer tokens per second ({remark})", f"{title}\n{IN_TRAINING} (less is better)")
-    largest = max(model.scores["file_bytes"] for model in shown)
-    for model in shown:
+    sizes = [model.scores.get("file_bytes", 0) for model in shown]
+    for model, size in zip(shown, sizes, strict=True):
         at = (model.scores["tokens_per_s"], model.losses[key])
-        area = 60 + 500 * model.scores["file_bytes"] / largest
+        area = 60 + 500 * size / max(*sizes, 1)
         axes.scatter(*at, s=area, color=model.colour, alpha=0.75, linewidths=0)
         if spread := model.scores.get("spread", {}).get("tokens_per_s"):
             axes.plot(spread, [at[1]] * 2, color=model.colour, linewidth=2, alpha=0.5)

@@ -24,7 +24,7 @@ from tunesmith.training.checkpoint import save_checkpoint
 from tunesmith.training.device import peak_memory_bytes
 from tunesmith.training.metrics import Metrics
 from tunesmith.training.schedule import lr_at
-from tunesmith.training.score import bits_per_byte, held_out_loss
+from tunesmith.training.score import bits_per_byte, measure_held_out
 from tunesmith.training.state import INFINITY, TrainState
 from tunesmith.training.stop import StopWatch
 
@@ -58,12 +58,12 @@ def fit(job: Job, state: TrainState, watch: StopWatch) -> None:
         while True:
             last = at.step == steps
             if at.evaluated_step != at.step and (at.step % train.evaluate_every_steps == 0 or last):
-                loss = held_out_loss(state.model, job.held_out, job.held_out_batching, watch.check)
-                bits = bits_per_byte(loss, job.held_out)
-                say(f"train: step {at.step} of {steps}, held-out loss {loss:.4f} ({bits:.3f} bits per byte)")
-                if at.note_held_out(loss, rule):
+                found = measure_held_out(state.model, job.held_out, job.held_out_batching, watch.check)
+                bits = bits_per_byte(found, job.held_out, at.bits_per_byte_definition)
+                say(f"train: step {at.step} of {steps}, held-out loss {found.loss:.4f} ({bits:.3f} bits per byte)")
+                if at.note_held_out(found, rule):
                     saved_step = -1  # the best one must be on disk
-                metrics.append({"step": at.step, "held_out_loss": loss, "bits_per_byte": bits})
+                metrics.append({"step": at.step, "held_out_loss": found.loss, "bits_per_byte": bits})
             last = last or at.stopped_early(rule)
             due = at.step - saved_step >= (every.steps or INFINITY)
             due = due or time.monotonic() - saved_s >= (every.seconds or INFINITY)
