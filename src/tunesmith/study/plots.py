@@ -24,7 +24,7 @@ def plot_quality(models: Sequence[Model]) -> Figure | None:
     shown = [model for model in models if key in model.losses and "tokens_per_s" in model.scores]
     if len(shown) < 2 or not (same or same_definition(models)):
         return None
-    remark = "measured at different times or places: not comparable" if why_not_comparable(models) else "more is better"
+    remark = "not comparable" if why_not_comparable(models) else "more is better"
     figure, axes = _axes(f"answer tokens per second ({remark})", f"{title}\n{IN_TRAINING} (less is better)")
     sizes = [model.scores.get("file_bytes", 0) for model in shown]
     for model, size in zip(shown, sizes, strict=True):
