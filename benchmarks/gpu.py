@@ -61,12 +61,12 @@ def make_rows(run, rows, max_length):
     commit_stage(run.data, {"rows": rows, "max_length": max_length}, {}, work)
 
 
-def measure(name, base, run, steps, **settings):
+def measure(name, base, run, steps, dropout=0.0, **settings):
     """Train `steps` steps; median tokens per second after the first five, peak memory, and all losses."""
     defaults = {"max_length": 2048, "evaluate_every": "1000 steps", "stop_after": f"{steps} steps", "epochs": 99}
     recipe = Recipe(
         name="gpu", base=base.name, data={"sources": [{"path": "x"}]}, train=defaults | settings,
-        checkpoint={"every": "1000 steps"},
+        lora={"dropout": dropout}, checkpoint={"every": "1000 steps"},
     )  # fmt: skip
     for folder in (run.checkpoints, run.adapter):
         shutil.rmtree(folder, ignore_errors=True)
@@ -75,6 +75,7 @@ def measure(name, base, run, steps, **settings):
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     started = time.monotonic()
+    torch._dynamo.utils.counters.clear()
     with contextlib.suppress(Paused):
         train(recipe, run, base)
     lines = [line for line in map(json.loads, run.metrics.read_text().splitlines()) if "loss" in line]
@@ -82,7 +83,8 @@ def measure(name, base, run, steps, **settings):
     losses = [line["loss"] for line in lines]
     print(
         f"| {name} | {speeds[len(speeds) // 2]:.0f} | {torch.cuda.max_memory_allocated() / 1e9:.1f} | "
-        f"{lines[0]['seconds']:.1f} | {losses[0]:.4f} | {losses[-1]:.4f} | {time.monotonic() - started:.0f} |",
+        f"{lines[0]['seconds']:.1f} | {losses[0]:.4f} | {losses[-1]:.4f} | {time.monotonic() - started:.0f} | "
+        f"{torch._dynamo.utils.counters['stats']['unique_graphs']} |",
         flush=True,
     )
     return losses
@@ -115,10 +117,11 @@ def main():
         base, run = make_base(Path(folder) / "base", options.shape), Run(Path(folder) / "run")
         make_rows(run, 4000, 2048)
         same_loss(base, load_rows(run.data)[0])
-        print("| setting | tokens/s | peak GB | first step s | first loss | last loss | whole s |")
-        print("|---|---|---|---|---|---|---|")
+        print("| setting | tokens/s | peak GB | first step s | first loss | last loss | whole s | graphs |")
+        print("|---|---|---|---|---|---|---|---|")
         steps = options.steps
         measure("auto (bf16, compiled)", base, run, steps)
+        measure("auto, dropout 0.1", base, run, steps, dropout=0.1)
         measure("bf16, micro-batch 4096", base, run, steps, micro_batch_tokens=4096)
         measure("bf16, recompute", base, run, steps, recompute="on", micro_batch_tokens=16384)
         measure("fp16 (as on a T4, with the kernel)", base, run, steps, precision="fp16")

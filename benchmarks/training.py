@@ -3,12 +3,14 @@
 Each side is a process of its own (peak memory is its own) and trains in turn; TRL with checkpointing off and its
 metrics as they come, once with its default collator (padding) and once packed. Padding is not counted as tokens.
 
-Usage: python benchmarks/training.py [--data demo|FOLDER] [--steps N] [--rounds N]   (needs the `dev` extra)
+Usage: python benchmarks/training.py [--data demo|FOLDER] [--steps N] [--rounds N]
+TRL comes with: pip install -c constraints.txt -e .[bench]
 FOLDER holds instruction data; 80 rows of each file of MIXED are drawn, and those of at most 512 tokens used.
 """
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import random
 import resource
@@ -151,6 +153,8 @@ def main():
         peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         print(json.dumps({"tokens_per_s": tokens / seconds, "peak_gb": peak_gb}))
         return
+    if importlib.util.find_spec("trl") is None:
+        parser.error("TRL is not installed: pip install -c constraints.txt -e .[bench]")
     write_rows(options.data, options.file)
     sides = {"tunesmith": [], "trl-packed": [], "trl": []}
     for _ in range(options.rounds):

@@ -1,10 +1,18 @@
 """Fixtures for every test: two base models, and a working folder of the test's own."""
 
+import signal
+
 import pytest
 from tiny import save_base
 
 from tunesmith.gguf.read import convert
 from tunesmith.weights.locate import locate_base
+
+
+def pytest_configure():
+    """A shell starts what goes on in the background with SIGINT ignored, and nohup with SIGHUP: tests send both."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
-"""Trains in forked children and kills them with SIGKILL at random moments until one of them gets to the end.
+"""Trains in forked children and kills them with SIGKILL at random moments; the last one of a run gets to the end.
 
 A process of its own that never computes, so that its children can fork before any thread is started: a child then
-needs no seconds to import torch. Usage: kill_worker.py RUN_FOLDER BASE_FOLDER KILLS SEED. Prints a JSON line.
+needs no seconds to import torch. Usage: kill_worker.py BASE_FOLDER KILLS RUN_FOLDER ... Prints a JSON line.
 """
 
 import json
@@ -20,6 +20,8 @@ from tunesmith.training.train import train
 from tunesmith.weights.locate import LocatedBase
 
 RECIPE = {"dropout": 0.1, "epochs": 4, "evaluate_every": "3 steps"}
+KILLS_A_RUN = 10
+LOOK = os.WEXITED | os.WNOHANG | os.WNOWAIT  # whether a child has ended, and leave it to be waited for
 
 
 def child(run, base):
@@ -41,20 +43,42 @@ def child(run, base):
     return pid
 
 
+def wait_for_a_moment(run, pid, rng):
+    """Return at a random moment of a child: while it starts, or within some steps of its training."""
+    if rng.random() < 0.25:
+        time.sleep(rng.uniform(0, 0.4))
+        return
+    before = said(run)
+    deadline = time.monotonic() + 60
+    while said(run) == before and time.monotonic() < deadline and os.waitid(os.P_PID, pid, LOOK) is None:
+        time.sleep(0.002)
+    time.sleep(rng.uniform(0, 0.15))
+
+
+def said(run):
+    """What changes when a child starts to train, or gets on."""
+    return (run.metrics.stat().st_mtime_ns, run.metrics.stat().st_size) if run.metrics.exists() else None
+
+
 def main():
-    """Kill, resume, kill; the last child runs to the end."""
-    run, base_folder, kills, seed = Run(Path(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-    base, rng, killed, steps = LocatedBase("tiny", base_folder, "digest", None, None), random.Random(seed), 0, []
-    while killed < kills and read_record(run.adapter) is None:
-        pid = child(run, base)
-        time.sleep(rng.uniform(0.2, 1.2))
-        os.kill(pid, signal.SIGKILL)
-        _, status = os.waitpid(pid, 0)
-        killed += os.WIFSIGNALED(status)
-        steps.append(max((p.name for p in run.checkpoints.glob("step-*")), default="none"))
-    pid = child(run, base)
-    _, status = os.waitpid(pid, 0)
-    print(json.dumps({"killed": killed, "exit": os.waitstatus_to_exitcode(status), "steps": steps}))
+    """Kill, resume, kill; then the next child goes to the end. For each run in turn, until there were enough kills."""
+    base = LocatedBase("tiny", Path(sys.argv[1]), "digest", None, None)
+    kills, rng, killed, steps, ended = int(sys.argv[2]), random.Random(0), 0, set(), {}
+    for folder in sys.argv[3:]:
+        run, of_run = Run(Path(folder)), 0
+        while of_run < KILLS_A_RUN and read_record(run.adapter) is None:
+            pid = child(run, base)
+            wait_for_a_moment(run, pid, rng)
+            os.kill(pid, signal.SIGKILL)
+            _, status = os.waitpid(pid, 0)
+            of_run += os.WIFSIGNALED(status)
+            steps.add(max((p.name for p in run.checkpoints.glob("step-*")), default="none"))
+        _, status = os.waitpid(child(run, base), 0)
+        ended[folder] = os.waitstatus_to_exitcode(status)
+        killed += of_run
+        if killed >= kills:
+            break
+    print(json.dumps({"killed": killed, "ended": ended, "steps": sorted(steps)}))
 
 
 if __name__ == "__main__":

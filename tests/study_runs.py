@@ -1,58 +1,95 @@
-"""Run folders as the stages leave them, with numbers of one's choice, for tests of evaluate and compare."""
+"""Run folders as the stages leave them, with numbers of one's choice, for tests of compare."""
 
 import json
 
 from training_runs import prepare_rows
 
+from tunesmith.decides import adapter_needs, data_settings, evaluation_needs, gguf_needs, model_needs
+from tunesmith.evaluation.speeds import SPEEDS, summary
 from tunesmith.files import write_file
 from tunesmith.recipe_file import dump_recipe
-from tunesmith.runs import commit_stage
+from tunesmith.runs import Proof, commit_stage
 
-SPEEDS = {"first_token_s": 0.1, "prompt_per_s": 300.0, "tokens_per_s": 70.0}
-KEPT = {
-    "peak_memory_bytes": 250_000_000,
-    "file_bytes": 145_000_000,
-    "gguf": "Q8_0",
-    "threads": 2,
+MEASURED = {
+    "session": "one",
+    "measured_at": "2026-01-02T03:04:05+00:00",
     "processor": "Test CPU",
+    "threads": 2,
+    "xllamacpp": "2026.10.11549",
 }
 PROMPTS = ("What is a step?", "Name <b>one</b> optimizer.")
+PROOF = Proof("F16 = merged, mean KL in nats", 1.7e-5, 1e-4, 64)
+SKIPPED = Proof("merged = adapter, logits in fp32", None, 1e-3, 0, "the model does not fit into memory in fp32")
 
 
-def finished_run(path, base_folder, recipe, *, loss=2.0, held_out=6, tokens_per_s=70.0):
-    """A run with data, adapter, proof, metrics and evaluation. Returns its folder."""
-    base_loss = 3.0
+def finished_run(path, base_folder, recipe, *, loss=2.0, held_out=6, speed=70.0, proofs=(PROOF,), **counts):
+    """A run with data, adapter, model, GGUF and evaluation, all of one piece. Returns its folder.
+
+    `speed`: tokens/s of the answers, which vary by 10 %; `counts`: more of the adapter's record.
+    """
     run = prepare_rows(path, base_folder, held_out=held_out)
+    change(run.data, lambda record: {"settings": data_settings(recipe), "inputs": {"base": "digest"}})
     write_file(run.recipe, dump_recipe(recipe))
     counts = {
-        "held_out_loss": loss, "base_held_out_loss": base_loss, "bits_per_byte": loss / 3,
-        "base_bits_per_byte": base_loss / 3,
-        "tokens": 12345, "train_seconds": 321.0, "device": "CPU", "peak_memory_bytes": 10**12,
-    }  # fmt: skip
-    commit_stage(run.adapter, {}, {}, lambda draft: counts)
-    commit_stage(run.gguf, {}, {}, _proof)
-    lines = [{"step": 0, "held_out_loss": base_loss, "bits_per_byte": base_loss / 3}]
-    lines += [{"step": n, "loss": base_loss - n * 0.1, "lr": 1e-4} for n in range(1, 11)]
+        "held_out_loss": loss, "base_held_out_loss": 3.0, "bits_per_byte": loss / 3, "base_bits_per_byte": 1.0,
+        "precision": "fp32", "tokens": 12345, "train_seconds": 321.0, "device": "CPU", "peak_memory_bytes": 10**12,
+    } | counts  # fmt: skip
+    commit_stage(run.adapter, *adapter_needs(recipe, run, "digest"), lambda draft: _adapter(draft, loss) or counts)
+    commit_stage(run.model, *model_needs(recipe, run, "digest"), lambda draft: _adapter(draft, loss) or {})
+    commit_stage(run.gguf, *gguf_needs(recipe, run, "digest"), _proved, lambda _: proofs)
+    lines = [{"step": 0, "held_out_loss": 3.0, "bits_per_byte": 1.0}]
+    lines += [{"step": n, "loss": 3.0 - n * 0.1, "lr": 1e-4} for n in range(1, 11)]
     lines += [{"step": 10, "held_out_loss": loss, "bits_per_byte": loss / 3}]
     run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     def evaluated(draft):
-        for prefix, value in (("", loss), ("base-", base_loss)):
+        for prefix, of in (("", speed), ("base-", 70.0)):
             answers = [
-                SPEEDS | {"prompt": prompt, "text": f"{prefix}answer {n} <i>", "stopped": n == 0, "tokens": 30}
+                speeds_of(of, n)
+                | {"prompt": prompt, "text": f"{prefix}answer {n} <i>", "stopped": n == 0, "tokens": 30}
                 for n, prompt in enumerate(PROMPTS)
             ]  # fmt: skip
             (draft / f"{prefix}answers.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
-            scores = SPEEDS | KEPT | {"held_out_loss": value, "bits_per_byte": value / 3, "tokens_per_s": tokens_per_s}
-            scores["file_bytes"] += len(prefix) + int(tokens_per_s)  # differences that are not written
+            scores = summary(answers) | MEASURED | {"peak_memory_bytes": 250_000_000, "gguf": "Q8_0"}
+            scores["file_bytes"] = 145_000_000 + len(prefix) + int(of)  # differences that are not written
             (draft / f"{prefix}scores.json").write_text(json.dumps(scores))
         return {}
 
-    commit_stage(run.evaluation, {}, {}, evaluated)
+    commit_stage(run.evaluation, *evaluation_needs(recipe, run, "digest"), evaluated)
     return path
 
 
-def _proof(draft):
+def speeds_of(tokens_per_s, number):
+    """The speeds of one answer, between 95 % and 105 %."""
+    share = (0.95, 1.05)[number % 2]
+    return dict(zip(SPEEDS, (0.1 / share, 300.0 * share, tokens_per_s * share), strict=True))
+
+
+def change(folder, how):
+    """Change the record of a stage as `how`, which is given it, says."""
+    path = folder / "record.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | how(record)))
+
+
+def change_json(path, **values):
+    """Change values of a JSON file that a record lists, and the record with it; None takes one out."""
+    held = json.loads(path.read_text()) | values
+    path.write_text(json.dumps({name: value for name, value in held.items() if value is not None}))
+    change(
+        path.parent, lambda record: {"outputs": record["outputs"] | {path.name: {"sha256": "", "bytes": size(path)}}}
+    )
+
+
+def size(path):
+    return path.stat().st_size
+
+
+def _adapter(draft, loss):
+    (draft / "weights").write_text(str(loss))
+
+
+def _proved(draft):
     against = {"mean_kl": 1.7e-5, "top1": 1.0}
     quantised = {
         "against_model": against,

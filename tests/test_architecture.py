@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 LAYERS = (
-    "errors", "console", "machine", "past", "recipe", "recipe_file", "files", "stages", "runs", "decides", "weights",
-    "gguf", "data", "tokens", "model", "inference", "proof", "training", "release", "evaluation", "study", "server",
-    "starter", "room", "pipeline", "cli",
+    "errors", "console", "machine", "past", "recipe", "recipe_file", "files", "stages", "runs", "decides", "stale",
+    "weights", "gguf", "data", "tokens", "model", "inference", "proof", "training", "release", "evaluation", "study",
+    "server", "starter", "room", "pipeline", "api", "cli",
 )  # fmt: skip
 SRC = Path(__file__).parents[1] / "src" / "tunesmith"
 FILES = [path for path in sorted(SRC.rglob("*.py")) if path.name != "__init__.py"]
@@ -70,7 +70,7 @@ def test_no_import_is_hidden_in_a_function():
     hidden = {
         (str(path.relative_to(SRC)), name.split(".")[0])
         for path in FILES
-        if path.name != "cli.py"
+        if path.name not in ("api.py", "cli.py")  # the doors: each verb loads what it needs
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef)
         for inner in ast.walk(node)
@@ -78,12 +78,6 @@ def test_no_import_is_hidden_in_a_function():
         for name in ([inner.module or ""] if isinstance(inner, ast.ImportFrom) else [a.name for a in inner.names])
     }
     assert hidden == {(file, package) for file, package, reason in MAY_HIDE if reason}
-
-
-def test_no_file_reads_or_writes_pickle():
-    for path in FILES:
-        text = path.read_text()
-        assert "import pickle" not in text and "torch.save(" not in text and "torch.load(" not in text, path
 
 
 @pytest.mark.parametrize(

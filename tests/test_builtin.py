@@ -31,6 +31,7 @@ def test_the_second_time_needs_neither_pip_nor_network(builtin_base, monkeypatch
     monkeypatch.setattr(builtin.subprocess, "run", None)
     assert locate_base("builtin:smollm2-135m-instruct", convert) == builtin_base
     assert builtin_base.licence == "apache-2.0"
+    assert builtin_base.digest == "70fb28ff51a80a00"  # which the runs of version 0.1 hold
 
 
 def test_tokens_are_those_of_llama_cpp(builtin_base, engine, hard_texts):

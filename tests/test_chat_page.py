@@ -175,12 +175,47 @@ def test_a_port_in_use_is_an_error_with_the_fix(run_folder, server):
     assert f"port {server} cannot be used" in done.stderr and "--port" in done.stderr
 
 
-@pytest.mark.parametrize(("name", "code"), [("nowhere", 2), ("notes.gguf", 4)])
-def test_a_missing_run_and_a_file_that_is_no_gguf(tmp_path, name, code):
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [
+        ("nowhere", 2, "there is no run and no file"),
+        ("notes.gguf", 4, "notes.gguf is no GGUF file"),
+        (".", 2, "is no run folder: it has no recipe.yaml"),
+        ("mine.yaml", 2, "is a recipe: its run is what can be chatted with"),
+    ],
+)
+@pytest.mark.parametrize("way", [[], ["--cli"]])
+def test_a_missing_run_and_a_file_that_is_no_gguf(tmp_path, name, code, said, way):
     (tmp_path / "notes.gguf").write_text("my notes")
-    command = [*TUNESMITH, "chat", str(tmp_path / name)]
+    (tmp_path / "mine.yaml").write_text("name: mine\n")
+    command = [*TUNESMITH, "chat", str(tmp_path / name), *way]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == code and "fix:" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == code and said in done.stderr and "Traceback" not in done.stderr
+    assert "GGUF file" in done.stderr and "cannot be read" not in done.stderr
+
+
+def test_an_engine_that_is_killed_ends_the_chat_with_an_error(run_folder):
+    with serving(run_folder) as (process, _):
+        children = f"/proc/{process.pid}/task/{process.pid}/children"
+        with open(children) as file:
+            (engine,) = file.read().split()
+        os.kill(int(engine), signal.SIGKILL)
+        assert process.wait(timeout=20) == 7
+        said = process.stderr.read()
+        assert "error: the process that answers with sailor ended with code -9" in said and "Traceback" not in said
+
+
+def test_a_signal_while_it_loads_ends_it(run_folder):
+    command = [*TUNESMITH, "chat", str(run_folder), "--port", str(free_port())]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        children, engine = f"/proc/{process.pid}/task/{process.pid}/children", ""
+        while not engine:
+            with open(children) as file:
+                engine = file.read().strip()
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0 and process.stderr.read() in ("stopped\n", "")
+    assert not os.path.exists(f"/proc/{engine}")
 
 
 def test_terminal_chat_has_several_turns_and_speeds(run_folder):

@@ -2,17 +2,19 @@
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 import time
 
 import pytest
 import yaml
+from small_project import write_project
 from tiny import write_rows
 
 from tunesmith import __version__
 from tunesmith.decides import as_begun, stands
-from tunesmith.errors import ResumeError
+from tunesmith.errors import BaseError, DataError, ProofError, RecipeError, ResourceError, ResumeError
 from tunesmith.gguf.read import convert
 from tunesmith.pipeline import run_stages
 from tunesmith.recipe_file import read_recipe
@@ -60,7 +62,10 @@ def works(log=None, pause=False):
                 raise Paused(3, 0)
             settings, inputs = stage.load_decides()(recipe, run, base.digest)
             return commit_stage(
-                run.path / stage.folder, settings, inputs, lambda draft: {"n": (draft / "file").write_text(stage.verb)}
+                run.path / stage.folder,
+                settings,
+                inputs,
+                lambda draft: {"n": (draft / "file").write_text(str(settings))},
             )
 
         return work
@@ -143,6 +148,41 @@ def test_init_with_a_wrong_answer_leaves_no_file(tmp_path):
     assert done.returncode == 2 and "name" in done.stderr and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("train.lr=x", 'train.lr is "x", which is no number (--set train.lr=x)'),
+        ("train.lrr=1", "train.lrr is no setting; did you mean lr? (--set train.lrr=1)"),
+        ("trian.lr=1", "trian is no setting; did you mean train? (--set trian.lr=1)"),
+        ("export={gguf: [Q9]}", "(--set export={gguf: [Q9]})"),
+        ("data.sources.0.limit=0", "(--set data.sources.0.limit=0)"),
+        (
+            "train.max_length=99999",
+            "a step must hold the longest conversation (recipe.yaml, --set train.max_length=99999)",
+        ),
+        ("trust_remote_code=true", "(--set trust_remote_code=true)"),
+    ],
+)
+def test_a_wrong_set_is_named_and_no_line_of_the_file(recipe_path, change, said):
+    recipe_path.write_text(recipe_path.read_text() + "train:\n  epochs: 2\nexport:\n  prefixes: 4\n")
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(recipe_path, [change])
+    assert said in str(caught.value).replace(str(recipe_path), "recipe.yaml")
+    assert ", line " not in str(caught.value)
+
+
+def test_what_the_file_says_is_still_blamed_on_its_line(recipe_path):
+    recipe_path.write_text(recipe_path.read_text() + "train:\n  epochs: 0\n")
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(recipe_path, ["train.lr=x"])
+    assert (
+        "train.epochs" in str(caught.value)
+        and "line 9)" in str(caught.value)
+        and "(--set train.lr=x)" in str(caught.value)
+    )
+    assert "correct the recipe and --set" in caught.value.fix
+
+
 def test_a_stage_without_the_one_before_names_it(recipe_path, tmp_path):
     done = tunesmith("merge", recipe_path, "--run-dir", tmp_path / "run")
     assert done.returncode == 5 and "`tunesmith train` makes" in done.stderr
@@ -217,17 +257,55 @@ def test_a_pause_ends_the_run_without_the_later_stages(recipe_path, tmp_path):
     assert log == ["prepare", "train"] and (tmp_path / "run" / "manifest.json").exists()
 
 
-def test_a_refused_recipe_does_not_replace_the_one_of_the_run(recipe_path, tmp_path):
+@pytest.mark.parametrize(
+    "kind", [RecipeError, DataError, BaseError, ResumeError, ProofError, ResourceError, KeyboardInterrupt]
+)
+@pytest.mark.parametrize("change", ["train.lr=1", "seed=9", "data.dedup=off"])
+def test_a_refused_recipe_does_not_replace_the_one_of_the_run(recipe_path, tmp_path, kind, change):
+    run = Run(tmp_path / "run")
+    run_stages(read_recipe(recipe_path), run, STAGES, works())
+    before, adapter = run.recipe.read_text(), read_record(run.adapter)
+
+    def refuses(stage):
+        if stage.verb != "train":  # with another seed the rows are made anew first
+            return works()(stage)
+        raise kind("other recipe", fix="use the first") if kind is not KeyboardInterrupt else kind
+
+    with pytest.raises(kind):
+        run_stages(read_recipe(recipe_path, [change]), run, STAGES, refuses)
+    assert run.recipe.read_text() == before and read_record(run.adapter) == adapter
+    log = []
+    run_stages(read_recipe(run.recipe), run, STAGES, works(log))  # and with the recipe of the run all is as it was
+    assert log == ([] if change == "train.lr=1" else ["prepare"]) and run.recipe.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--set", "base=./nowhere"], 4),
+        (["--set", "data.sources.0.path=gone.jsonl"], 3),
+        (["--set", "train.lr=x"], 2),
+        (["--set", "evaluate.prompts=gone.yaml"], 2),
+    ],
+)
+def test_nor_does_one_that_is_refused_by_its_exit_code(recipe_path, tmp_path, arguments, code):
     run = Run(tmp_path / "run")
     run_stages(read_recipe(recipe_path), run, STAGES, works())
     before = run.recipe.read_text()
-
-    def refuses(stage):
-        raise ResumeError("other recipe", fix="use the first")
-
-    with pytest.raises(ResumeError):
-        run_stages(read_recipe(recipe_path, ["train.lr=1"]), run, STAGES, refuses)
+    done = tunesmith("run", recipe_path, "--run-dir", run.path, *arguments, HF_HUB_OFFLINE="1")
+    assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
     assert run.recipe.read_text() == before
+
+
+def test_nor_does_one_of_which_only_a_later_stage_was_done(recipe_path, tmp_path):
+    run = Run(tmp_path / "run")
+    run_stages(read_recipe(recipe_path), run, STAGES, works())
+    before, log = run.recipe.read_text(), []
+    changed = read_recipe(recipe_path, ["train.lr=1", "evaluate.max_tokens=5"])
+    run_stages(changed, run, STAGES[4:], works(log))  # the adapter was made with another learning rate, and stays
+    assert log == ["evaluate"] and run.recipe.read_text() == before
+    run_stages(read_recipe(recipe_path, ["seed=9"]), run, STAGES[:1], works(log))  # rows that the adapter has not seen
+    assert log == ["evaluate", "prepare"] and run.recipe.read_text() == before
 
 
 def test_what_auto_was_decided_as_is_kept(recipe_path, tmp_path):
@@ -280,3 +358,33 @@ def test_the_record_tells_what_the_stage_was_made_from(recipe_path, tmp_path):
     run_stages(read_recipe(recipe_path), run, STAGES[:1], works())
     record = read_record(run.data)
     assert record.settings["max_length"] == 2048 and set(record.inputs) == {"base", "prompts", "source_0"}
+
+
+def started(*arguments):
+    """A `tunesmith` that trains, once it has measured a held-out loss."""
+    command = [sys.executable, "-c", CODE, *map(str, arguments)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    said = ""
+    while "held-out loss" not in said and process.poll() is None:
+        said += process.stderr.readline()
+    assert process.poll() is None, said
+    return process
+
+
+def test_exit_codes_of_pauses_and_a_pause_holds_for_its_call_only(tiny_base, tmp_path):
+    recipe, run = write_project(tmp_path, tiny_base), Run(tmp_path / "run")
+    where, long = ("--run-dir", run.path), ("--set", "train.epochs=200", "--set", "train.evaluate_every=9 steps")
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        with started("run", recipe, *where, *long) as process:
+            process.send_signal(number)
+            said = process.stderr.read()
+            assert process.wait(timeout=60) == code and "the same command goes on" in said
+            assert "Traceback" not in said and not run.adapter.exists()
+    for path in sorted(run.checkpoints.iterdir()):
+        assert path.name.startswith("step-")
+    done = tunesmith("run", recipe, "--run-dir", tmp_path / "short", "--set", "train.stop_after=2 steps")
+    assert done.returncode == 0 and "stopped at step 2" in done.stderr, done.stderr
+    assert not (tmp_path / "short" / "adapter").exists()
+    done = tunesmith("run", tmp_path / "short")  # nothing of stop_after is left
+    assert done.returncode == 0 and "small is ready:" in done.stdout, done.stderr
+    assert (tmp_path / "short" / "evaluation" / "scores.json").exists()

@@ -1,15 +1,19 @@
-"""The report: what it holds, what it picks and why, what it refuses; and how a browser without a network sees it."""
+"""The report: what it holds, picks, refuses and will not compare; how a browser without a network sees it."""
 
+import json
 import re
 import shutil
 
 import pytest
 from playwright.sync_api import sync_playwright
-from study_runs import finished_run
+from study_runs import MEASURED, SKIPPED, change, change_json, finished_run, speeds_of
 from training_runs import recipe_with
 
-from tunesmith.errors import ResumeError
+from tunesmith.errors import RecipeError, ResumeError
+from tunesmith.evaluation.speeds import quartiles, summary
 from tunesmith.study.compare import compare
+from tunesmith.study.measures import LOSS, MEMORY, MEMORY_NOISE, SPEED
+from tunesmith.study.models import read_models
 
 
 @pytest.fixture(scope="module")
@@ -17,39 +21,55 @@ def runs(tiny_base, tmp_path_factory):
     """Three runs: two on the same held-out rows, one on others."""
     folder = tmp_path_factory.mktemp("runs")
     finished_run(folder / "good", tiny_base, recipe_with(), loss=2.0)
-    finished_run(folder / "fast", tiny_base, recipe_with(), loss=2.2, tokens_per_s=90.0)
+    finished_run(folder / "fast", tiny_base, recipe_with(lr=2e-2), loss=2.2, speed=90.0)
     finished_run(folder / "other", tiny_base, recipe_with(), loss=1.0, held_out=5)
     return folder
 
 
-def report(runs, names, target):
-    return compare([name if name == "base" else str(runs / name) for name in names], target).read_text()
+@pytest.fixture
+def own(runs, tmp_path):
+    """The same, for a test that changes them."""
+    shutil.copytree(runs, tmp_path / "own")
+    return tmp_path / "own"
+
+
+def named(runs, names):
+    return [name if name == "base" else str(runs / name) for name in names]
+
+
+def report(runs, names, target, speeds=None):
+    return compare(named(runs, names), target, speeds).read_text()
+
+
+def best_of(page):
+    """Title of each row with a best cell -> the columns that are marked."""
+    rows = re.findall(r"<tr><th>(.*?)</th>((?:<td.*?</td>)+)</tr>", page)
+    marked = {title: [' class="best"' in cell for cell in re.findall(r"<td.*?</td>", cells)] for title, cells in rows}
+    return {title: [n for n, best in enumerate(cells) if best] for title, cells in marked.items() if any(cells)}
 
 
 def test_page_is_one_file_with_everything(runs, tmp_path, capsys):
     page = report(runs, ["good", "fast", "base"], tmp_path / "report.html")
     assert not re.findall(r"(?:src|href)=\"(?!data:)|https?://|@import|<script", page)
     assert "good against fast against base" in page
-    assert "good has the lowest held-out loss, 2.000 against 2.200 of fast, on the same held-out rows." in page
+    assert (
+        "good has the lowest held-out loss (in training, adapter on base, fp32), 2.000 against 2.200 of fast, "
+        "on the same held-out rows."
+    ) in page
     for text in (
-        "2.0000",
-        "0.667",
-        "145 MB",
-        "250 MB",
-        "0.10 s",
-        ">90<",
-        "12,345",
-        "5 min, CPU",
-        "Q4_K_M",
-        "0.062",
-        "95.3%",
-    ):
+        "2.0000", "0.667", "145 MB", "250 MB", ">0.10<", ">90<", "88 to 92", "12,345",
+        "5 min", "Q4_K_M", "0.062", "95.3%",
+        "1 hold", "F16 = merged, mean KL in nats", "1.7e-05", "in training, adapter on base, fp32",
+        "Test CPU, 2 threads, 2026-01-02 03:04", "The losses are not those of the files",
+    ):  # fmt: skip
         assert text in page, text
     assert "166 tensors have rows that are no multiple of 256" in page
     assert page.count("data:image/svg+xml;base64,") == 2
     assert page.count("cut at the limit") == 3  # the second prompt, by three models
-    printed = capsys.readouterr().out
-    assert "held-out loss" in printed and "good has the lowest held-out loss" in " ".join(printed.split())
+    assert 'class="card old"' not in page and "not comparable" not in page and "NOT proved" not in page
+    printed = capsys.readouterr()
+    assert "held-out loss" in printed.out and "good has the lowest held-out loss" in " ".join(printed.out.split())
+    assert "88 to 92" in printed.out and printed.err == ""
 
 
 def test_answers_stand_side_by_side_and_are_not_read_as_html(runs, tmp_path):
@@ -59,21 +79,187 @@ def test_answers_stand_side_by_side_and_are_not_read_as_html(runs, tmp_path):
     assert cells == ["answer 1 &lt;i&gt;", "base-answer 1 &lt;i&gt;"]
 
 
-def test_the_best_of_a_column_is_marked_and_a_tie_is_not(runs, tmp_path):
+def test_a_difference_within_the_spread_is_none(runs, own, tmp_path):
+    """A tuned model and its base of the same shape differ by noise only."""
     page = report(runs, ["good", "fast"], tmp_path / "report.html")
-    assert re.findall(r"<td class=\"best\">(.*?)</td>", page) == ["2.0000", "0.667", "90"]
+    assert best_of(page) == {"held-out loss, nats": [0], "bits per byte": [0], "answer tokens/s": [1]}
+    scores = own / "good" / "evaluation" / "scores.json"
+    for noise in (0.96, 1.0, 1.04):
+        change_json(scores, **summary([speeds_of(70.0 * noise, n) for n in range(10)]))
+        page = report(own, ["good", "base"], tmp_path / "report.html")
+        assert best_of(page) == {"held-out loss, nats": [0], "bits per byte": [0]}
+    assert "73 </td>" not in page and re.search(r"<td>73<span class=\"soft\">69 to 76</span></td>", page)
 
 
-def test_losses_on_other_rows_are_not_compared(runs, tmp_path):
+def test_what_cannot_be_told_from_the_best_is_marked_with_it(runs, tmp_path):
+    models = read_models(named(runs, ["good", "fast", "base"]), None)
+    assert [cell.best for cell in SPEED[2].cells(models, True)] == [False, True, False]
+    slow = {name: summary([speeds_of(speed, n) for n in range(9)]) | MEASURED for name, speed in zip(
+        named(runs, ["good", "fast", "base"]), (90.0, 88.0, 50.0), strict=True)}  # fmt: skip
+    models = read_models(named(runs, ["good", "fast", "base"]), slow)
+    assert [cell.best for cell in SPEED[2].cells(models, True)] == [True, True, False]
+    assert not any(cell.best for cell in SPEED[2].cells(models, False))
+
+
+@pytest.mark.parametrize(("difference", "best"), [(0.0, []), (0.9, []), (1.1, [0])])
+def test_noise_of_what_has_no_spread(own, difference, best):
+    change_json(own / "fast" / "evaluation" / "scores.json", peak_memory_bytes=250e6 + difference * MEMORY_NOISE)
+    change(own / "fast" / "adapter", lambda r: {"counts": r["counts"] | {"held_out_loss": 2.0 + difference * 0.001}})
+    models = read_models(named(own, ["good", "fast"]), None)
+    for measured in (MEMORY, LOSS):
+        assert [n for n, cell in enumerate(measured.cells(models, True)) if cell.best] == best, measured.title
+
+
+def test_quartiles():
+    assert quartiles([3.0]) == (3.0, 3.0) and quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == (2.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"session": "two"}, "at different times; --measure measures all"),
+        ({"session": None}, "at different times; --measure measures all"),
+        ({"processor": "Other CPU"}, "on different processors (Other CPU, Test CPU)"),
+        ({"threads": 4}, "with different numbers of threads (2, 4)"),
+        ({"xllamacpp": "2027.1.1"}, "with different versions of llama.cpp (2026.10.11549, 2027.1.1)"),
+    ],
+)
+def test_speeds_of_two_sessions_are_not_comparable(own, tmp_path, changed, why):
+    change_json(own / "fast" / "evaluation" / "scores.json", **changed)
+    page = report(own, ["good", "fast"], tmp_path / "report.html")
+    assert "speed, not comparable" in page and f"Speeds are not comparable: they were measured {why}" in page
+    assert set(best_of(page)) == {"held-out loss, nats", "bits per byte"} and ">90<" in page
+
+
+def test_losses_on_other_rows_are_not_compared(runs, own, tmp_path):
     page = report(runs, ["good", "other"], tmp_path / "report.html")
-    assert "other has the lowest bits per byte, 0.333 against 0.667 of good; the losses cannot be compared" in page
-    assert "only a hint" in page
+    assert "0.333 against 0.667 of good; the losses cannot be compared" in page and "only a hint" in page
+    assert "Held-out losses are not comparable" in page and best_of(page) == {}
+    change(
+        own / "fast" / "data", lambda record: {"outputs": record["outputs"] | {"more": record["outputs"]["tokens.npy"]}}
+    )
+    (own / "fast" / "data" / "more").write_bytes((own / "fast" / "data" / "tokens.npy").read_bytes())
+    page = report(own, ["good", "fast"], tmp_path / "report.html")  # rows that its adapter has not seen
+    assert "Held-out losses are not comparable" in page
+    assert (
+        "fast is not all of one piece" in page
+        and "adapter/ was made from another data/ than the one that stands" in page
+    )
+
+
+def test_two_definitions_of_bits_per_byte_are_not_compared(own, tiny_base, tmp_path):
+    finished_run(own / "new", tiny_base, recipe_with(), loss=1.5, held_out=5, bits_per_byte_definition=2)
+    page = report(own, ["good", "new"], tmp_path / "report.html")
+    assert "Bits per byte are not comparable: one definition counts the end-of-turn token" in page
+    assert "Neither held-out losses nor bits per byte can be compared" in page and best_of(page) == {}
+    assert page.count("data:image/svg+xml;base64,") == 1  # no plot of what cannot be compared
+    finished_run(own / "same", tiny_base, recipe_with(), loss=1.5, bits_per_byte_definition=2)
+    page = report(own, ["good", "same"], tmp_path / "report.html")
+    assert "same has the lowest held-out loss" in page and best_of(page) == {"held-out loss, nats": [1]}
+
+
+def test_losses_in_two_precisions_say_so(own, tiny_base, tmp_path):
+    finished_run(own / "half", tiny_base, recipe_with(), loss=1.9, precision="bf16")
+    page = report(own, ["good", "half"], tmp_path / "report.html")
+    assert re.search(r"<th>precision</th><td>fp32</td><td>bf16</td>", page)
+    assert "in training, adapter on base</th>" in page and "adapter on base, fp32" not in page
+
+
+def test_equal_losses_are_called_equal(own, tiny_base, tmp_path):
+    finished_run(own / "twin", tiny_base, recipe_with(), loss=2.0001)
+    page = report(own, ["good", "twin"], tmp_path / "report.html")
+    assert "good and twin have the same held-out loss, 2.000" in page and best_of(page) == {}
 
 
 def test_one_run_alone(runs, tmp_path):
     page = report(runs, ["good"], tmp_path / "report.html")
-    assert "good has a held-out loss of 2.000; name another run, or base" in page
+    assert "good has a held-out loss of 2.000 (in training, adapter on base, fp32); name another run, or base" in page
     assert page.count("data:image/svg+xml;base64,") == 1  # no point of a plot with one point
+    assert "not comparable" not in page and best_of(page) == {}
+
+
+def test_a_run_named_twice_is_shown_once_and_two_of_one_name_by_their_paths(runs, own, tmp_path, capsys):
+    page = compare([str(runs / "good"), f"{runs}/other/../good", "base", "base"], tmp_path / "r.html").read_text()
+    assert "<h1>good against base</h1>" in page
+    assert capsys.readouterr().err.count("is named twice, and shown once") == 2
+    page = compare([str(runs / "good"), str(own / "good")], tmp_path / "r.html").read_text()
+    assert f"<h1>{runs / 'good'} against {own / 'good'}</h1>" in page
+    with pytest.raises(RecipeError, match="`base` alone says nothing"):
+        compare(["base"], tmp_path / "r.html")
+
+
+def test_skipped_proofs_are_said(own, tiny_base, tmp_path, capsys):
+    finished_run(own / "big", tiny_base, recipe_with(), proofs=(SKIPPED,))
+    proof = own / "big" / "gguf" / "proof.json"
+    files = json.loads(proof.read_text())
+    del files["F16"]["against_model"], files["Q4_K_M"]["against_F16"], files["Q4_K_M"]["tensor_types"]
+    proof.write_text(json.dumps(files))
+    page = report(own, ["big", "good"], tmp_path / "report.html")
+    assert page.count("not proved: the model does not fit into memory in fp32") == 2
+    assert "NOT proved: the model does not fit into memory in fp32" in page and "0 hold, 1 NOT proved" in page
+    assert "NOT proved" in capsys.readouterr().out
+
+
+def test_answers_of_another_adapter_have_no_loss(own, tmp_path, capsys):
+    change(own / "good" / "model", lambda record: {"inputs": record["inputs"] | {"adapter": "another"}})
+    page = report(own, ["good", "fast"], tmp_path / "report.html")
+    assert "good is not all of one piece" in page
+    assert "model/ was made from another adapter/ than the one that stands" in page
+    assert "fast has a held-out loss of 2.200" in page and "2.0000" not in page
+    assert "good: model/ was made from another adapter/" in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_differs_from_the_recipe_is_named(own, tmp_path):
+    recipe = own / "good" / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("max_tokens: 200", "max_tokens: 20"))
+    page = report(own, ["good"], tmp_path / "report.html")
+    assert "evaluation/ was made with evaluate.max_tokens 200, the recipe says 20" in page
+
+
+def test_a_run_without_gguf_is_compared_by_its_training(own, tmp_path):
+    recipe = own / "good" / "recipe.yaml"
+    recipe.write_text(re.sub(r"gguf:\n(  - .*\n)+", "gguf: []\n", recipe.read_text()))
+    shutil.rmtree(own / "good" / "gguf")
+    shutil.rmtree(own / "good" / "evaluation")
+    page = report(own, ["good", "fast", "base"], tmp_path / "report.html")
+    assert "no GGUF was asked for" in page and "good has the lowest held-out loss" in page and ">not asked<" in page
+
+
+@pytest.mark.parametrize("gone", ["data", "adapter", "model", "gguf", "metrics.jsonl", "gguf/proof.json"])
+def test_what_is_gone_is_left_out(own, tmp_path, gone):
+    path = own / "good" / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    page = report(own, ["good", "fast", "base"], tmp_path / "report.html")
+    assert "good against fast against base" in page
+    assert ("Held-out losses are not comparable" in page) == (gone == "data")
+
+
+@pytest.mark.parametrize("name", ["scores.json", "answers.jsonl", "base-scores.json"])
+def test_what_is_damaged_is_named_with_the_fix(own, tmp_path, name):
+    path = own / "good" / "evaluation" / name
+    path.write_bytes(b"{" * path.stat().st_size)
+    with pytest.raises(ResumeError, match=rf"{name}.* is damaged") as caught:
+        report(own, ["good", "base"], tmp_path / "report.html")
+    assert "tunesmith run" in caught.value.fix
+
+
+@pytest.mark.parametrize("field", ["spread", "processor", "threads", "xllamacpp", "session", "measured_at", "gguf",
+                                   "file_bytes", "peak_memory_bytes", "tokens_per_s", "first_token_s"])  # fmt: skip
+def test_a_field_that_is_missing_is_a_dash(own, tmp_path, field):
+    change_json(own / "good" / "evaluation" / "scores.json", **{field: None})
+    assert "good against base" in report(own, ["good", "base"], tmp_path / "report.html")
+
+
+def test_counts_that_are_missing_are_a_dash(own, tmp_path):
+    change(own / "good" / "adapter", lambda _: {"counts": {}})
+    page = report(own, ["good", "fast", "base"], tmp_path / "report.html")
+    assert "fast has a held-out loss of 2.200" in page
+
+
+def test_a_cut_last_line_of_the_metrics_is_left_out(own, tmp_path):
+    with (own / "good" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 11, "lo')
+    assert "Learning curves" in report(own, ["good"], tmp_path / "report.html")
 
 
 def test_what_is_missing_is_named_with_the_command(runs, tmp_path):
@@ -87,21 +273,35 @@ def test_what_is_missing_is_named_with_the_command(runs, tmp_path):
     assert not (tmp_path / "report.html").exists()
 
 
-def test_a_browser_shows_it_whole(runs, tmp_path):
-    report(runs, ["good", "fast", "base"], tmp_path / "report.html")
+def test_speeds_that_are_measured_now_replace_the_recorded_ones(runs, tmp_path):
+    names = named(runs, ["good", "base"])
+    speeds = {
+        name: summary([speeds_of(speed, n) for n in range(30)]) | MEASURED | {"session": "now", "rounds": 3}
+        for name, speed in zip(names, (40.0, 41.0), strict=True)
+    }
+    page = compare(names, tmp_path / "report.html", speeds).read_text()
+    assert ">40<" in page and ">70<" not in page and "in turn in 3 rounds" in page
+    assert set(best_of(page)) == {"held-out loss, nats", "bits per byte"}
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_it_whole(own, tiny_base, tmp_path, width):
+    finished_run(own / "a-name-that-is-long-for-a-column", tiny_base, recipe_with(), proofs=(SKIPPED,))
+    report(own, ["good", "fast", "a-name-that-is-long-for-a-column", "base"], tmp_path / "report.html")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
         )
-        page = browser.new_page(viewport={"width": 1280, "height": 900}, offline=True)
+        page = browser.new_page(viewport={"width": width, "height": 900}, offline=True)
         asked, problems = [], []
         page.on("request", lambda request: asked.append(request.url))
         page.on("console", lambda message: problems.append(message.text))
         page.goto(f"file://{tmp_path / 'report.html'}")
         images = page.evaluate("[...document.images].map(image => image.naturalWidth)")
         assert len(images) == 2 and min(images) > 300
-        assert page.evaluate("document.documentElement.scrollWidth") <= 1280
-        for box in page.locator(".card").all():  # nothing is cut off
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.locator(".card").count() >= 8
+        for box in page.locator(".card").all():  # nothing is cut off, and nothing scrolls sideways
             assert box.evaluate("card => card.scrollWidth <= card.clientWidth + 1"), box.inner_text()
         assert [url for url in asked if not url.startswith(("file:", "data:"))] == [] and problems == []
         browser.close()

@@ -14,13 +14,17 @@ import pytest
 from training_runs import prepare_rows, recipe_with
 
 from tunesmith.decides import DEFAULT_PROMPTS, read_prompts
-from tunesmith.errors import BaseError, ResourceError
+from tunesmith.errors import BaseError, ResourceError, ResumeError
 from tunesmith.evaluation.evaluate import answer_prompts, evaluate
+from tunesmith.evaluation.speeds import SPEEDS, quartiles
 from tunesmith.gguf.read import convert
 from tunesmith.gguf.write import About, write_gguf
+from tunesmith.inference.child import Child
 from tunesmith.inference.engine import Engine
 from tunesmith.recipe import ChatConfig
+from tunesmith.recipe_file import dump_recipe
 from tunesmith.runs import commit_stage
+from tunesmith.study import measure
 from tunesmith.weights.locate import locate_base
 
 COUNTS = {"held_out_loss": 2.0, "base_held_out_loss": 3.0, "bits_per_byte": 0.7, "base_bits_per_byte": 1.1}
@@ -54,16 +58,20 @@ def lines(path):
 
 def test_answers_and_scores_of_tuned_and_base(run, recipe, tiny_base, own_cache):
     record, done = evaluate(recipe, run, locate_base(str(tiny_base), convert))
-    assert done and record.counts["tuned"]["held_out_loss"] == 2.0
     scores, base_scores = (json.loads((run.evaluation / f"{p}scores.json").read_text()) for p in ("", "base-"))
-    assert (scores["held_out_loss"], scores["bits_per_byte"]) == (2.0, 0.7)
-    assert (base_scores["held_out_loss"], base_scores["bits_per_byte"]) == (3.0, 1.1)
+    assert done and record.counts == {"tuned": scores, "base": base_scores}
+    assert "held_out_loss" not in scores and "bits_per_byte" not in scores  # the training's are not the file's
+    assert scores["session"] != base_scores["session"] and scores["measured_at"][:3] == "202"
+    assert scores["threads"] == 1 and scores["processor"] and scores["xllamacpp"] == record.versions["xllamacpp"]
     gguf = run.gguf_file(recipe.name, "Q8_0")
     assert scores["file_bytes"] == gguf.stat().st_size and scores["answers"] == 3 and scores["gguf"] == "Q8_0"
     assert min(scores["first_token_s"], scores["prompt_per_s"], scores["tokens_per_s"]) > 0
     assert 20e6 < scores["peak_memory_bytes"] < 200e6  # the engine's alone: torch in this process needs more
     answers = lines(run.evaluation / "answers.jsonl")
     assert [answer["prompt"] for answer in answers] == read_prompts(recipe)
+    for name in SPEEDS:
+        assert scores["spread"][name] == [round(end, 3) for end in quartiles([a[name] for a in answers])]
+        assert scores["spread"][name][0] <= scores[name] <= scores["spread"][name][1]
     with Engine(gguf, threads=1, context=512) as engine:
         for answer in answers:
             again = engine.chat([{"role": "user", "content": answer["prompt"]}], max_tokens=12)
@@ -128,3 +136,85 @@ def test_the_ten_prompts_word_for_word():
 def test_worker_loads_no_torch():
     code = "import tunesmith.evaluation.worker, sys; assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.fixture
+def two_runs(run, recipe, tmp_path):
+    """The run with its recipe, and a copy of it."""
+    run.recipe.write_text(dump_recipe(recipe))
+    shutil.copytree(run.path, tmp_path / "twin")
+    return [str(run.path), str(tmp_path / "twin")]
+
+
+def test_all_are_measured_in_turn_in_one_session(two_runs, monkeypatch):
+    given = []
+    monkeypatch.setattr(measure, "TOKENS", 5)
+    give = Child.give_turn
+    monkeypatch.setattr(Child, "give_turn", lambda self: (given.append(self.pid), give(self)))
+    speeds = measure.measure_speeds([*two_runs, two_runs[0]])
+    assert list(speeds) == two_runs and len({speed["session"] for speed in speeds.values()}) == 1
+    for speed in speeds.values():
+        assert min(speed[name] for name in SPEEDS) > 0 and 20e6 < speed["peak_memory_bytes"] < 200e6
+        assert all(low <= high for low, high in speed["spread"].values()) and speed["rounds"] == measure.ROUNDS
+    assert len(given) == measure.ROUNDS * 3 * 2  # three prompts, two candidates
+    first, second = given[0], given[1]
+    assert given[:6] == [first, second, second, first, first, second]  # who goes first changes
+    assert len(set(given)) == measure.ROUNDS * 2  # new processes in each round
+    assert not any(Path(f"/proc/{pid}").exists() for pid in given)
+
+
+def test_the_base_is_measured_by_its_own_file(two_runs, tiny_base, own_cache, monkeypatch):
+    monkeypatch.setattr(measure, "ROUNDS", 1)
+    recipe = Path(two_runs[0]) / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("base: tiny", f"base: {tiny_base}"))
+    speeds = measure.measure_speeds([two_runs[0], "base"])
+    assert set(speeds) == {two_runs[0], "base"} and len(list(own_cache.glob("base-gguf/*/*-Q8_0.gguf"))) == 1
+
+
+def test_an_answer_that_is_timed_has_as_many_tokens_as_every_other(run, recipe):
+    with Engine(run.gguf_file(recipe.name, "Q8_0"), threads=1, context=256) as engine:
+        answer = engine.chat([{"role": "user", "content": "Why?"}], max_tokens=150, ignore_end=True)
+        assert (answer.tokens, answer.stopped) == (150, False)
+
+
+def test_what_cannot_be_measured_is_named(two_runs, run, recipe, monkeypatch):
+    monkeypatch.setattr(measure, "free_memory_bytes", lambda: 500_000_000)
+    with pytest.raises(ResourceError, match=r"2 models in turn needs 0\.6 GB of memory, 0\.5 are free"):
+        measure.measure_speeds(two_runs)
+    run.gguf_file(recipe.name, "Q8_0").unlink()
+    with pytest.raises(ResumeError, match=r"there is no .*tiny-Q8_0\.gguf"):
+        measure.measure_speeds(two_runs)
+    with pytest.raises(ResumeError, match="is no run folder"):
+        measure.measure_speeds(["nowhere"])
+
+
+def test_a_worker_ends_with_its_parent(run, recipe, tmp_path):
+    job = {"gguf": str(run.gguf_file(recipe.name, "Q8_0")), "prompts": ["Why?"] * 9, "system": None, "threads": 1,
+           "max_tokens": 2000}  # fmt: skip
+    code = (
+        "import sys, json; from tunesmith.inference.child import Child\n"
+        "child = Child('tunesmith.evaluation.worker', json.loads(sys.argv[1]), 'x')\n"
+        "print(child.pid, flush=True); child.wait()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, json.dumps(job)], stdout=subprocess.PIPE, text=True) as parent:
+        pid = int(parent.stdout.readline())
+        time.sleep(1)
+        parent.kill()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists() and Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
+        assert time.monotonic() < deadline, "it goes on without its parent"
+        time.sleep(0.05)
+
+
+def test_an_error_of_a_child_is_the_same_error_here(tmp_path):
+    job = {"gguf": str(tmp_path / "none.gguf"), "prompts": [], "system": None, "threads": 1, "max_tokens": 1}
+    worker = Child("tunesmith.evaluation.worker", job, "none")
+    with pytest.raises(BaseError, match=r"none\.gguf cannot be read") as caught:
+        worker.read()
+    assert "tunesmith export" in caught.value.fix and str(tmp_path) in caught.value.where
+    worker.close()
+    broken = Child("tunesmith.no_such_module", job, "none")
+    broken.give_turn()
+    with pytest.raises(ResourceError, match="ended with code 1"):
+        broken.read()
+    broken.close()

@@ -59,7 +59,7 @@ def test_blocks_and_expected_size_change_nothing(tmp_path, tiny_base, monkeypatc
 def test_metadata_says_what_the_file_is(tmp_path, tiny_base):
     write_gguf(tiny_base, tmp_path / "a.gguf", "F16", ABOUT)
     found = fields_of(tmp_path / "a.gguf")
-    assert found["general.name"], found["general.base_model.0.name"] == ("tiny", "a/base")
+    assert (found["general.name"], found["general.base_model.0.name"]) == ("tiny", "a/base")
     assert (found["general.license"], found["general.size_label"]) == ("apache-2.0", "107K")
     assert (found["general.sampling.temp"], found["general.sampling.top_p"]) == (0.25, 0.5)
     assert found["tokenizer.chat_template"] == (tiny_base / "chat_template.jinja").read_text()
@@ -80,10 +80,16 @@ def test_builtin_metadata_equal_the_file_that_llama_cpps_converter_made(tmp_path
 
 
 @pytest.mark.parametrize(
-    "config", [{"rope_parameters": LLAMA3, "attention_bias": True}, {"tied": False, "head_dim": 32}]
+    "config", [{"rope_parameters": LLAMA3, "attention_bias": True}, {"tied": False, "head_dim": 32, "mlp_bias": True}]
 )
 def test_llama_cpp_computes_what_transformers_does(tmp_path, config):
     folder = save_base(tmp_path / "base", initializer_range=0.2, **config)
+    held = load_file(folder / "model.safetensors")
+    biases = [name for name in held if name.endswith(".bias")]  # which transformers begins with zeros
+    assert len(biases) == (8 if "attention_bias" in config else 6)
+    generator = torch.Generator().manual_seed(1)
+    held |= {name: torch.randn(held[name].shape, generator=generator) for name in biases}
+    save_file(held, folder / "model.safetensors", {"format": "pt"})
     write_gguf(folder, tmp_path / "a.gguf", "F16", ABOUT)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     ids = torch.randint(3, 512, (150,), generator=torch.Generator().manual_seed(0))  # past LLAMA3's 64 positions

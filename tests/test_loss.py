@@ -1,5 +1,9 @@
 """The chunked head loss, the schedule and the held-out bookkeeping."""
 
+import math
+from dataclasses import asdict
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +11,9 @@ import torch.nn.functional as F
 from tunesmith.model import loss as loss_module
 from tunesmith.model.loss import loss_sum
 from tunesmith.recipe import EarlyStopping, TrainConfig
+from tunesmith.tokens.rows import TokenRows
 from tunesmith.training.schedule import lr_at
+from tunesmith.training.score import HeldOut, bits_per_byte
 from tunesmith.training.state import Progress
 
 
@@ -45,8 +51,23 @@ def test_early_stopping_counts_evaluations_without_gain():
     rule, at, best = EarlyStopping(patience=2, min_gain=0.1), Progress(), []
     for step, loss in enumerate([3.0, 2.0, 1.95, 1.93, 1.99]):
         at.step = step
-        best.append(at.note_held_out(loss, rule))
+        best.append(at.note_held_out(HeldOut(loss, 10 * loss), rule))
         if at.stopped_early(rule):
             break
     assert best == [False, True, True, True] and at.step == 3  # falls of less than 0.1 below 2.0 are no gain
-    assert (at.best_step, at.best_loss, at.base_loss) == (3, 1.93, 3.0)
+    assert (at.best_step, at.best, at.base) == (3, HeldOut(1.93, 19.3), HeldOut(3.0, 30.0))
+
+
+def test_progress_of_another_version_is_read():
+    at = Progress(step=5, base_loss=3.0, base_text_nats=50.0, notes=["a"])
+    assert Progress.read(asdict(at)) == at and at.bits_per_byte_definition == 2
+    older = {"step": 5, "base_loss": 3.0, "best_loss": 2.0, "notes": ["a"]}  # as version 0.1 wrote it, in short
+    found = Progress.read(older | {"of_a_later_version": 1})
+    assert found == Progress(step=5, base_loss=3.0, best_loss=2.0, notes=["a"], bits_per_byte_definition=1)
+
+
+def test_bits_per_byte_by_hand():
+    rows = TokenRows(np.zeros(9), np.array([0, 0, 1, 1, 1, 0, 0, 1, 1], bool), np.array([0, 5, 9]), np.array([7, 4]))
+    found = HeldOut(loss=2.0, text_nats=8.0)  # five supervised tokens have 10 nats, of which two ends have 2
+    assert bits_per_byte(found, rows) == pytest.approx(8 / math.log(2) / 11)
+    assert bits_per_byte(found, rows, definition=1) == pytest.approx(10 / math.log(2) / 11)

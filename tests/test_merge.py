@@ -1,19 +1,29 @@
 """merge: base and adapter become one folder with the adapter's logits, or the stage fails and nothing is committed."""
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from tiny import save_base
 from training_runs import prepare_rows, recipe_with
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tunesmith import machine
+from tunesmith.decides import gguf_needs
 from tunesmith.errors import ProofError, ResumeError
 from tunesmith.model.lora import LoraLinear
+from tunesmith.proof import merged as proof
+from tunesmith.proof.merged import prove_merged, prove_stored
 from tunesmith.release import merge as merge_module
 from tunesmith.release.merge import merge, merge_weights
+from tunesmith.runs import commit_stage, read_record
+from tunesmith.tokens.rows import load_rows
 from tunesmith.training.train import train
+from tunesmith.weights import tensorfile
 from tunesmith.weights.locate import LocatedBase
 
 
@@ -29,13 +39,15 @@ def trained(request, tmp_path_factory):
     return recipe_with(), run, base, request.param
 
 
+def files(base):
+    return base.folder / "model.safetensors"
+
+
 @pytest.fixture
 def fresh(trained):
     """The same without its merged model."""
     recipe, run, base, stored = trained
     if run.model.exists():
-        import shutil
-
         shutil.rmtree(run.model)
     return recipe, run, base, stored
 
@@ -46,8 +58,10 @@ def test_the_merged_folder_has_the_logits_of_peft(fresh):
 
     recipe, run, base, stored = fresh
     record, done = merge(recipe, run, base)
-    merged, rounded = record.proofs
-    assert done and merged.value <= 1e-3 and merged.positions == rounded.positions > 100
+    weights, merged, rounded, choice = record.proofs
+    assert done and merged.value <= 1e-3 and merged.positions == rounded.positions == choice.positions > 100
+    assert 0 <= weights.value <= 1 and weights.positions == sum(t.numel() for t in load_file(files(base)).values())
+    assert (weights.value > 0.1) == (rounded.value > 1e-8) == (stored == "bfloat16")  # fp32 rounds by nothing
     plain = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)
     ids = torch.arange(3, 60)[None]
     with torch.no_grad():
@@ -94,6 +108,96 @@ def test_an_adapter_merged_twice_fails(fresh, monkeypatch, tmp_path):
     with pytest.raises(ProofError, match="is not stored as it was merged"):
         merge(recipe, run, base)
     assert not run.model.exists()
+
+
+def test_a_weight_merged_in_pieces_is_the_same(fresh, tmp_path, monkeypatch):
+    _, run, base, _ = fresh
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "pieces").mkdir()
+    merge_weights(base.folder, run.adapter, tmp_path / "whole")
+    monkeypatch.setattr(tensorfile, "PIECE_BYTES", 4 * 64 * 3)  # three rows of 64 numbers
+    merge_weights(base.folder, run.adapter, tmp_path / "pieces")
+    whole, pieces = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "pieces"))
+    assert whole.keys() == pieces.keys() and len(whole) > 10
+    for name, tensor in whole.items():  # products of other shapes may round in another order
+        torch.testing.assert_close(
+            pieces[name], tensor, rtol=1e-2 if tensor.dtype == torch.bfloat16 else 1e-5, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("change", ["a norm", "an adapted weight", "one is missing", "another shape"])
+def test_each_stored_weight_is_checked_also_where_memory_is_short(fresh, tmp_path, monkeypatch, change):
+    """The norm has no adapter; of the adapted weight one number of thousands moves, by less than the logits show."""
+    _, run, base, _ = fresh
+    merge_weights(base.folder, run.adapter, tmp_path)
+    assert prove_stored(base.folder, run.adapter, tmp_path).value <= 1
+    tensors = load_file(tmp_path / "model.safetensors")
+    norm, weight = "model.layers.1.input_layernorm.weight", "model.layers.1.mlp.down_proj.weight"
+    if change == "a norm":
+        tensors[norm][7] += 0.01
+    elif change == "an adapted weight":
+        tensors[weight][5, 9] *= 1.02
+    elif change == "another shape":
+        tensors[weight] = tensors[weight][:-1].clone()
+    else:
+        del tensors[norm]
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    monkeypatch.setattr(machine, "free_memory_bytes", lambda: 1000)
+    with pytest.raises(ProofError, match=r"is not stored as it was merged|not stored in the base's type and shape"):
+        prove_merged(base.folder, run.adapter, tmp_path, load_rows(run.data)[1])
+
+
+def test_with_too_little_memory_it_is_said_and_a_later_run_does_the_proof_alone(fresh, monkeypatch, capsys):
+    recipe, run, base, _ = fresh
+    monkeypatch.setattr(machine, "free_memory_bytes", lambda: 1_000_000)
+    record, done = merge(recipe, run, base)
+    weights, *logits = record.proofs
+    assert done and weights.value <= 1 and len(record.unproved) == len(logits) == 3
+    assert {(one.value, one.positions) for one in logits} == {(None, 0)}
+    said = capsys.readouterr().err
+    assert "NOT proved: merged = adapter, logits in fp32: it needs 0." in said and "0.0 GB are free" in said
+    assert merge(recipe, run, base) == (record, False)  # still too little: as it was
+    before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in run.model.iterdir()}
+    later = commit_stage(run.gguf, *gguf_needs(recipe, run, base.digest), lambda draft: {})
+    monkeypatch.undo()
+    assert capsys.readouterr().err.count("NOT proved") == 3
+    proved, done = merge(recipe, run, base)
+    after = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in run.model.iterdir()}
+    assert not done and not proved.unproved and all(one.value <= one.limit for one in proved.proofs[:3])
+    assert proved.outputs == record.outputs and proved == read_record(run.model)
+    assert "NOT proved" not in capsys.readouterr().err
+    assert {name for name in after if after[name] != before[name]} == {"record.json"}
+    assert commit_stage(run.gguf, *gguf_needs(recipe, run, base.digest), lambda draft: {}) == (later[0], False)
+    shutil.rmtree(run.gguf)
+
+
+def test_a_damaged_model_that_was_not_proved_is_caught_later(fresh, monkeypatch):
+    recipe, run, base, _ = fresh
+    monkeypatch.setattr(machine, "free_memory_bytes", lambda: 1_000_000)
+    merge(recipe, run, base)
+    monkeypatch.undo()
+    data = (run.model / "model.safetensors").read_bytes()
+    (run.model / "model.safetensors").write_bytes(data[:-100] + bytes(100))
+    with pytest.raises(ProofError, match="is not stored as it was merged"):
+        merge(recipe, run, base)
+
+
+@pytest.mark.parametrize("pieces", [1, 7, 512, 4096])
+def test_logits_are_compared_as_torch_does_it_whole(pieces, monkeypatch):
+    torch.manual_seed(0)
+    wanted, merged, stored = (torch.randn(5, 16) for _ in range(3))
+    head, other = torch.randn(512, 16), torch.randn(512, 16)
+    monkeypatch.setattr(proof, "PIECE_BYTES", 4 * 16 * pieces)
+    model, rounded = (
+        SimpleNamespace(head_pieces=lambda c, w=w: ((p, None) for p in w.split(c))) for w in (head, other)
+    )
+    found = proof._Logits(5, torch.device("cpu"))
+    found.compare((model, wanted, merged), (rounded, stored))
+    whole, theirs = wanted @ head.T, stored @ other.T
+    torch.testing.assert_close(found.difference_T, (merged @ head.T - whole).abs().amax(1))
+    kl = F.kl_div(theirs.log_softmax(1), whole.log_softmax(1), reduction="none", log_target=True).sum(1)
+    torch.testing.assert_close(found.kl_T.float(), kl, rtol=1e-4, atol=1e-4)
+    assert found.other_T.tolist() == (whole.argmax(1) != theirs.argmax(1)).tolist()
 
 
 def test_an_adapter_of_another_base_is_refused(fresh, tmp_path):

@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 import yaml
 from families import conversation, supervised_texts, tokenizer_of
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from tiny import CHATML, save_tokenizer, write_rows
 
@@ -18,6 +18,7 @@ from tunesmith.decides import read_prompts
 from tunesmith.errors import BaseError, DataError, ResumeError
 from tunesmith.recipe import Recipe
 from tunesmith.runs import Run, read_record
+from tunesmith.tokens import spool
 from tunesmith.tokens.prepare import prepare
 from tunesmith.tokens.rows import COLUMNS, load_rows
 from tunesmith.tokens.template import encode
@@ -125,6 +126,17 @@ def test_the_same_again_is_skipped_and_gives_the_same_bytes(tmp_path, base):
     assert done and other.outputs["rows.parquet"] != first.outputs["rows.parquet"]
 
 
+def test_rows_of_many_batches_keep_their_tokens(tmp_path, base, monkeypatch):
+    path = write_rows(tmp_path / "x.jsonl", CHATS)
+    one, _ = prepare(recipe_of(path), Run(tmp_path / "one"), base, [])
+    monkeypatch.setattr(spool, "BATCH_ROWS", 7)
+    many, _ = prepare(recipe_of(path), Run(tmp_path / "many"), base, [])
+    assert one.counts == many.counts
+    assert [name for name in one.outputs if one.outputs[name] != many.outputs[name]] in ([], ["rows.parquet"])
+    tables = [pyarrow.parquet.read_table(tmp_path / name / "data" / "rows.parquet") for name in ("one", "many")]
+    assert tables[0].to_pylist() == tables[1].to_pylist() and len(tables[0]) == 60
+
+
 def test_a_long_conversation_is_cut_and_counted(tmp_path, base):
     chats = [*CHATS, ["one", "short", "two", "y" * 3000, "three", "never seen"]]
     run = Run(tmp_path / "run")
@@ -186,7 +198,7 @@ def test_no_held_out_row_is_a_training_row_whatever_is_cut(base, chats, dedup, m
             counts = prepare(recipe, run, base, [])[0].counts
         except DataError as error:
             assert "none would be held out" in str(error) or "is left to" in str(error)
-            return
+            reject()
         train, held_out = prompts_and_answers(run, "train"), prompts_and_answers(run, "held_out")
     assert not set(train) & set(held_out)
     assert counts["read"] == len(chats) == counts["kept"] + sum(counts["dropped"].values())

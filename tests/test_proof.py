@@ -9,10 +9,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tiny import CORPUS, save_base, write_rows
+from transformers import AutoModelForCausalLM
 
+from tunesmith import machine
 from tunesmith.errors import ProofError
 from tunesmith.gguf.write import About, write_gguf
 from tunesmith.inference.engine import Engine
+from tunesmith.proof import gguf as proof
 from tunesmith.proof.gguf import Prefix, check_equal, divergence, pick_prefixes, prove_gguf
 from tunesmith.recipe import ChatConfig, Recipe
 from tunesmith.release.export import export, export_base
@@ -92,6 +95,9 @@ def test_export_writes_what_was_asked_and_proves_it(made):
     assert q4["tensor_types"]["Q5_0"] and q4["fallbacks"] == 22 and q8["fallbacks"] == 0
     assert f16["tokens_equal"] == load_rows(run.data)[1].lengths_N.sum() > 100
     assert q8["bytes"] == (run.gguf / "made-Q8_0.gguf").stat().st_size
+    said = {k: f.contents() for k, f in gguf.GGUFReader(run.gguf / "made-Q8_0.gguf").fields.items()}
+    assert (said["general.name"], said["general.base_model.0.name"]) == ("made", base.name)
+    assert said["general.license"] == "apache-2.0"
     assert export(recipe, run, base) == (record, False)
 
 
@@ -157,6 +163,35 @@ def test_a_planted_fault_fails_the_gate(made, good, fault):
     fault(good)
     with pytest.raises(ProofError, match=FAULTS[fault]):
         prove_gguf(recipe, run, {"F16": good})
+
+
+def test_with_too_little_memory_the_comparison_with_the_model_is_skipped_and_said(made, good, monkeypatch):
+    recipe, run, _ = made
+    details, proofs = prove_gguf(recipe, run, {"F16": good})
+    assert [proof.skipped_because for proof in proofs] == [None] * 3 and all(p.value <= p.limit for p in proofs)
+    monkeypatch.setattr(machine, "free_memory_bytes", lambda: 1_000_000)
+    less, skipped = prove_gguf(recipe, run, {"F16": good})
+    assert [proof.name for proof in skipped] == [proof.name for proof in proofs] and skipped[0] == proofs[0]
+    assert [(proof.value, proof.positions) for proof in skipped[1:]] == [(None, 0)] * 2
+    assert all("GB of memory, 0.0 GB are free" in str(p) and str(p).startswith("NOT proved") for p in skipped[1:])
+    assert details["F16"].keys() - less["F16"].keys() == {"against_model"}
+    say_bos(good)  # what needs no memory is looked at all the same
+    with pytest.raises(ProofError, match="add_bos_token"):
+        prove_gguf(recipe, run, {"F16": good})
+
+
+@pytest.mark.parametrize("pass_tokens", [1, 100, 100_000])
+def test_log_probabilities_of_the_model_are_those_of_transformers(made, monkeypatch, pass_tokens):
+    _, run, _ = made
+    monkeypatch.setattr(proof, "PASS_TOKENS", pass_tokens)
+    monkeypatch.setattr(proof, "WORDS", 100)
+    prefixes = pick_prefixes(load_rows(run.data)[1], 24)
+    found, reason = proof.model_logprobs(run.model, prefixes)
+    model = AutoModelForCausalLM.from_pretrained(run.model, dtype=torch.float32)
+    with torch.no_grad():
+        wanted = [model(torch.tensor([prefix.ids])).logits[0, -1].log_softmax(0) for prefix in prefixes]
+    torch.testing.assert_close(torch.from_numpy(found), torch.stack(wanted), rtol=1e-4, atol=1e-4)
+    assert reason == ""
 
 
 def test_an_adapter_merged_twice_fails_the_gate(made, good):
@@ -228,7 +263,8 @@ def test_the_untouched_base_is_made_once_with_the_runs_template(made, own_cache)
     assert path.is_relative_to(own_cache) and path.name == "tiny-Q8_0.gguf"
     changed = path.stat().st_mtime_ns
     assert export_base(base, "Q8_0", chat, "2026-01-01") == path and path.stat().st_mtime_ns == changed
-    assert export_base(base, "Q8_0", ChatConfig(), "2026-01-01") != path
+    others = [(ChatConfig(), "2026-01-01"), (chat, "2026-02-02"), (ChatConfig(system=SYSTEM, top_p=0.5), "2026-01-01")]
+    assert len({path, *(export_base(base, "Q8_0", *other) for other in others)}) == 4
     with Engine(path, threads=2, context=256) as engine:
         text = engine.render([{"role": "user", "content": "Hi"}])
     assert text == f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"

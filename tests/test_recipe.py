@@ -6,7 +6,7 @@ import pytest
 
 from tunesmith.decides import missing_files, source_files
 from tunesmith.errors import RecipeError
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import Recipe, cadence
 from tunesmith.recipe_file import dump_recipe, read_recipe, schema_text
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -78,6 +78,20 @@ def test_one_mistake_is_named(tmp_path, line, problem):
 def test_what_is_no_recipe_is_said(tmp_path, text):
     with pytest.raises(RecipeError, match=r"not a mapping|not valid YAML"):
         read(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "steps", "seconds"),
+    [("200 steps", 200, None), ("1 step", 1, None), ("30s", None, 30), ("2.5min", None, 150), ("2 h", None, 7200)],
+)
+def test_a_cadence_is_steps_or_seconds(text, steps, seconds):
+    assert cadence(text) == (steps, seconds)
+
+
+@pytest.mark.parametrize("text", ["5", "0 steps", "1.5 steps", "-3min", "5 minutes", "0s", ""])
+def test_what_is_no_cadence_is_refused(text):
+    with pytest.raises(ValueError, match="steps"):
+        cadence(text)
 
 
 def test_yaml_traps(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_runs import recipe_with
+from training_runs import prepare_rows, recipe_with
 
 from tunesmith.data.conversation import Conversation, Turn
 from tunesmith.model.adapter import adapter_tensors
@@ -18,6 +18,7 @@ from tunesmith.tokens.template import encode
 from tunesmith.tokens.tokenizer import load_tokenizer
 from tunesmith.training.stop import Paused
 from tunesmith.training.train import _plan, train
+from tunesmith.weights.locate import LocatedBase
 
 STEPS = 20
 DATA = Path(__file__).parents[1] / "recipes" / "demo-data" / "tunesmith.jsonl"
@@ -80,6 +81,40 @@ def reference_losses(recipe, rows, base):
     return losses
 
 
+def losses_of(run):
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
+def test_the_losses_of_a_tiny_base_are_those_of_transformers_and_peft(tmp_path, tiny_base):
+    """Every step of an epoch, uneven in rows and tokens, with gradients that are clipped and a rate that changes."""
+    base, run = LocatedBase("tiny", tiny_base, "digest", None, None), prepare_rows(tmp_path / "run", tiny_base)
+    recipe = recipe_with(lr=0.05, warmup=0.4, clip=0.05, weight_decay=0.5)
+    train(recipe, run, base)
+    rows, held_out = load_rows(run.data)
+    theirs = reference_losses(recipe, rows, base)
+    assert len(theirs) == len(_plan(rows, recipe)) >= 4 and max(theirs) - min(theirs) > 0.05
+    assert losses_of(run) == pytest.approx(theirs, abs=1e-4)
+    untouched = reference_held_out_loss(held_out, base)
+    assert json.loads(run.metrics.read_text().splitlines()[0])["held_out_loss"] == pytest.approx(untouched, abs=1e-4)
+
+
+def reference_held_out_loss(rows, base):
+    """The untouched base's loss over all supervised tokens, from whole logits."""
+    from transformers import AutoModelForCausalLM
+
+    model, total, count = AutoModelForCausalLM.from_pretrained(base.folder), 0.0, 0
+    for row in range(len(rows)):
+        span = slice(int(rows.offsets_N1[row]), int(rows.offsets_N1[row + 1]))
+        ids, mask = torch.tensor(rows.tokens_T[span].tolist()), torch.tensor(rows.supervised_T[span].tolist())
+        with torch.no_grad():
+            logits = model(input_ids=ids[None]).logits[0, :-1]
+        total += float(torch.nn.functional.cross_entropy(logits[mask[1:]], ids[1:][mask[1:]], reduction="sum"))
+        count += int(mask[1:].sum())
+    return total / count
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
 def test_first_losses_are_those_of_transformers_and_peft(tmp_path, builtin_base):
     run = Run(tmp_path / "run")
@@ -90,8 +125,7 @@ def test_first_losses_are_those_of_transformers_and_peft(tmp_path, builtin_base)
     )  # fmt: skip
     with pytest.raises(Paused):
         train(recipe, run, builtin_base)
-    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    ours = [line["loss"] for line in lines if "loss" in line]
+    ours = losses_of(run)
     theirs = reference_losses(recipe, load_rows(run.data)[0], builtin_base)
     assert len(ours) == len(theirs) == STEPS and ours[-1] < ours[0]
     assert ours == pytest.approx(theirs, abs=1e-4)

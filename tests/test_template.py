@@ -173,6 +173,10 @@ def test_dates_never_come_from_the_clock():
     template = "{{ strftime_now('%Y-%m-%d') }} {{ strftime_now(\"%d %B %Y\") }}{{ messages[0].content }}"
     tokenizer = save_tokenizer_with(template)
     assert render(tokenizer, messages, system=None, date=DATE) == "2026-01-05 05 January 2026a"
+    tokenizer = save_tokenizer_with(
+        "{{ date_string if date_string is defined else '26 Jul 2024' }}{{ messages[0].content }}"
+    )
+    assert render(tokenizer, messages, system=None, date=DATE) == "05 Jan 2026a"
     with pytest.raises(RecipeError, match='"tomorrow", which is no day'):
         render(tokenizer, messages, system=None, date="tomorrow")
 

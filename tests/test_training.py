@@ -1,6 +1,10 @@
 """Training on the tiny base: packing, accumulation, the loss of a step, early stop, refusals."""
 
 import json
+import math
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,20 +12,22 @@ import torch
 from safetensors.torch import load_file
 from training_runs import prepare_rows, recipe_with
 
-from tunesmith.errors import ProofError, ResourceError, ResumeError
-from tunesmith.model import attention
+from tunesmith.errors import BaseError, ProofError, ResourceError, ResumeError
+from tunesmith.model import attention, lora
 from tunesmith.model.adapter import adapter_tensors
 from tunesmith.model.attention import Packing
-from tunesmith.model.base import hidden_states, load_base
+from tunesmith.model.base import hidden_states, load_base, recompute_layers
 from tunesmith.model.batch import Batching, supervised_in
-from tunesmith.model.lora import attach
-from tunesmith.proof import compiling
+from tunesmith.model.lora import adapted_layers, attach
+from tunesmith.proof import compiling, packing
 from tunesmith.proof.compiling import prove_compiling
-from tunesmith.proof.packing import prove_packing
+from tunesmith.proof.packing import prove_packing, rows_of_one_bin
+from tunesmith.recipe_file import read_recipe
 from tunesmith.runs import Run
-from tunesmith.tokens.rows import load_rows
-from tunesmith.training import checkpoint
+from tunesmith.tokens.rows import TokenRows, load_rows
+from tunesmith.training import checkpoint, loop
 from tunesmith.training import train as verb
+from tunesmith.training.state import Progress
 from tunesmith.training.stop import Paused
 from tunesmith.training.train import train
 from tunesmith.weights.locate import LocatedBase
@@ -73,34 +79,132 @@ def test_packed_conversations_have_the_logits_they_have_alone(run, base):
         alone = batching.micro_batch(rows, [row])
         alone_TD = hidden_states(model, alone.ids_T, alone.positions_T, alone.packing)
         torch.testing.assert_close(packed_TD[torch.from_numpy(batch.row_of_T == row)], alone_TD, rtol=1e-5, atol=1e-5)
-    assert prove_packing(model, rows, batching).value < 1e-5
+    proof = prove_packing(model, (rows, batching))
+    assert proof.value < 1e-5 and proof.name.startswith("packed = alone")
+    assert model.config._attn_implementation == attention.PACKED
 
 
-def test_the_self_test_catches_attention_across_conversations(run, base, monkeypatch):
+def rows_of(*lengths, seed=0):
+    """Rows of random tokens, all supervised."""
+    ids = np.random.default_rng(seed).integers(3, 500, sum(lengths)).astype(np.int32)
+    offsets = np.cumsum([0, *lengths])
+    return TokenRows(ids, np.ones(len(ids), bool), offsets, np.diff(offsets))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "chosen"),
+    [
+        ([20] * 6 + [130] * 8, [20, 130, 20, 20]),
+        ([130] * 8 + [20] * 6, [20, 130, 20, 20]),
+        ([150, 20, 20, 140, 20], [20, 140, 20, 20]),
+        ([199, 60, 70, 80], [60, 70]),
+        ([60, 70, 65, 199], [60, 65, 70]),
+        ([90, 100, 110], [90, 100]),
+        ([120, 130, 90, 150], [90]),
+        ([50, 60], [50, 60]),
+        ([50], [50]),
+    ],
+)
+def test_the_packing_proof_takes_the_rows_that_share_a_bin(lengths, chosen):
+    assert [lengths[row] for row in rows_of_one_bin(rows_of(*lengths), 200)] == chosen
+
+
+@pytest.mark.parametrize("lengths", [[20] * 6 + [130] * 8, [60, 70, 190], [90, 100]])
+def test_the_packing_proof_catches_attention_across_conversations(base, monkeypatch, lengths):
     model = load_base(base.folder, precision="fp32", device=CPU)
+    packed = (rows_of(*lengths), Batching(200, 200, CPU, kernel=False, static=False))
+    assert prove_packing(model, packed).value < 1e-5
     monkeypatch.setattr(Packing, "kwargs", lambda self: {"conversation_lengths": (sum(self.lengths),)})
     with pytest.raises(ProofError, match="packing changes the base's logits"):
-        prove_packing(model, load_rows(run.data)[0], Batching(600, 200, CPU, kernel=False, static=False))
+        prove_packing(model, packed)
+
+
+def test_rows_that_never_share_a_pass_are_called_no_packing(base, monkeypatch):
+    """Neither value nor name may say that packing was looked at; held-out rows that do share one are."""
+    model, batching = load_base(base.folder, precision="fp32", device=CPU), Batching(200, 200, CPU, False, False)
+    proof = prove_packing(model, (rows_of(150, 120, 130), batching), (rows_of(160, 190), batching))
+    assert proof.name == packing.ALONE and "packed" not in str(proof) and proof.positions == 120
+    held_out = (rows_of(160, 30, 40), batching)
+    assert prove_packing(model, (rows_of(150, 120, 130), batching), held_out).positions == 70
+    monkeypatch.setattr(Packing, "kwargs", lambda self: {"conversation_lengths": (sum(self.lengths),)})
+    with pytest.raises(ProofError, match="packing changes the base's logits"):
+        prove_packing(model, (rows_of(150, 120, 130), batching), held_out)
+
+
+def adapted(base, dropout=0.0):
+    """A model with adapters whose B are not zero, its keys, rows and batching."""
+    model = load_base(base.folder, precision="fp32", device=CPU)
+    keys = attach(model, recipe_with(dropout=dropout).lora, seed=0)
+    for _, layer in adapted_layers(model):
+        torch.nn.init.normal_(layer.b_OR, std=0.3)
+    return model, keys, rows_of(40, 60, 80), Batching(120, 100, CPU, kernel=False, static=True)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # the compiler looks at it
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_compiled_layers_have_the_same_gradient(run, base, dropout):
-    model = load_base(base.folder, precision="fp32", device=CPU)
-    keys = attach(model, recipe_with(dropout=dropout).lora, seed=0)
-    rows, _ = load_rows(run.data)
-    keys.keys_T = torch.arange(rows.lengths_N[0]) if dropout else None
-    batching = Batching(600, 200, CPU, kernel=False, static=False)
-    assert prove_compiling(model, rows, batching, backend="aot_eager").value < 1e-5
+def test_compiled_layers_have_the_same_gradients_and_b_its_bits(base, dropout):
+    model, keys, rows, batching = adapted(base, dropout)
+    before = {name: tensor.clone() for name, tensor in adapter_tensors(model).items()}
+    proof = prove_compiling(model, keys, rows, batching, backend="aot_eager")
+    assert proof.value < 1e-5 and proof.positions == 2 * 7 * 2 + 1  # A and B of 14, and the second layer's input
+    assert keys.keys_T is None and all(layer.a_RI.grad is layer.b_OR.grad is None for _, layer in adapted_layers(model))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in adapter_tensors(model).items())
 
 
-def test_the_self_test_catches_a_lost_gradient(run, base, monkeypatch):
-    model = load_base(base.folder, precision="fp32", device=CPU)
-    attach(model, recipe_with().lora, seed=0)
-    freeze = lambda model, backend: [layer.requires_grad_(False) for layer in model.model.layers[:1]]  # noqa: E731
-    monkeypatch.setattr(compiling, "compile_layers", freeze)
+def freeze(part):
+    return lambda model, backend: [
+        getattr(layer, part).requires_grad_(False) for _, layer in adapted_layers(model.model.layers[:1])
+    ]
+
+
+def forget_dropout(model, backend):
+    for _, layer in adapted_layers(model.model.layers[1]):
+        layer.dropout = 0.0
+
+
+def other_dropout(model, backend):
+    """As if the layers had been compiled with one number for all."""
+    for _, layer in adapted_layers(model):
+        layer.layer.zero_()
+
+
+def detach_input(model, backend):
+    model.model.layers[1].self_attn.register_forward_hook(lambda _, __, out: (out[0].detach(), *out[1:]))
+
+
+@pytest.mark.parametrize(
+    "fault", [freeze("a_RI"), freeze("b_OR"), forget_dropout, other_dropout, detach_input],
+    ids=["A", "B", "no dropout", "other dropout", "input"],
+)  # fmt: skip
+def test_the_compiling_proof_catches_a_lost_or_other_gradient(base, monkeypatch, fault):
+    model, keys, rows, batching = adapted(base, dropout=0.1)
+    monkeypatch.setattr(compiling, "compile_layers", fault)
     with pytest.raises(ProofError, match="compiling changes an adapter's gradient"):
-        prove_compiling(model, load_rows(run.data)[0], Batching(600, 200, CPU, kernel=False, static=False))
+        prove_compiling(model, keys, rows, batching)
+
+
+def test_the_compiling_proof_catches_a_mask_left_out_of_the_gradient_of_a(base, monkeypatch):
+    model, keys, rows, batching = adapted(base, dropout=0.1)
+
+    def use_wrong(model, backend):
+        def backward(ctx, grad_TO):
+            x_TI, weight_OI, a_RI, b_OR, low_TR, mask_TI = ctx.saved_tensors
+            low = (grad_TO @ b_OR) * ctx.scale
+            return (
+                grad_TO @ weight_OI + low @ a_RI * mask_TI,
+                None,
+                None,
+                low.T @ x_TI,
+                ctx.scale * grad_TO.T @ low_TR,
+                None,
+                None,
+            )
+
+        monkeypatch.setattr(lora._LoraProduct, "backward", staticmethod(backward))
+
+    monkeypatch.setattr(compiling, "compile_layers", use_wrong)
+    with pytest.raises(ProofError, match="compiling changes an adapter's gradient"):
+        prove_compiling(model, keys, rows, batching)
 
 
 def test_padding_and_empty_conversations_change_nothing(run):
@@ -122,6 +226,15 @@ def test_supervised_positions_are_the_tokens_before_supervised_tokens(run):
     assert (
         batch.targets_S.tolist() == flat[mask].tolist() and (batch.at_S + 1).tolist() == np.flatnonzero(mask).tolist()
     )
+
+
+def test_a_first_token_is_predicted_by_nothing():
+    ids, supervised = np.arange(10, 20, dtype=np.int32), np.ones(10, bool)
+    rows = TokenRows(ids, supervised, np.array([0, 3, 4, 10]), np.zeros(3, np.int64))
+    batch = Batching(20, 20, CPU, kernel=False, static=False).micro_batch(rows, [2, 0, 1])
+    assert batch.ids_T.tolist() == [14, 15, 16, 17, 18, 19, 10, 11, 12, 13]
+    assert batch.targets_S.tolist() == [15, 16, 17, 18, 19, 11, 12]  # neither 14 nor 10, nor 13 of the row of one token
+    assert batch.at_S.tolist() == [0, 1, 2, 3, 4, 6, 7] and supervised_in(rows, [0, 1, 2]) == 7
 
 
 def batch_order(batch):
@@ -147,6 +260,28 @@ def test_recomputed_activations_change_nothing(run, base):
         assert torch.equal(tensor, adapter(other)[name])
 
 
+def test_recomputed_activations_are_not_kept(run, base):
+    batch = Batching(600, 200, CPU, kernel=False, static=False).micro_batch(load_rows(run.data)[0], [0, 1])
+    kept = []
+    for recompute in (False, True):
+        model = load_base(base.folder, precision="fp32", device=CPU)
+        attach(model, recipe_with().lora, seed=0)
+        if recompute:
+            recompute_layers(model)
+        weights = {parameter.data_ptr() for parameter in model.parameters()}
+        saved = {}
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=saved: s.setdefault(t.data_ptr(), t), lambda t: t):
+            hidden_states(model, batch.ids_T, batch.positions_T, batch.packing)
+        kept.append(sum(tensor.nbytes for place, tensor in saved.items() if place not in weights))
+    assert 0 < 4 * kept[1] < kept[0]
+
+
+def test_dropout_differs_by_seed_step_row_and_position(run):
+    batch = Batching(600, 200, CPU, kernel=False, static=False).micro_batch(load_rows(run.data)[0], [0, 1])
+    found = [batch.dropout_keys(seed, step).tolist() for seed in (0, 1) for step in (0, 1)]
+    assert len({key for keys in found for key in keys}) == 4 * len(batch.ids_T)
+
+
 def test_dropout_is_used_and_only_in_training(run, base):
     other = twin(run, "other")
     train(recipe_with(dropout=0.5), run, base)
@@ -162,6 +297,50 @@ def test_the_record_says_what_happened_and_the_loss_fell(run, base):
     assert run.loss_plot.read_bytes().startswith(b"\x89PNG") and record.counts["device"].startswith("CPU")
     again, done = train(recipe_with(epochs=4), run, base)
     assert not done and again == record
+
+
+def test_bits_per_byte_count_the_text_alone(run, base):
+    """Against transformers, written out: no end-of-turn token above the line, as there is none below it."""
+    from transformers import AutoModelForCausalLM
+
+    record, _ = train(recipe_with(epochs=1), run, base)
+    _, held_out = load_rows(run.data)
+    model, end = AutoModelForCausalLM.from_pretrained(base.folder), 2
+    everything, text, ends = [], [], 0
+    for row in range(len(held_out)):
+        part = slice(int(held_out.offsets_N1[row]), int(held_out.offsets_N1[row + 1]))
+        ids, supervised = (torch.from_numpy(np.array(a[part])) for a in (held_out.tokens_T, held_out.supervised_T))
+        with torch.no_grad():
+            nats = torch.nn.functional.cross_entropy(
+                model(ids[None].long()).logits[0, :-1], ids[1:].long(), reduction="none"
+            )
+        everything.append(nats[supervised[1:]])
+        text.append(nats[supervised[1:] & (ids[1:] != end)])
+        ends += int((supervised[1:] & (ids[1:] == end)).sum())
+    assert ends > len(held_out)  # some rows have several answers
+    counts = record.counts
+    assert counts["base_held_out_loss"] == pytest.approx(float(torch.cat(everything).mean()), rel=1e-5)
+    wanted = float(torch.cat(text).sum()) / np.log(2) / held_out.answer_bytes_N.sum()
+    assert counts["base_bits_per_byte"] == pytest.approx(wanted, rel=1e-5)
+    assert metrics(run, "bits_per_byte")[0] == counts["base_bits_per_byte"]
+    assert metrics(run, "bits_per_byte")[counts["best_step"]] == counts["bits_per_byte"] != counts["base_bits_per_byte"]
+    assert counts["bits_per_byte_definition"] == 2
+
+
+def test_a_run_begun_by_version_0_1_goes_on_with_its_definition(tmp_path):
+    """Its checkpoints know only the loss over all supervised tokens; one run never mixes two definitions."""
+    old = Path(__file__).parent / "data" / "version-0.1"
+    half = Run(shutil.copytree(old / "half", tmp_path / "half"))
+    began = json.loads((half.checkpoints / "step-000006" / "state.json").read_text())
+    half.recipe.write_text(half.recipe.read_text().replace("{FOLDER}", str(old)).replace("stop_after: 6 steps", ""))
+    recipe, inputs = read_recipe(half.recipe), began["decides"]["inputs"]
+    record, _ = train(recipe, half, LocatedBase("base", old / "base", inputs["base"], None, None))
+    counts, finished = record.counts, json.loads((old / "finished" / "adapter" / "record.json").read_text())["counts"]
+    assert counts["interruptions"] == 1 and counts["steps"] == finished["steps"]
+    assert counts["bits_per_byte_definition"] == 1
+    for name in ("held_out_loss", "base_held_out_loss", "bits_per_byte", "base_bits_per_byte"):
+        assert counts[name] == pytest.approx(finished[name], rel=1e-4)
+    assert metrics(half, "bits_per_byte")[counts["best_step"]] == counts["bits_per_byte"]
 
 
 def test_early_stop_keeps_the_best_checkpoint(run, base):
@@ -242,6 +421,31 @@ def test_a_damaged_best_checkpoint_is_not_shipped(run, base, monkeypatch):
     assert not run.adapter.exists()
 
 
+def test_half_an_epoch_is_half_the_steps(run):
+    rows, _ = load_rows(run.data)
+    whole, more = (verb._plan(rows, recipe_with(epochs=epochs)) for epochs in (2, 1.5))
+    first = len(verb._plan(rows, recipe_with(epochs=1)))
+    assert more == whole[: len(more)] and len(more) == first + round(0.5 * (len(whole) - first))
+
+
+def test_a_gradient_of_zero_is_an_error():
+    """It is what a compiler made of torch 2.11's: the loss goes on, and nothing is learned."""
+    scaled, plain = (SimpleNamespace(is_enabled=lambda on=on: on) for on in (True, False))
+    for norm, scaler, message in (
+        (0.0, plain, "norm is 0"),
+        (0.0, scaled, "norm is 0"),
+        (math.inf, plain, "norm is inf"),
+    ):
+        with pytest.raises(ProofError, match=f"step 1: the gradient's {message}"):
+            loop._check_gradient(norm, SimpleNamespace(progress=Progress(), scaler=scaler), 2.0)
+    state = SimpleNamespace(progress=Progress(), scaler=scaled)
+    for norm in [math.nan] * 20 + [1.0] + [math.inf] * 20:  # the scaler may halve its scale as often
+        loop._check_gradient(norm, state, 2.0)
+    assert (state.progress.skipped, state.progress.skipped_in_all) == (20, 40)
+    with pytest.raises(ProofError, match="norm is inf"):
+        loop._check_gradient(math.inf, state, 2.0)
+
+
 def test_a_loss_that_is_no_number_is_named(run, base):
     with pytest.raises(ProofError, match="lower train"):
         train(recipe_with(lr=1e30, epochs=4), run, base)
@@ -256,9 +460,11 @@ def test_loss_scaling_is_saved_and_its_skipped_steps_are_counted(run, base):
         with pytest.raises(Paused):
             train(recipe_with(**settings, stop_after="3 steps"), other, base)
     resumed, _ = train(recipe_with(**settings), other, base)
-    newest = sorted(other.checkpoints.iterdir())[-1]
-    scaler = json.loads((newest / "state.json").read_text())["scaler"]
-    assert scaler["scale"] > 0 and scaler["_growth_tracker"] >= 1
+    newest = [sorted(each.checkpoints.iterdir())[-1] for each in (run, other)]
+    whole, scaler = (json.loads((folder / "state.json").read_text())["scaler"] for folder in newest)
+    assert (
+        scaler == whole and scaler["_growth_tracker"] >= 4
+    )  # steps without an overflow, counted on across the resumes
     assert resumed.counts["skipped_steps"] == record.counts["skipped_steps"] and resumed.counts["interruptions"] == 3
     assert all(torch.equal(tensor, adapter(other)[name]) for name, tensor in adapter(run).items())
 
@@ -284,5 +490,5 @@ def test_peft_reads_the_adapter_with_equal_logits(run, base):
 
 def test_attention_refuses_what_it_cannot_compute():
     q = torch.zeros(1, 2, 5, 4)
-    with pytest.raises(Exception, match="attention window of 3"):
+    with pytest.raises(BaseError, match="attention window of 3"):
         attention.packed_attention(None, q, q, q, None, scaling=1.0, conversation_lengths=(5,), sliding_window=3)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tiny import save_base
@@ -20,7 +20,7 @@ from tunesmith.errors import BaseError
 from tunesmith.gguf.read import convert
 from tunesmith.inference.engine import Engine
 from tunesmith.tokens.tokenizer import load_tokenizer
-from tunesmith.weights import builtin, locate
+from tunesmith.weights import builtin, cache
 from tunesmith.weights.locate import locate_base
 from tunesmith.weights.tensorfile import TensorWriter, from_f32, read_index, read_rows, to_f32
 
@@ -72,6 +72,7 @@ def test_writer_notices_a_wrong_order_type_shape_or_end(tmp_path):
         pass
 
 
+@example([1.00390625, 1.01171875, -1.00390625, -1.01171875])  # halves: to the even neighbour, down and up
 @given(st.lists(st.floats(width=32), min_size=1))
 def test_bf16_rounds_as_torch_does(values):
     array = np.array(values, np.float32)
@@ -122,7 +123,7 @@ def test_a_folder_is_found_and_its_digest_follows_content(folder, own_cache):
 def test_the_second_digest_reads_no_weights(folder, own_cache, monkeypatch):
     first = locate_base(str(folder), convert)
     read = []
-    monkeypatch.setattr(locate, "digest_file", lambda path: read.append(path) or "0")
+    monkeypatch.setattr(cache, "digest_file", lambda path: read.append(path) or "0")
     assert locate_base(str(folder), convert) == first
     assert read == []
     (own_cache / "digests.json").write_text("{half")
@@ -163,6 +164,16 @@ def test_an_unknown_base_names_what_can_be_given(base):
 def test_a_damaged_tokenizer_is_a_base_error(folder):
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(BaseError, match="tokenizer"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("lacks", ["chat template", "end"])
+def test_a_tokenizer_without_template_or_end_is_a_base_error(folder, lacks):
+    if lacks == "end":
+        edit(folder / "tokenizer_config.json", eos_token=None)
+    else:
+        (folder / "chat_template.jinja").unlink()
+    with pytest.raises(BaseError, match="no chat template or no end-of-text token"):
         load_tokenizer(folder)
 
 
@@ -274,7 +285,42 @@ def test_llama_3_rotary_scaling_is_recognised_and_another_refused(tmp_path, own_
         locate_base(str(write_gguf(tmp_path / "other.gguf", origin, rope_freqs=table**2)), convert)
 
 
+Kind = gguf.GGUFValueType
+
+
+def said(key, value=None, kind=Kind.UINT32, part=None):
+    """A GGUF whose metadata say this; without a value, that lacks it."""
+
+    def change(writer):
+        writer.kv_data[0].pop(key, None)
+        if value is not None:
+            writer.kv_data[0][key] = gguf.gguf_writer.GGUFValue(value, kind, part)
+
+    return change
+
+
+def templates_with_names(writer):
+    writer.kv_data[0].pop("tokenizer.chat_template")
+    writer.add_chat_template([{"name": name, "template": "{{ 1 }}"} for name in ("tool_use", "rag")])
+
+
 REFUSED = {
+    "a mixture of 8 experts, which would get no adapter": said("llama.expert_count", 8),
+    "no chat template: of .*tool_use.* none is the default": templates_with_names,
+    "rotary scaling is linear": said("llama.rope.scale_linear", 4.0, Kind.FLOAT32),
+    "rotary scaling is linear,": said("llama.rope.scaling.factor", 4.0, Kind.FLOAT32),
+    "llama.logit_scale, which a plain Llama has not": said("llama.logit_scale", 2.0, Kind.FLOAT32),
+    "llama.attention.sliding_window, which a plain": said("llama.attention.sliding_window", 64),
+    "rope.dimension_count is 2, and not the 4 of a head": said("llama.rope.dimension_count", 2),
+    "attention.value_length is 8, and not the 4": said("llama.attention.value_length", 8),
+    "metadata lacks llama.block_count": said("llama.block_count"),
+    "tensor model.layers.1.* is missing, due is": said("llama.block_count", 2),
+    "num_attention_heads is 0": said("llama.attention.head_count", 0),
+    "num_key_value_heads is 3": said("llama.attention.head_count_kv", 3),
+    "llama.context_length is 'long', no int": said("llama.context_length", "long", Kind.STRING),
+    "eos_token_id is 512, which is none of its tokens": said("tokenizer.ggml.eos_token_id", 512),
+    "512 tokens, 2 types": said("tokenizer.ggml.token_type", [1, 1], Kind.ARRAY, Kind.INT32),
+    "its tokenizer cannot be read": said("tokenizer.ggml.merges", ["no such"], Kind.ARRAY, Kind.STRING),
     "architecture is qwen3": lambda writer: writer.add_string("general.architecture", "qwen3"),
     "tokenizer is qwen2": lambda writer: writer.add_tokenizer_pre("qwen2"),
     "no chat template": lambda writer: writer.kv_data[0].pop("tokenizer.chat_template"),
@@ -290,6 +336,34 @@ def test_a_gguf_of_another_kind_is_refused_and_leaves_nothing(tmp_path, own_cach
     with pytest.raises(BaseError, match=what):
         locate_base(str(path), convert)
     assert list((own_cache / "gguf").iterdir()) == []
+
+
+GARBLED = (
+    (None,), ("x", Kind.STRING), (-1, Kind.INT32), (0,), (3,), (10**9,), (2**60, Kind.UINT64), (True, Kind.BOOL),
+    (float("nan"), Kind.FLOAT32), ([1, 2], Kind.ARRAY, Kind.INT32), (["a", "b c"], Kind.ARRAY, Kind.STRING),
+)  # fmt: skip
+
+
+def test_every_key_spoilt_by_hand_is_refused_or_harmless(tmp_path, folder):
+    path = write_gguf(tmp_path / "m.gguf", folder)
+    keys = [key for key in gguf.GGUFReader(path).fields if not key.startswith("GGUF.")]
+    assert len(keys) > 15
+    harmless = set()
+    for key in keys:
+        for garbled in GARBLED:
+            if key in ("general.architecture", "tokenizer.ggml.tokens") and len(garbled) != 1:
+                continue  # the writer itself needs these
+            write_gguf(path, folder, change=said(key, *garbled))
+            try:
+                convert(path, tmp_path)
+            except BaseError as error:
+                assert "m.gguf cannot be a base" in error.what, (key, garbled)
+            else:
+                harmless.add(key)
+    assert harmless == {
+        "llama.vocab_size", "llama.context_length", "llama.rope.freq_base", "llama.rope.dimension_count",
+        "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id", "tokenizer.chat_template",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"plain text, no model at all" * 10])

@@ -48,7 +48,7 @@ def save_base(folder: Path, *, layers=2, width=64, tied=True, seed=0, **config):
         "num_hidden_layers": layers,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "max_position_embeddings": 1024,
+        "max_position_embeddings": 2048,
         "tie_word_embeddings": tied,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tunesmith import __version__
-from tunesmith.errors import RecipeError, ResourceError, ResumeError, TunesmithError
+from tunesmith.errors import RecipeError, ResourceError, TunesmithError
 from tunesmith.stages import STAGES, Stage
 
 if TYPE_CHECKING:
     from tunesmith.pipeline import Result
-    from tunesmith.recipe import Recipe
-    from tunesmith.runs import Run
 
 app = typer.Typer(
     name="tunesmith", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True
@@ -91,38 +89,25 @@ def chat(
     changes: Changes = None,
 ) -> None:
     """Chat page and OpenAI-compatible API on this machine's CPU."""
-    from tunesmith.recipe import ChatConfig
+    from tunesmith.api import to_serve
     from tunesmith.server.app import chat as serve
 
-    if model.is_file():
-        if changes or gguf:
-            raise RecipeError("a GGUF file has no recipe to change or choose from", fix="leave out --set and --gguf")
-        serve(model, alias=model.stem, chat=ChatConfig(), port=port, threads=threads, cli=cli)
-        return
-    recipe, run = _opened(model, changes, None)
-    file = run.gguf_file(recipe.name, gguf or recipe.evaluate.gguf)
-    if not file.is_file():
-        known = ", ".join(found.name for found in sorted(run.gguf.glob("*.gguf"))) or "no GGUF file"
-        fix = f"choose one with --gguf, or type `tunesmith run {model}` to make what is missing"
-        raise ResumeError(f"there is no {file}; this run has {known}", fix=fix)
-    serve(file, alias=recipe.name, chat=recipe.chat, port=port, threads=threads, cli=cli)
+    file, alias, config = to_serve(model, gguf, changes or ())
+    serve(file, alias=alias, chat=config, port=port, threads=threads, cli=cli)
 
 
 @app.command()
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Folders of runs; `base` is the untouched base.")],
     report: Annotated[Path | None, typer.Option(metavar="PATH", help="Default: report.html in the first run.")] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure the speed of all anew, in turn: only then can it be compared.")
+    ] = False,
 ) -> None:
-    """One page: answers side by side, losses, speed, size."""
-    first = next((Path(name) for name in runs if name != "base"), None)
-    if first is None:
-        raise RecipeError("`base` alone says nothing: its numbers are kept with the runs", fix="name a run as well")
-    from tunesmith.runs import Run, write_manifest
-    from tunesmith.study.compare import compare as write_report
+    """One page: answers side by side, losses, proofs, speed, size."""
+    from tunesmith.api import compare as write_report
 
-    typer.echo(f"report: {write_report(runs, report or Run(first).report)}")
-    if report is None:
-        write_manifest(Run(first))
+    typer.echo(f"report: {write_report(runs, report, measure=measure)}")
 
 
 @app.command()
@@ -132,6 +117,7 @@ def check(
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema for editors instead.")] = False,
 ) -> None:
     """Validate a recipe and print it with every setting."""
+    from tunesmith.api import opened
     from tunesmith.console import warn
     from tunesmith.decides import missing_files
     from tunesmith.recipe_file import dump_recipe, schema_text
@@ -141,7 +127,7 @@ def check(
         return
     if recipe is None:
         raise RecipeError("check needs a recipe", fix="write tunesmith check RECIPE; `tunesmith init` makes one")
-    checked, _ = _opened(recipe, changes, None)
+    checked, _ = opened(recipe, changes or ())
     for problem in missing_files(checked):
         warn(problem)
     typer.echo("# yaml-language-server: $schema=./schema.json")
@@ -161,28 +147,14 @@ def init(
     typer.echo(f"next: tunesmith check {path}")
 
 
-def _opened(target: Path, changes: Sequence[str] | None, run_dir: Path | None) -> "tuple[Recipe, Run]":
-    """The recipe and run folder that an argument names: a recipe file, or a run folder with its recipe.yaml."""
-    from tunesmith.recipe_file import read_recipe
-    from tunesmith.runs import Run
-
-    file = target / "recipe.yaml" if target.is_dir() else target
-    if target.is_dir() and not file.is_file():
-        raise RecipeError(
-            f"{target} is no run folder: it has no recipe.yaml", fix="name a recipe or a folder under runs/"
-        )
-    recipe = read_recipe(file, changes or ())
-    path = run_dir or (target if target.is_dir() else Path("runs") / recipe.name)
-    return recipe, Run(path, read_recipe(file) if changes else None)
-
-
 def _do(stages: Sequence[Stage], target: Path, changes: Sequence[str] | None, run_dir: Path | None) -> "Result":
     """Do some stages; a pause ends the process with its exit code."""
+    from tunesmith.api import opened
     from tunesmith.pipeline import run_stages
     from tunesmith.training.stop import signals_heeded
 
     with signals_heeded():
-        result = run_stages(*_opened(target, changes, run_dir), stages)
+        result = run_stages(*opened(target, changes or (), run_dir), stages)
     if result.paused:
         raise PausedExit(result.paused.exit_code)
     return result

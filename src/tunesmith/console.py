@@ -1,4 +1,8 @@
-"""What the user sees while something long runs: lines, progress and time left, on standard error."""
+"""What the user sees while something long runs: lines, progress and time left.
+
+On standard error; in a notebook on standard output as plain lines, since standard error is painted red there and
+rich's own way is a box a line.
+"""
 
 import contextlib
 import io
@@ -17,35 +21,43 @@ class _StandardError(io.TextIOBase):
 
     def write(self, text: str) -> int:
         try:
-            return sys.stderr.write(text)
+            return _error().write(text)
         except OSError:
             _to_nowhere()
             return len(text)
 
     def flush(self) -> None:
         try:
-            sys.stderr.flush()
+            _error().flush()
         except OSError:
             _to_nowhere()
 
     def isatty(self) -> bool:
-        return sys.stderr.isatty()
+        return _error().isatty()
 
     def fileno(self) -> int:
-        return sys.stderr.fileno()
+        return _error().fileno()
+
+
+def _error() -> IO[str]:
+    """Standard error itself: while a bar is shown, sys.stderr is rich's, which would print to our console again."""
+    return cast(IO[str], getattr(sys.stderr, "rich_proxied_file", sys.stderr))
 
 
 def _to_nowhere() -> None:
     """Point standard error to the null device, for other packages that write to it too; and output, where the same."""
     with contextlib.suppress(OSError, ValueError):
-        null, error = os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno()
+        null, error = os.open(os.devnull, os.O_WRONLY), _error().fileno()
         lost = [1] if os.path.sameopenfile(1, error) else []
         for descriptor in (error, *lost):
             os.dup2(null, descriptor)
         os.close(null)
 
 
-console = Console(file=cast(IO[str], _StandardError()), highlight=False, soft_wrap=True)
+IN_NOTEBOOK = "ipykernel" in sys.modules
+console = Console(
+    file=None if IN_NOTEBOOK else cast(IO[str], _StandardError()), highlight=False, soft_wrap=True, force_jupyter=False
+)
 LINE_EVERY_S = 10.0  # without a terminal (a log file, a notebook) progress is a line now and then
 
 

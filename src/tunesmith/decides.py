@@ -6,6 +6,7 @@ record that stands before it imports anything heavy). Reads records and data fil
 
 import glob
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,20 @@ AUTOS = ("micro_batch_tokens", "precision", "recompute")
 """Fields of `train` that may say `auto`: decided once, on the machine that trains, and kept in the run's recipe."""
 OUTSIDE = {"stop_after", "recompute", "micro_batch_tokens", "deterministic"}
 """Fields of `train` outside the mathematics: when to pause, and how the same sums are computed on this machine."""
+COMMIT = re.compile("[0-9a-f]{40}")
+FILE = re.compile(r"(?i)\.(jsonl?|parquet|csv)$|[*?\[]")
+"""What a path to files looks like, where an id of the Hub does not."""
 DEFAULT_PROMPTS = Path(__file__).parent / "evaluation" / "prompts.yaml"
 
 
 def data_needs(recipe: Recipe, run: Run, base_digest: str) -> Needs:
     """prepare: conversations, cleaning and template. The digest of a Hub data set is its id and revision."""
+    inputs = {f"source_{index}": source_digest(source) for index, source in enumerate(sources_of(recipe))}
+    return data_settings(recipe), inputs | {"base": base_digest, "prompts": fingerprint(read_prompts(recipe))}
+
+
+def data_settings(recipe: Recipe) -> dict[str, Any]:
+    """The settings alone, without a look at the files."""
     settings: dict[str, Any] = {
         "data": _plain(recipe.data, exclude={"sources": {"__all__": {"path"}}}),
         "max_length": recipe.train.max_length,
@@ -38,8 +48,7 @@ def data_needs(recipe: Recipe, run: Run, base_digest: str) -> Needs:
     }
     if isinstance(recipe.data.held_out, Source):
         settings["data"]["held_out"].pop("path")  # a file is known by its bytes, so that a moved one is the same
-    inputs = {f"source_{index}": source_digest(source) for index, source in enumerate(sources_of(recipe))}
-    return settings, inputs | {"base": base_digest, "prompts": fingerprint(read_prompts(recipe))}
+    return settings
 
 
 def adapter_needs(recipe: Recipe, run: Run, base_digest: str) -> Needs:
@@ -81,16 +90,69 @@ def stands(stage: Stage, recipe: Recipe, run: Run, base_digest: str) -> bool:
 
 
 def as_begun(recipe: Recipe, run: Run) -> Recipe:
-    """The recipe as this run began: each `auto` as it was decided, and words that meant something else then."""
+    """The recipe as this run began: each `auto` as it was decided, the commits of base and Hub data sets that it began
+    with, and words that meant something else then.
+    """
     if not run.recipe.exists():
         return recipe
     begun = read_recipe(run.recipe)
     kept = {name: getattr(begun.train, name) for name in AUTOS if getattr(recipe.train, name) == "auto"}
-    update: dict[str, Any] = {"train": recipe.train.model_copy(update=kept)}
+    recipe = with_sources(recipe, _sources_as_begun(sources_of(recipe), sources_of(begun)))
+    update: dict[str, Any] = {
+        "base": _base_as_begun(recipe.base, begun.base),
+        "train": recipe.train.model_copy(update=kept),
+    }
     data = read_record(run.data)
     if data and begun_by(data.versions) == "0.1" and recipe.data.dedup in WORDS_OF_0_1:
         update["data"] = recipe.data.model_copy(update={"dedup": WORDS_OF_0_1[recipe.data.dedup]})
     return recipe.model_copy(update=update)
+
+
+def at_commits(recipe: Recipe, resolve: Callable[[Source], str]) -> Recipe:
+    """The recipe with every Hub data set at a commit: as it names it, else as `resolve` finds it on the Hub."""
+
+    def at_commit(source: Source) -> Source:
+        on_hub = "/" not in source.path or _may_be_on_hub(source.path)  # some old data sets have no owner
+        if not on_hub or source_files(source) or FILE.search(source.path) or COMMIT.fullmatch(source.revision or ""):
+            return source
+        return source.model_copy(update={"revision": resolve(source)})
+
+    return with_sources(recipe, [at_commit(source) for source in sources_of(recipe)])
+
+
+def with_sources(recipe: Recipe, sources: list[Source]) -> Recipe:
+    """The recipe with other sources, in the order of `sources_of`."""
+    count = len(recipe.data.sources)
+    update: dict[str, Any] = {"sources": tuple(sources[:count])}
+    if sources[count:]:
+        update["held_out"] = sources[count]
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=update)})
+
+
+def _base_as_begun(asked: str, begun: str) -> str:
+    """The Hub base at the commit that the run began with, unless another commit is asked for."""
+    repo, _, revision = asked.partition("@")
+    begun_repo, _, commit = begun.partition("@")
+    same = repo == begun_repo and COMMIT.fullmatch(commit) and not Path(asked).expanduser().exists()
+    return begun if same and _may_be(revision, commit) else asked
+
+
+def _sources_as_begun(asked: list[Source], begun: list[Source]) -> list[Source]:
+    """Hub data sets at the commits that the run began with, unless others are asked for."""
+    left, found = list(begun), list(asked)
+    for place, source in enumerate(asked):
+        same = next((s for s in left if (s.path, s.split) == (source.path, source.split)), None)
+        if same:
+            left.remove(same)  # the same data set again is the next one
+            commit = same.revision or ""
+            if COMMIT.fullmatch(commit) and _may_be(source.revision or "", commit):
+                found[place] = source.model_copy(update={"revision": commit})
+    return found
+
+
+def _may_be(revision: str, commit: str) -> bool:
+    """Whether a revision, empty or a branch or a tag or the start of a commit, may mean this commit."""
+    return commit.startswith(revision) or not re.fullmatch("[0-9a-f]{7,40}", revision)
 
 
 def read_prompts(recipe: Recipe) -> list[str]:
@@ -129,14 +191,14 @@ def source_digest(source: Source) -> str:
 
 def missing_files(recipe: Recipe) -> list[str]:
     """What a recipe names that is not on this machine, in words; a Hub id is taken on trust."""
-
-    def may_be_on_hub(path: str) -> bool:
-        return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", path)) and not re.search(r"(?i)\.(jsonl?|parquet|csv)$", path)
-
-    missing = [s.path for s in sources_of(recipe) if not source_files(s) and not may_be_on_hub(s.path)]
+    missing = [s.path for s in sources_of(recipe) if not source_files(s) and not _may_be_on_hub(s.path)]
     others = [recipe.base] if recipe.base.startswith((".", "/")) else []
     others += [] if recipe.evaluate.prompts == "default" else [recipe.evaluate.prompts]
     return [f"{path} does not exist" for path in [*missing, *(o for o in others if not Path(o).exists())]]
+
+
+def _may_be_on_hub(path: str) -> bool:
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", path)) and not FILE.search(path)
 
 
 def _made(folder: Path) -> str:

@@ -5,23 +5,29 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import filelock
 
 from tunesmith.console import say
-from tunesmith.decides import as_begun, stands
-from tunesmith.errors import ResumeError
+from tunesmith.data.hub import resolve_commit
+from tunesmith.decides import as_begun, at_commits, stands
+from tunesmith.errors import RecipeError, ResumeError
 from tunesmith.files import DRAFT, beside, full_disk_named, make_folder, remove
+from tunesmith.gguf.families import supported
 from tunesmith.gguf.read import convert
 from tunesmith.recipe import Recipe
 from tunesmith.room import make_sure
 from tunesmith.runs import Record, Run, read_record, write_manifest
 from tunesmith.stages import STAGES, Stage
+from tunesmith.stale import may_be_kept
 from tunesmith.training.stop import Paused
 from tunesmith.weights.locate import LocatedBase, locate_base
 
 Work = Callable[[Recipe, Run, LocatedBase], tuple[Record, bool]]
 """What a stage does: commits its folder, and returns its record."""
+ASK_BEFORE = ("prepare", "train", "merge")
+"""Stages before which a base is asked whether it can go the whole way; the later ones look at what they are given."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,12 @@ class Result:
         """Whether every stage that was asked for stands."""
         return self.paused is None
 
+    def __fspath__(self) -> str:
+        return str(self.run.path)
+
+    def __repr__(self) -> str:  # what a notebook shows
+        return str(self)
+
     def __str__(self) -> str:
         if self.paused:
             return f"{self.recipe.name} is paused at step {self.paused.step}; the same call goes on"
@@ -55,18 +67,25 @@ def run_stages(
     made with another recipe.
     """
     run.refuse_strangers()
-    base = locate_base(recipe.base, convert)
+    asked, begun = recipe, as_begun(recipe, run)
+    recipe, base = _with_base(asked, begun, run)
     with locked(run):
-        recipe = as_begun(recipe, run)
+        if (now := as_begun(asked, run)) != begun:  # another process began it while the base was fetched
+            recipe, base = _with_base(asked, now, run)
+        _refuse_without_gguf(stages, recipe)
         for index, stage in enumerate(stages):
+            if not _wanted([stage], recipe):
+                say(f"{stage.verb:<9} left out: no GGUF was asked for")
+                continue
             record = read_record(run.path / stage.folder)
             is_made = stands(stage, recipe, run, base.digest)
             if is_made and not (record and record.unproved):
                 say(f"{stage.verb:<9} stands")
                 remove(beside(run.path / stage.folder, DRAFT))  # begun with other settings, and of no use now
                 continue
+            recipe = _ready(stage, recipe, run, base)
             if not is_made:
-                make_sure(stages[index:], recipe, run, base)
+                make_sure(_wanted(stages[index:], recipe), recipe, run, base)
             started = time.monotonic()
             try:
                 _, done = load(stage)(recipe, run, base)
@@ -74,14 +93,49 @@ def run_stages(
                 return Result(run, recipe, paused)
             finally:
                 write_manifest(run)
-            run.keep_recipe(recipe := as_begun(recipe, run))  # train has decided each auto
-            say(
-                f"{stage.verb:<9} {'done' if done else 'stands, looked at again'} in {time.monotonic() - started:.1f} s"
-            )
-        if read_record(run.data):
+            recipe = as_begun(recipe, run)  # train has decided each auto
+            if may_be_kept(recipe, run, stage):
+                run.keep_recipe(recipe)
+            how = "done" if done else "stands, its proof was tried again"
+            say(f"{stage.verb:<9} {how} in {time.monotonic() - started:.1f} s")
+        if read_record(run.data) and may_be_kept(recipe, run, stages[-1]):
             run.keep_recipe(recipe)  # cadence and the like, which remake nothing
         write_manifest(run)  # again where a run was killed between a stage and its manifest
     return Result(run, recipe)
+
+
+def _with_base(asked: Recipe, begun: Recipe, run: Run) -> tuple[Recipe, LocatedBase]:
+    """The base, and the recipe with its commit: a push to the Hub between two calls changes nothing in a run.
+
+    A base that cannot go the whole way is refused before its weights are fetched.
+    """
+    base = locate_base(begun.base, convert, None if read_record(run.data) else partial(supported, recipe=begun))
+    if base.revision is None:
+        return begun, base
+    if "@" in asked.base and asked.base != begun.base:
+        say(f"base {asked.base}: this run began with commit {base.revision} and goes on with it")
+    return begun.model_copy(update={"base": f"{base.name}@{base.revision}"}), base
+
+
+def _wanted(stages: Sequence[Stage], recipe: Recipe) -> list[Stage]:
+    """The stages that this recipe asks for: without GGUF files the run ends with the merged model."""
+    return [stage for stage in stages if recipe.export.gguf or not stage.gguf]
+
+
+def _refuse_without_gguf(stages: Sequence[Stage], recipe: Recipe) -> None:
+    """A verb that makes or needs GGUF files has nothing to do where the recipe asks for none."""
+    if not _wanted(stages, recipe):
+        fix = "name types in the recipe, as in `export: {gguf: [F16, Q8_0, Q4_K_M]}`"
+        raise RecipeError(f"no GGUF was asked for, which {stages[0].verb} needs: export.gguf is empty", fix=fix)
+
+
+def _ready(stage: Stage, recipe: Recipe, run: Run, base: LocatedBase) -> Recipe:
+    """The recipe with the commits of its Hub data sets, once it is known that the base can go the whole way."""
+    first = stage.folder == run.data.name
+    if stage.verb in ASK_BEFORE:
+        rows = None if first else read_record(run.data)
+        supported(base.folder, recipe, rows.counts.get("longest") if rows else None)
+    return at_commits(recipe, resolve_commit) if first else recipe
 
 
 @contextlib.contextmanager
@@ -119,10 +173,11 @@ def ending(recipe: Recipe, run: Run) -> str:
     rows = {
         "adapter": f"{run.adapter} (PEFT format)",
         "model": f"{run.model} (merged, Hugging Face format)",
-        "GGUF": f"{run.gguf} ({files}, proof.json)",
-        "answers": f"{run.evaluation}",
+        "GGUF": f"{run.gguf} ({files}, proof.json)" if files else "none was asked for",
+        "answers": f"{run.evaluation}" if files else "none, since there is no GGUF",
         "losses": f"{run.loss_plot}, {run.metrics}",
     }
     lines = [f"{recipe.name} is ready:", *(f"  {name:<8} {where}" for name, where in rows.items())]
-    lines += [f"next: tunesmith chat {run.path}", f"      tunesmith compare {run.path} base"]
+    if files:
+        lines += [f"next: tunesmith chat {run.path}", f"      tunesmith compare {run.path} base"]
     return "\n".join(lines)

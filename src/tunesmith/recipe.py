@@ -216,8 +216,8 @@ class CheckpointConfig(Section):
 class ExportConfig(Section):
     """Which files are made for llama.cpp, and how equal they must be."""
 
-    gguf: Annotated[tuple[GgufType, ...], Field(min_length=1)] = ("F16", "Q8_0", "Q4_K_M")
-    """Types of the GGUF files."""
+    gguf: tuple[GgufType, ...] = ("F16", "Q8_0", "Q4_K_M")
+    """Types of the GGUF files; an empty list makes none: the run ends with the merged model."""
     prefixes: Annotated[int, Field(ge=1)] = 64
     """Held-out positions at which the next-token probabilities are compared."""
 
@@ -274,7 +274,7 @@ class Recipe(Section):
                 f"train.max_length is {self.train.max_length} and train.tokens_per_step {self.train.tokens_per_step}: "
                 "a step must hold the longest conversation"
             )
-        if self.evaluate.gguf not in self.export.gguf:
+        if self.export.gguf and self.evaluate.gguf not in self.export.gguf:
             raise ValueError(
                 f"evaluate.gguf is {self.evaluate.gguf}, which is not in export.gguf {list(self.export.gguf)}"
             )

@@ -3,7 +3,7 @@
 import difflib
 import glob
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from tunesmith.past import RETIRED
 from tunesmith.recipe import Recipe, sections_in
 
 Loc = tuple[str | int, ...]
+Places = dict[Loc, int | str]
+"""Where each value of a recipe was said: a line of its file, or a `--set` of the command line."""
 UNION_TAGS = {"share", "source", "literal['auto']", "literal['all-linear']", "constrained-int", "tuple[str, ...]"}
 # what pydantic calls the alternatives of a union; users never wrote it
 
@@ -43,7 +45,7 @@ def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
         ) from error
     if not isinstance(raw, dict):
         raise RecipeError("recipe is not a mapping of settings", fix="start from `tunesmith init`", where=str(path))
-    lines: dict[Loc, int] = {}
+    lines: Places = {}
     for loc, line in _lines(node) if node else ():
         if loc in lines:  # YAML would silently take the last one
             name = ".".join(map(str, loc))
@@ -51,14 +53,22 @@ def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
                 f"{name} is set twice, in lines {lines[loc]} and {line}", fix="keep one of them", where=str(path)
             )
         lines[loc] = line
+    return _anchored(_checked(raw, changes, path, lines), path.parent)
+
+
+def with_changes(recipe: Recipe, changes: Sequence[str]) -> Recipe:
+    """A recipe in memory with `--set` changes, through the same checker. Raises RecipeError with all problems."""
+    return _checked(recipe.model_dump(mode="json"), changes, Path(f"recipe {recipe.name}"), {})
+
+
+def _checked(raw: dict[str, Any], changes: Sequence[str], path: Path, lines: Places) -> Recipe:
     for change in changes:
         _apply(raw, lines, change)
     _retire(raw, path, lines)
     try:
-        recipe = Recipe.model_validate(raw)
+        return Recipe.model_validate(raw)
     except ValidationError as error:
         raise _report(error, path, lines) from None
-    return _anchored(recipe, path.parent)
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -98,7 +108,7 @@ def _lines(node: yaml.Node, loc: Loc = ()) -> Iterator[tuple[Loc, int]]:
             yield from _lines(value, (*loc, index))
 
 
-def _retire(raw: dict[str, Any], path: Path, lines: Mapping[Loc, int]) -> None:
+def _retire(raw: dict[str, Any], path: Path, lines: Places) -> None:
     """Take out fields of earlier versions: one that asks for nothing with a word, one that asks for something fails."""
     for name, (harmless, reason, fix) in RETIRED.items():
         if name not in raw:
@@ -110,7 +120,7 @@ def _retire(raw: dict[str, Any], path: Path, lines: Mapping[Loc, int]) -> None:
         del raw[name]
 
 
-def _apply(raw: dict[str, Any], lines: dict[Loc, int], change: str) -> None:
+def _apply(raw: dict[str, Any], lines: Places, change: str) -> None:
     """Write one `a.b=value` into the raw recipe; a number names a list item."""
     key, equals, text = change.partition("=")
     parts: Loc = tuple(int(p) if p.isdigit() else p for p in key.split("."))
@@ -136,32 +146,37 @@ def _apply(raw: dict[str, Any], lines: dict[Loc, int], change: str) -> None:
         raise RecipeError(f"--set {key}: the list has no item {parts[-1]}", fix=f"it has items 0 to {len(here) - 1}")
     here[parts[-1] if isinstance(here, list) else str(parts[-1])] = value
     for known in [loc for loc in lines if loc[: len(parts)] == parts]:
-        del lines[known]  # what comes from the command line has no line in the file
+        del lines[known]
+    for end in range(1, len(parts) + 1):  # the sections that it made are its own as well
+        lines.setdefault(parts[:end], f"--set {change}")
 
 
-def _report(error: ValidationError, path: Path, lines: Mapping[Loc, int]) -> RecipeError:
+def _report(error: ValidationError, path: Path, lines: Places) -> RecipeError:
     """One error with a line for each problem."""
-    problems = []
+    problems, said = [], set()
     places = [found["loc"] for found in error.errors()]
     for found in error.errors():
         if any(place[: len(found["loc"])] == found["loc"] and place != found["loc"] for place in places):
             continue  # a list that is short because of an item that is wrong
         loc = tuple(part for part in found["loc"] if part not in UNION_TAGS)
-        problem = f"{'.'.join(map(str, loc)) or 'recipe'}{_what(found, loc)} ({_where(loc, path, lines)})"
+        where = _where(loc, path, lines)
+        said.add("--set" if where.startswith("--set") else "the recipe")
+        problem = f"{'.'.join(map(str, loc)) or 'recipe'}{_what(found, loc)} ({where})"
         if problem not in problems:
             problems.append(problem)
     head = "the recipe has a problem" if len(problems) == 1 else f"the recipe has {len(problems)} problems"
-    return RecipeError(
-        f"{head}:\n  - " + "\n  - ".join(problems), fix="correct the recipe and run the same command again"
-    )
+    fix = f"correct {' and '.join(sorted(said, reverse=True))} and run the same command again"
+    return RecipeError(f"{head}:\n  - " + "\n  - ".join(problems), fix=fix)
 
 
-def _where(loc: Loc, path: Path, lines: Mapping[Loc, int]) -> str:
-    """File and line of the nearest enclosing key that stands in the file."""
+def _where(loc: Loc, path: Path, lines: Places) -> str:
+    """File and line, or `--set`, of the nearest enclosing key that was said; of the whole recipe, each `--set`."""
     for end in range(len(loc), 0, -1):
         if loc[:end] in lines:
-            return f"{path}, line {lines[loc[:end]]}"
-    return f"{path}, --set or missing key" if loc else str(path)
+            place = lines[loc[:end]]
+            return place if isinstance(place, str) else f"{path}, line {place}"
+    changes = sorted({place for place in lines.values() if isinstance(place, str)})
+    return str(path) if loc else ", ".join([str(path), *changes])
 
 
 def _what(found: Any, loc: Loc) -> str:

@@ -15,7 +15,8 @@ from tunesmith.machine import disk_of, need_disk
 from tunesmith.recipe import GgufType, Recipe
 from tunesmith.runs import Run, checkpoint_folders, read_record, refuse_foreign, refuse_to_replace
 from tunesmith.stages import STAGES, Stage
-from tunesmith.weights.locate import LocatedBase, cache_folder
+from tunesmith.weights.cache import cache_folder
+from tunesmith.weights.locate import LocatedBase
 from tunesmith.weights.tensorfile import read_index, weight_files
 
 

@@ -23,6 +23,8 @@ class Stage:
     """module:function that commits its folder: (recipe, run, base) -> (record, whether it was done now)."""
     says: str
     """One line of help."""
+    gguf: bool = False
+    """Whether it makes or needs GGUF files: left out where the recipe asks for none."""
 
     def load_decides(self) -> Callable[..., Any]:
         """The function that `decides` names."""
@@ -52,12 +54,12 @@ STAGES = (
     Stage(
         verb="export", folder="gguf",
         decides="tunesmith.decides:gguf_needs", work="tunesmith.release.export:export",
-        says="Model to GGUF files for the CPU, proven equal.",
+        says="Model to GGUF files for the CPU, proven equal.", gguf=True,
     ),
     Stage(
         verb="evaluate", folder="evaluation",
         decides="tunesmith.decides:evaluation_needs", work="tunesmith.evaluation.evaluate:evaluate",
-        says="The GGUF answers ten prompts on this CPU, timed.",
+        says="The GGUF answers ten prompts on this CPU, timed.", gguf=True,
     ),
 )  # fmt: skip
 

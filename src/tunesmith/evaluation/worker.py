@@ -1,16 +1,13 @@
 """A process of its own that answers prompts, so that its peak memory is the engine's alone.
 
-Reads a job as JSON from standard input and writes JSON lines to standard output: one an answer, the last one
-{"peak_memory_bytes": n}, or {"error": [class, what, fix, where]}.
+Takes a job and tells (inference/child.py) one line an answer, then {"peak_memory_bytes": n}.
 """
 
-import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tunesmith.errors import TunesmithError
+from tunesmith.inference.child import serve_parent, tell, wait_for_turn
 from tunesmith.inference.engine import Engine
 from tunesmith.machine import peak_memory_bytes
 
@@ -18,23 +15,25 @@ CONTEXT = 4096  # as in the chat, so that the memory is the chat's
 
 
 def answer_all(job: dict[str, Any]) -> None:
-    """Answer every prompt as a conversation of its own, greedily, reading each from its first token."""
+    """Answer every prompt as a conversation of its own, greedily, reading each from its first token.
+
+    job["in_turn"]: each answer waits for a turn, and has max_tokens tokens whatever the model says: to be timed beside
+    others.
+    """
     opening = [{"role": "system", "content": job["system"]}] if job["system"] else []
+    in_turn = job.get("in_turn", False)
     context = max(CONTEXT, 2 * job["max_tokens"])
     with Engine(Path(job["gguf"]), threads=job["threads"], context=context) as engine:
+        if in_turn:
+            tell({"ready": True})
         for prompt in job["prompts"]:
+            if in_turn:
+                wait_for_turn()
             messages = [*opening, {"role": "user", "content": prompt}]
-            answer = engine.chat(messages, max_tokens=job["max_tokens"], cache=False)
-            _write({"prompt": prompt} | asdict(answer))
-        _write({"peak_memory_bytes": peak_memory_bytes()})
-
-
-def _write(line: dict[str, Any]) -> None:
-    print(json.dumps(line), flush=True)
+            answer = engine.chat(messages, max_tokens=job["max_tokens"], cache=False, ignore_end=in_turn)
+            tell({"prompt": prompt} | asdict(answer))
+        tell({"peak_memory_bytes": peak_memory_bytes()})
 
 
 if __name__ == "__main__":
-    try:
-        answer_all(json.load(sys.stdin))
-    except TunesmithError as error:
-        _write({"error": [type(error).__name__, error.what, error.fix, error.where]})
+    serve_parent(answer_all)

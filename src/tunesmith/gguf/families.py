@@ -1,15 +1,39 @@
-"""The architectures that become GGUF files and come back, one row each; what reader and writer share."""
+"""The architectures that become GGUF files and come back, one row each; and whether a base can go the whole way.
 
-import json
+`supported` is asked before prepare: what would fail at merge or export, hours later, is refused here, by name. It reads
+config.json, the tokenizer and the headers of the weights, and neither torch nor transformers.
+"""
+
+import ast
+import importlib.util
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import gguf
-import numpy as np
-from numpy.typing import NDArray
 
 from tunesmith.errors import BaseError
+from tunesmith.gguf.config import checked, odd, rotary
+from tunesmith.gguf.pretokenizers import need_room, pre_tokenizer, read_tokenizer
+from tunesmith.recipe import Recipe
+from tunesmith.weights.small_files import CONFIG, architectures, read_json
+from tunesmith.weights.tensorfile import FLOATS, TensorInfo, read_index, weight_files
+
+Shapes = dict[str, tuple[int, ...]]
+UNUSED = (".rotary_emb.inv_freq",)  # in weights of old transformers; computed from config.json by all that read them
+EXPERTS = re.compile(r"(^|_)experts$")  # num_experts, num_local_experts, n_routed_experts, moe_num_experts
+WINDOW_IF_ASKED = ("qwen2", "qwen3")  # their sliding_window counts where use_sliding_window is true, and not otherwise
+BY_LONGEST = {"dynamic": "max_position_embeddings", "longrope": "original_max_position_embeddings"}
+# rotary scalings that change with the longest conversation of a batch, and the length up to which they do not
+SCALED = {"logits_scaling": 1, "logit_scale": 1, "final_logit_softcapping": None, "attn_logit_softcapping": None}
+"""Of Granite, Cohere and Gemma 2 -> the value at which it does nothing. What is not known here the proof of packing
+finds, before the first step."""
+LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
+WITHOUT = "write `export: {gguf: []}` in the recipe to train and merge it without one"
 
 
 @dataclass(frozen=True)
@@ -20,50 +44,222 @@ class Family:
     arch: gguf.MODEL_ARCH
     rotated: tuple[str, ...]
     """Parts of the names of weights whose rows llama.cpp's rotary wants interleaved."""
+    shapes: Callable[[dict[str, Any]], Shapes]
+    """Every tensor that a config.json asks for."""
 
 
-FAMILIES = (Family("LlamaForCausalLM", gguf.MODEL_ARCH.LLAMA, rotated=(".q_proj.", ".k_proj.")),)
-LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-"""What every Llama 3 has beside its factor; a GGUF keeps the table only."""
+def llama_shapes(config: dict[str, Any]) -> Shapes:
+    """Names and shapes, rows first, of the tensors of transformers' LlamaForCausalLM."""
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    queries = config["num_attention_heads"] * config["head_dim"]
+    keys = config["num_key_value_heads"] * config["head_dim"]
+    attention = {
+        "q_proj": (queries, width),
+        "k_proj": (keys, width),
+        "v_proj": (keys, width),
+        "o_proj": (width, queries),
+    }
+    mlp = {"gate_proj": (inner, width), "up_proj": (inner, width), "down_proj": (width, inner)}
+    shapes: Shapes = {"model.embed_tokens.weight": (config["vocab_size"], width), "model.norm.weight": (width,)}
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = shapes["model.embed_tokens.weight"]
+    for layer in range(config["num_hidden_layers"]):
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            shapes[f"model.layers.{layer}.{norm}.weight"] = (width,)
+        for part, matrices in (("self_attn", attention), ("mlp", mlp)):
+            for name, shape in matrices.items():
+                shapes[f"model.layers.{layer}.{part}.{name}.weight"] = shape
+                if config["attention_bias" if part == "self_attn" else "mlp_bias"]:
+                    shapes[f"model.layers.{layer}.{part}.{name}.bias"] = shape[:1]
+    return shapes
 
 
-def family_of(config: dict[str, Any], name: str = "this base") -> Family:
+FAMILIES = (Family("LlamaForCausalLM", gguf.MODEL_ARCH.LLAMA, rotated=(".q_proj.", ".k_proj."), shapes=llama_shapes),)
+
+
+def family_of(config: dict[str, Any], name: str) -> Family:
     """The family of a config.json. Raises BaseError, with the list, for one that is not supported."""
     known = {family.architecture: family for family in FAMILIES}
-    stated = config.get("architectures") or ["of no stated architecture"]
-    found = [known[architecture] for architecture in stated if architecture in known]
-    if not found:
+    stated = architectures(config)
+    if stated[0] not in known:
         raise BaseError(
             f"{name} is {', '.join(stated)}, an architecture that cannot be exported to GGUF",
             fix=f"use a base of one of these: {', '.join(known)}",
         )
-    return found[0]
+    return known[stated[0]]
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path, name: str | None = None) -> dict[str, Any]:
     """config.json with what it may leave out, and its family. Raises BaseError for a model that cannot be exported."""
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    config["family"] = family_of(config, folder.name)
-    heads = config["num_attention_heads"]
-    config["head_dim"] = config.get("head_dim") or config["hidden_size"] // heads
-    config["num_key_value_heads"] = config.get("num_key_value_heads") or heads
-    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}  # old configs have theta beside it
-    rope = {"rope_theta": config.get("rope_theta", 10000.0), "rope_type": scaling.get("type", "default")} | scaling
-    if rope["rope_type"] not in ("default", "llama3"):
-        raise BaseError(
-            f"rotary scaling {rope['rope_type']} cannot be exported", fix="use a base with none, or llama3's"
-        )
-    config["rope"] = rope
-    return config
+    config = read_json(folder / CONFIG)
+    family = family_of(config, name or folder.name)
+    return checked(config, folder) | {"family": family}
 
 
-def llama3_factors(rope: dict[str, Any], head_dim: int) -> NDArray[np.float32]:
-    """Divisors of the rotary frequencies [head_dim / 2] (transformers' _compute_llama3_parameters).
+def supported(folder: Path, recipe: Recipe, longest: int | None = None) -> None:
+    """Raise BaseError, with what is supported, if the base in `folder` cannot be trained, merged and exported.
 
-    `rope` as in config.json: rope_theta, factor, low_freq_factor, high_freq_factor, original_max_position_embeddings.
+    A folder without weights is judged by its small files. `longest`: tokens of the longest row where the rows stand
+    already. Where the recipe asks for no GGUF, what only a GGUF needs is not asked.
     """
-    wavelengths = 2 * np.pi * rope["rope_theta"] ** (np.arange(0, head_dim, 2) / head_dim)
-    factor, low, high = rope["factor"], rope["low_freq_factor"], rope["high_freq_factor"]
-    original = rope["original_max_position_embeddings"]
-    smooth = np.clip((original / wavelengths - low) / (high - low), 0, 1)  # 0: long waves, 1: short ones
-    return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
+    config = read_json(folder / CONFIG)
+    tensors = read_index(folder) if weight_files(folder) else {}
+    _refuse_unknown(config, folder, recipe.base)
+    _refuse_experts(config, tensors, folder, recipe.base)
+    tokenizer = read_tokenizer(folder)
+    if recipe.export.gguf:
+        try:
+            _refuse_no_gguf(tokenizer, tensors, folder, recipe.base)
+        except BaseError as error:
+            raise BaseError(error.what, fix=f"{error.fix}; or {WITHOUT}", where=error.where or str(folder)) from None
+    elif _is_count(size := config.get("vocab_size")):
+        need_room(tokenizer, size, folder, special=False)  # a special token that nobody writes does no harm
+    _refuse_scaled(config, folder, recipe.base)
+    _refuse_long(config, folder, recipe, longest or recipe.train.max_length)
+    _refuse_numbers(tensors, folder)
+
+
+def _refuse_no_gguf(tokenizer: dict[str, Any], tensors: dict[str, TensorInfo], folder: Path, name: str) -> None:
+    """What cannot be written as a GGUF file, or would be read as something else there."""
+    config = read_config(folder, name)
+    pre_tokenizer(tokenizer)
+    need_room(tokenizer, config["vocab_size"], folder)
+    if tensors:
+        _refuse_tensors(config["family"].shapes(config), tensors, folder)
+
+
+def _refuse_unknown(config: dict[str, Any], folder: Path, name: str) -> None:
+    """What transformers does not have itself is not trained: code that comes with a base is never run."""
+    stated, kind = architectures(config)[0], config.get("model_type")
+    known = _transformers_models()
+    if not isinstance(kind, str):
+        raise odd("model_type", kind, "is missing" if kind is None else "is no name", folder)
+    if not known or stated in known.get(kind, ()):
+        return
+    version = metadata.version("transformers")
+    if "auto_map" in config:
+        what = (
+            f"{name} is {stated}, which transformers {version} does not have: it comes with Python code of its own "
+            "(auto_map in config.json), and code of a base is never run: it is not fetched, and no digest covers it"
+        )
+    elif kind in known:
+        what = f"{name} is {stated} by its architectures and {' or '.join(known[kind])} by its model_type {kind}"
+    else:
+        what = f"{name} is {stated} of model_type {kind}, which transformers {version} does not have"
+    fix = f"use a base whose architecture transformers has; to GGUF go: {', '.join(f.architecture for f in FAMILIES)}"
+    raise BaseError(what, fix=fix, where=str(folder))
+
+
+@cache
+def _transformers_models() -> dict[str, tuple[str, ...]]:
+    """model_type -> classes of the causal language models of the installed transformers; empty if it is not there.
+
+    Read from its source: importing it takes torch and seconds.
+    """
+    found = importlib.util.find_spec("transformers")
+    source = Path(str(found and found.origin)).parent / "models" / "auto" / "modeling_auto.py"
+    for node in ast.parse(source.read_text(encoding="utf-8")).body if source.is_file() else ():
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES":
+            assert isinstance(node.value, ast.Call)
+            pairs = ast.literal_eval(node.value.args[0])
+            return {kind: (names,) if isinstance(names, str) else tuple(names) for kind, names in pairs}
+    return {}
+
+
+def _refuse_experts(config: dict[str, Any], tensors: dict[str, TensorInfo], folder: Path, name: str) -> None:
+    """Experts are no linear layers in transformers: they would get no adapter, without a word."""
+    counts = [value for key, value in _entries(config) if EXPERTS.search(key) and isinstance(value, int)]
+    held = [tensor for tensor in tensors if ".experts." in tensor]
+    if max(counts, default=0) > 1 or held:
+        many = f"{max(counts)} experts" if max(counts, default=0) > 1 else "experts"
+        raise BaseError(
+            f"{name} ({architectures(config)[0]}) is a mixture of {many}, which would get no adapter",
+            fix=f"use a dense base; to GGUF go: {', '.join(family.architecture for family in FAMILIES)}",
+            where=str(folder),
+        )
+
+
+def _refuse_scaled(config: dict[str, Any], folder: Path, name: str) -> None:
+    """Training takes the loss from the last hidden state and the head, with nothing between or after them."""
+    for field, nothing in SCALED.items():
+        if config.get(field, nothing) not in (nothing, None):
+            raise BaseError(
+                f"{name} ({architectures(config)[0]}) scales or caps what attention or head give ({field} is "
+                f"{config[field]}), which training does not compute",
+                fix=f"use another base; to GGUF go: {', '.join(family.architecture for family in FAMILIES)}",
+                where=str(folder),
+            )
+
+
+def _entries(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Keys and values of a config.json, those of its sections too."""
+    for key, value in config.items():
+        yield key, value
+        if isinstance(value, dict):
+            yield from _entries(value)
+
+
+def _refuse_long(config: dict[str, Any], folder: Path, recipe: Recipe, longest: int) -> None:
+    """No row may be longer than the model's positions, the window of a layer, or what packing keeps the same."""
+    limits = [(config[name], f"{name} in config.json") for name in LENGTHS if _is_count(config.get(name))][:1]
+    limits += [(window, f"the attention window of its layers, {name}") for window, name in _windows(config)]
+    rope = rotary(config)
+    for scaling in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        kind = str(scaling.get("rope_type"))
+        length = scaling.get(BY_LONGEST.get(kind, ""), config.get(BY_LONGEST.get(kind, "")))
+        if _is_count(length):
+            limits.append((length, f"above it its rotary scaling, {kind}, changes with the longest row of a batch"))
+    for limit, what in sorted(limits):
+        if longest > limit:
+            given = f"train.max_length is {longest}" if longest == recipe.train.max_length else f"a row has {longest}"
+            raise BaseError(
+                f"{recipe.base} takes {limit} tokens ({what}), and {given}",
+                fix=f"lower train.max_length to {limit} or less, or use a base that takes longer conversations",
+                where=str(folder),
+            )
+
+
+def _windows(config: dict[str, Any]) -> Iterator[tuple[int, str]]:
+    """How many tokens back the layers see that do not see all, and the field that says so."""
+    if architectures(config)[0] in [family.architecture for family in FAMILIES]:
+        return  # a Llama has no such layers, whatever its config.json says
+    kinds = config["layer_types"] if isinstance(config.get("layer_types"), list) else None
+    asked = config.get("use_sliding_window", config.get("model_type") not in WINDOW_IF_ASKED)
+    first, layers = config.get("max_window_layers"), config.get("num_hidden_layers")
+    none_has = _is_count(first) and _is_count(layers) and first >= layers  # Qwen: the layers from this one on have it
+    for name, kind in (("sliding_window", "sliding_attention"), ("attention_chunk_size", "chunked_attention")):
+        if _is_count(config.get(name)) and asked and (kind in kinds if kinds else not none_has):
+            yield config[name], name
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _refuse_numbers(tensors: dict[str, TensorInfo], folder: Path) -> None:
+    for name, info in tensors.items():
+        if info.dtype not in FLOATS and not name.endswith(UNUSED):
+            raise BaseError(
+                f"tensor {name} is stored as {info.dtype}",
+                fix=f"use the model it was made from, stored as one of: {', '.join(FLOATS)}",
+                where=str(folder),
+            )
+
+
+def _refuse_tensors(wanted: Shapes, tensors: dict[str, TensorInfo], folder: Path) -> None:
+    """The tensors are those that config.json asks for: no other one has a place in a GGUF, a missing one is random."""
+    here = {name: info.shape for name, info in tensors.items() if not name.endswith(UNUSED)}
+    problems = [f"tensor {name} has no place in a GGUF file" for name in here if name not in wanted | _TIED]
+    problems += [f"tensor {name} is missing" for name in wanted if name not in here]
+    problems += [
+        f"tensor {name} is {list(here[name])}, and config.json asks for {list(shape)}"
+        for name, shape in wanted.items()
+        if name in here and here[name] != shape
+    ]
+    if problems:
+        more = f", and {len(problems) - 1} more like it" if len(problems) > 1 else ""
+        fix = f"use an unchanged model of one of these: {', '.join(family.architecture for family in FAMILIES)}"
+        raise BaseError(problems[0] + more, fix=fix, where=str(folder))
+
+
+_TIED: Shapes = {"lm_head.weight": ()}  # a copy of the embedding that some models keep although they tie it

@@ -1,6 +1,7 @@
 """llama.cpp's names for the ways to cut a text before byte-pair encoding, and the same in Hugging Face's tokenizers."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
@@ -18,6 +19,30 @@ PRE_TOKENIZERS: dict[str, list[Any]] = {  # by tokenizer.ggml.pre: what llama.cp
     "gpt-2": [WORDS],
     "llama-bpe": [pre_tokenizers.Split(LLAMA3_SPLIT, "isolated"), BYTES],
 }
+
+
+def read_tokenizer(folder: Path) -> dict[str, Any]:
+    """tokenizer.json, in the form that tokenizers writes. Raises BaseError if it is not there or none."""
+    path = folder / "tokenizer.json"
+    try:
+        return dict(json.loads(Tokenizer.from_file(str(path)).to_str()))
+    except Exception as error:  # tokenizers raises plain Exceptions
+        what = f"tokenizer.json cannot be read: {next(iter(str(error).splitlines()), type(error).__name__)}"
+        raise BaseError(what, fix="fetch the model again, or save its tokenizer again", where=str(path)) from error
+
+
+def need_room(tokenizer: dict[str, Any], vocab_size: int, folder: Path, *, special: bool = True) -> None:
+    """Raise BaseError if a token, without `special` one that is no special token, has no row in the embedding."""
+    vocab = tokenizer["model"]["vocab"]
+    added = {token["id"]: token["special"] for token in tokenizer["added_tokens"]}
+    ids = {*(vocab.values() if isinstance(vocab, dict) else range(len(vocab))), *added}  # a list in Unigram
+    highest = max((id_ for id_ in ids if special or not added.get(id_)), default=0)
+    if highest >= vocab_size:
+        raise BaseError(
+            f"the tokenizer has more tokens than vocab_size {vocab_size}: ids up to {highest}",
+            fix="use an unchanged tokenizer",
+            where=str(folder),
+        )
 
 
 def pre_tokenizer(tokenizer: dict[str, Any]) -> str:

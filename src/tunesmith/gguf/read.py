@@ -6,14 +6,15 @@ The way back from llama.cpp's convert_hf_to_gguf.py: names, the rotary permutati
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gguf
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from tunesmith.errors import BaseError
-from tunesmith.gguf.families import LLAMA3_ROPE, llama3_factors
+from tunesmith.gguf.config import LLAMA3_ROPE, checked, llama3_factors
+from tunesmith.gguf.families import llama_shapes
 from tunesmith.gguf.pretokenizers import PRE_TOKENIZERS
 from tunesmith.machine import need_disk
 from tunesmith.weights.tensorfile import Array, TensorWriter
@@ -24,12 +25,23 @@ NAMES = {
     "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
     "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
 }  # fmt: skip
+ROPE_TABLE = "rope_freqs.weight"
 CONTROL, USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
 CONFIG = {
     "hidden_size": "embedding_length", "intermediate_size": "feed_forward_length", "num_hidden_layers": "block_count",
     "num_attention_heads": "attention.head_count", "max_position_embeddings": "context_length",
 }  # fmt: skip
+KNOWN = {
+    *CONFIG.values(), "attention.head_count_kv", "attention.key_length", "attention.value_length", "vocab_size",
+    "attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.dimension_count", "rope.scaling.type",
+    "rope.scaling.factor", "rope.scale_linear", "rope.scaling.original_context_length", "rope.scaling.finetuned",
+    "expert_count", "expert_used_count", "tensor_data_layout",
+}  # fmt: skip
+"""What is understood of llama.*: another key may change what the numbers mean, so it is not looked through."""
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+Value = TypeVar("Value", bound=int | float | str | list)  # type: ignore[type-arg]
 
 
 class _Source:
@@ -39,16 +51,32 @@ class _Source:
         self.path = path
         try:
             reader = gguf.GGUFReader(path)
-        except (ValueError, IndexError, KeyError) as error:
+            self.fields = {name: field.contents() for name, field in reader.fields.items()}
+            self.tensors = {tensor.name: tensor for tensor in reader.tensors}
+        except Exception as error:  # numpy's, struct's and its own, by what is damaged
             what = f"{path.name} is no whole GGUF file: {error}"
             raise BaseError(what, fix="fetch it again", where=str(path)) from error
-        self.fields = reader.fields
-        self.tensors = {tensor.name: tensor for tensor in reader.tensors}
 
-    def get(self, key: str, *default: Any) -> Any:
-        if key not in self.fields and not default:
+    def get(self, key: str, kind: type[Value], *default: Any) -> Value:
+        """The value of a key, which is of this kind; the default where there is no such key."""
+        if key not in self.fields and default:
+            return default[0]
+        value = self.fields.get(key)
+        if value is None:
             raise self.refused(f"its metadata lacks {key}")
-        return self.fields[key].contents() if key in self.fields else default[0]
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise self.refused(f"its {key} is {str(value)[:40]!r}, no {kind.__name__}")
+        return value
+
+    def id_of(self, name: str, *default: Any) -> int:
+        """The id of a special token, which is one of the tokens."""
+        key = f"tokenizer.ggml.{name}_token_id"
+        found = self.get(key, int, *default)
+        if key in self.fields and not 0 <= found < len(self.get("tokenizer.ggml.tokens", list)):
+            raise self.refused(f"its {key} is {found}, which is none of its tokens")
+        return found
 
     def refused(self, what: str) -> BaseError:
         fix = "name the Hugging Face model this file was made from, by its Hub id or as a folder"
@@ -62,37 +90,55 @@ def convert(path: Path, folder: Path) -> None:
     Raises BaseError for another architecture, tokenizer or rotary scaling, and for a file without a chat template.
     """
     source = _Source(path)
-    if (architecture := source.get("general.architecture")) != "llama":
+    if (architecture := source.get("general.architecture", str)) != "llama":
         raise source.refused(f"its architecture is {architecture}, known is llama")
-    if source.get("split.count", 1) > 1 or "token_embd.weight" not in source.tensors:
+    if source.get("split.count", int, 1) > 1 or "token_embd.weight" not in source.tensors:
         raise source.refused("it does not hold a whole model")
+    if (experts := source.get("llama.expert_count", int, 0)) > 0:
+        raise source.refused(f"it is a mixture of {experts} experts, which would get no adapter")
+    config = _config(source)
+    _check_tensors(source, config)
     need_disk(folder, sum(4 * int(tensor.n_elements) for tensor in source.tensors.values()), f"unpacking {path.name}")
-    eos = source.get("tokenizer.ggml.eos_token_id")
-    ids = {"bos": source.get("tokenizer.ggml.bos_token_id", None), "eos": eos}
-    ids["pad"] = source.get("tokenizer.ggml.padding_token_id", eos)
+    eos = source.id_of("eos")
+    ids = {"bos": source.id_of("bos", None), "eos": eos, "pad": source.id_of("padding", eos)}
     stops = {f"{name}_token_id": token for name, token in ids.items()}
-    _dump(folder / "config.json", _config(source) | stops)
+    _dump(folder / "config.json", config | stops)
     _dump(folder / "generation_config.json", stops)
     _write_tokenizer(source, folder, ids)
-    if licence := source.get("general.license", ""):
+    if isinstance(licence := source.fields.get("general.license"), str) and licence:
         (folder / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
-    _write_weights(source, folder / "model.safetensors")
+    _write_weights(source, folder / "model.safetensors", config)
 
 
 def _dump(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _write_weights(source: _Source, path: Path) -> None:
-    tensors = {_hf_name(source, name): tensor for name, tensor in source.tensors.items() if name != "rope_freqs.weight"}
-    entries = {name: (_stored(tensor), tuple(map(int, reversed(tensor.shape)))) for name, tensor in tensors.items()}
-    heads = source.get("llama.attention.head_count")
-    key_heads = source.get("llama.attention.head_count_kv", heads)
+def _check_tensors(source: _Source, config: dict[str, Any]) -> None:
+    """Raise BaseError unless the numbers are those of a Llama and the tensors are what they ask for."""
+    try:
+        wanted = llama_shapes(checked(config, source.path))
+    except BaseError as error:
+        raise source.refused(error.what.replace("config.json: ", "its ")) from None
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if (found := source.get(f"llama.{key}", int, config["head_dim"])) != config["head_dim"]:
+            raise source.refused(f"its {key} is {found}, and not the {config['head_dim']} of a head")
+    here = {_hf_name(source, name): _shape(tensor) for name, tensor in source.tensors.items() if name != ROPE_TABLE}
+    if wrong := sorted(name for name in here | wanted if here.get(name) != wanted.get(name)):
+        name = wrong[0]
+        raise source.refused(f"its tensor {name} is {here.get(name, 'missing')}, due is {wanted.get(name, 'none')}")
+
+
+def _write_weights(source: _Source, path: Path, config: dict[str, Any]) -> None:
+    tensors = {_hf_name(source, name): tensor for name, tensor in source.tensors.items() if name != ROPE_TABLE}
+    entries = {name: (_stored(tensor), _shape(tensor)) for name, tensor in tensors.items()}
     with TensorWriter(path, entries) as writer:
         for name, tensor in tensors.items():
             values = _values(tensor).reshape(entries[name][1])
             if name.endswith(("q_proj.weight", "k_proj.weight")):
-                values = _unpermute(values, heads if "q_proj" in name else key_heads)
+                values = _unpermute(
+                    values, config["num_attention_heads" if "q_proj" in name else "num_key_value_heads"]
+                )
             writer.write(name, values)
 
 
@@ -102,6 +148,10 @@ def _hf_name(source: _Source, name: str) -> str:
     if not match or match[2] not in NAMES:
         raise source.refused(f"its tensor {name} is none of a plain Llama model")
     return f"model.layers.{match[1]}.{NAMES[match[2]]}.weight" if match[1] else f"{NAMES[match[2]]}.weight"
+
+
+def _shape(tensor: Any) -> tuple[int, ...]:
+    return tuple(map(int, reversed(tensor.shape)))
 
 
 def _stored(tensor: Any) -> str:
@@ -121,21 +171,23 @@ def _unpermute(values: Array, heads: int) -> Array:
 
 
 def _config(source: _Source) -> dict[str, Any]:
-    config = {name: source.get(f"llama.{key}") for name, key in CONFIG.items()}
+    if odd := sorted(key for key in source.fields if key.startswith("llama.") and key[len("llama.") :] not in KNOWN):
+        raise source.refused(f"its metadata has {odd[0]}, which a plain Llama has not")
+    config: dict[str, Any] = {name: source.get(f"llama.{key}", int) for name, key in CONFIG.items()}
     heads = config["num_attention_heads"]
-    head_dim = source.get("llama.attention.key_length", config["hidden_size"] // heads)
-    theta = float(source.get("llama.rope.freq_base", 10000.0))
+    head_dim = source.get("llama.attention.key_length", int, config["hidden_size"] // max(1, heads))
+    theta = source.get("llama.rope.freq_base", float, 10000.0)
     return config | {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "num_key_value_heads": source.get("llama.attention.head_count_kv", heads),
+        "num_key_value_heads": source.get("llama.attention.head_count_kv", int, heads),
         "head_dim": head_dim,
         "hidden_act": "silu",
         # read as 9.99999975e-06; the shortest decimal of that float32 is what was meant
-        "rms_norm_eps": float(str(np.float32(source.get("llama.attention.layer_norm_rms_epsilon")))),
+        "rms_norm_eps": float(str(np.float32(source.get("llama.attention.layer_norm_rms_epsilon", float)))),
         "rope_theta": theta,
         "rope_parameters": {"rope_theta": theta, **_rope(source, theta, head_dim)},
-        "vocab_size": int(source.tensors["token_embd.weight"].shape[1]),
+        "vocab_size": _shape(source.tensors["token_embd.weight"])[0],
         "tie_word_embeddings": "output.weight" not in source.tensors,
         "dtype": DTYPES[_stored(source.tensors["token_embd.weight"])],
     }
@@ -143,11 +195,15 @@ def _config(source: _Source) -> dict[str, Any]:
 
 def _rope(source: _Source, theta: float, head_dim: int) -> dict[str, Any]:
     """Rotary scaling: none, or Llama 3's, which a GGUF keeps as a table of divisors, one for each frequency."""
-    kind = source.get("llama.rope.scaling.type", "none")
-    if "rope_freqs.weight" in source.tensors:
-        table = source.tensors["rope_freqs.weight"].data
+    old = source.get("llama.rope.scale_linear", float, 0.0)
+    factor = source.get("llama.rope.scaling.factor", float, old)
+    scaled = "linear" if factor not in (0.0, 1.0) else "none"  # what llama.cpp takes where no type is named
+    kind = source.get("llama.rope.scaling.type", str, scaled)
+    if ROPE_TABLE in source.tensors:
+        table = source.tensors[ROPE_TABLE].data
         rope = {"factor": float(table.max()), **LLAMA3_ROPE}
-        if np.allclose(table, llama3_factors({"rope_theta": theta, **rope}, head_dim), rtol=1e-4):
+        due = llama3_factors({"rope_theta": theta, **rope}, head_dim) if theta > 0 else None
+        if kind == "none" and due is not None and table.shape == due.shape and np.allclose(table, due, rtol=1e-4):
             return {"rope_type": "llama3", **rope}
         kind = "a table of its own"
     if kind != "none":
@@ -156,26 +212,45 @@ def _rope(source: _Source, theta: float, head_dim: int) -> dict[str, Any]:
 
 
 def _write_tokenizer(source: _Source, folder: Path, ids: dict[str, Any]) -> None:
-    pre = source.get("tokenizer.ggml.pre", source.get("tokenizer.ggml.model"))
-    if source.get("tokenizer.ggml.model") != "gpt2" or pre not in PRE_TOKENIZERS:
+    model = source.get("tokenizer.ggml.model", str)
+    pre = source.get("tokenizer.ggml.pre", str, model)
+    if model != "gpt2" or pre not in PRE_TOKENIZERS:
         raise source.refused(f"its tokenizer is {pre}, known are {', '.join(PRE_TOKENIZERS)}")
-    tokens = source.get("tokenizer.ggml.tokens")
-    types = source.get("tokenizer.ggml.token_type")
-    merges = [tuple(merge.split(" ", 1)) for merge in source.get("tokenizer.ggml.merges")]
+    tokens, types = source.get("tokenizer.ggml.tokens", list), source.get("tokenizer.ggml.token_type", list)
+    if len(tokens) != len(types) or len(tokens) > _shape(source.tensors["token_embd.weight"])[0]:
+        raise source.refused(
+            f"it has {len(tokens)} tokens, {len(types)} types of tokens, and an embedding of other size"
+        )
+    if not (template := source.get("tokenizer.chat_template", str, "")):
+        names = ", ".join(map(str, source.get("tokenizer.chat_templates", list, [])))
+        others = f": of {names} none is the default" if names else "; use an instruct model"
+        raise source.refused(f"it has no chat template{others}")
+    add_bos = source.get("tokenizer.ggml.add_bos_token", bool, pre == "llama-bpe")  # llama.cpp's default
+    if add_bos and ids["bos"] is None:
+        raise source.refused("its metadata lacks tokenizer.ggml.bos_token_id")
+    try:
+        raw = _tokenizer(tokens, types, source.get("tokenizer.ggml.merges", list), pre)
+        named = {f"{name}_token": tokens[token] for name, token in ids.items() if token is not None}
+        if add_bos:
+            bos = named["bos_token"]
+            raw.post_processor = processors.TemplateProcessing(f"{bos} $A", f"{bos} $A {bos} $B", [(bos, ids["bos"])])
+        raw.save(str(folder / "tokenizer.json"))
+    except BaseError:
+        raise
+    except Exception as error:  # tokenizers raises plain Exceptions, for a merge of tokens that are not there
+        raise source.refused(f"its tokenizer cannot be read: {error}") from error
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    _dump(folder / "tokenizer_config.json", settings | named | {"add_bos_token": add_bos})
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+
+
+def _tokenizer(tokens: list[str], types: list[int], merges: list[str], pre: str) -> Tokenizer:
+    """Hugging Face's tokenizer of what a GGUF says of its own."""
     vocabulary = {token: number for number, token in enumerate(tokens)}
-    raw = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pre == "llama-bpe"))
+    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
+    raw = Tokenizer(models.BPE(vocabulary, pairs, ignore_merges=pre == "llama-bpe"))
     raw.pre_tokenizer = pre_tokenizers.Sequence(PRE_TOKENIZERS[pre])
     raw.decoder = decoders.ByteLevel()
     added = [(token, kind) for token, kind in zip(tokens, types, strict=True) if kind in (CONTROL, USER_DEFINED)]
     raw.add_tokens([AddedToken(token, special=kind == CONTROL, normalized=False) for token, kind in added])
-    named = {f"{name}_token": tokens[token] for name, token in ids.items() if token is not None}
-    add_bos = bool(source.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe"))  # llama.cpp's default
-    if add_bos:
-        bos = named["bos_token"]
-        raw.post_processor = processors.TemplateProcessing(f"{bos} $A", f"{bos} $A {bos} $B", [(bos, ids["bos"])])
-    raw.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    _dump(folder / "tokenizer_config.json", settings | named | {"add_bos_token": add_bos})
-    if not (template := source.get("tokenizer.chat_template", "")):
-        raise source.refused("it has no chat template; use an instruct model")
-    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    return raw

@@ -4,7 +4,6 @@ Tensors go through in blocks of rows, so that memory holds a few blocks, never t
 names, permutation and metadata: llama.cpp's conversion/llama.py and conversion/base.py.
 """
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -21,13 +20,16 @@ from numpy.typing import NDArray
 
 from tunesmith.console import progress
 from tunesmith.errors import BaseError
-from tunesmith.gguf.families import llama3_factors, read_config
-from tunesmith.gguf.pretokenizers import pre_tokenizer
+from tunesmith.gguf.config import llama3_factors
+from tunesmith.gguf.families import UNUSED, read_config
+from tunesmith.gguf.pretokenizers import need_room, pre_tokenizer, read_tokenizer
 from tunesmith.gguf.quantise import DEFAULT, quantise_rows, tensor_bytes, tensor_types
 from tunesmith.recipe import ChatConfig, GgufType
+from tunesmith.weights.small_files import chat_template
 from tunesmith.weights.tensorfile import TensorInfo, read_index, read_rows, to_f32
 
 BLOCK_NUMBERS = 1 << 20  # numbers read, converted and written at once by one thread: 4 MB as fp32
+SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class About:
     licence: str | None
     chat: ChatConfig
     template: str | None = None  # None takes the folder's own
+    end_of_turn: int | None = None  # the token that ends an answer, where the template has been asked
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def write_gguf(folder: Path, out: Path, gguf_type: GgufType, about: About) -> di
         size = tensor_bytes(tensor.shape, tensor.kind)
         writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, raw_dtype=tensor.kind)
     _add_metadata(writer, config, gguf_type, about)
-    _add_tokenizer(writer, folder, config, about.template)
+    _add_tokenizer(writer, folder, config, about)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -91,6 +94,8 @@ def plan_tensors(folder: Path, config: dict[str, Any], gguf_type: GgufType) -> l
     if config["rope"]["rope_type"] == "llama3":
         sources["rope_freqs.weight"] = (llama3_factors(config["rope"], config["head_dim"]), 0)
     for source, info in read_index(folder).items():
+        if source.endswith(UNUSED):
+            continue
         name = names.get_name(source, try_suffixes=(".weight", ".bias"))
         if name is None:
             raise BaseError(f"tensor {source} has no place in a GGUF file", fix="use an unchanged model")
@@ -152,16 +157,23 @@ def _add_metadata(writer: gguf.GGUFWriter, config: dict[str, Any], gguf_type: Gg
         add(config["head_dim"])
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, folder: Path, config: dict[str, Any], template: str | None) -> None:
-    tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    tokens, kinds = zip(*_tokens(tokenizer, config["vocab_size"]), strict=True)
+def _add_tokenizer(writer: gguf.GGUFWriter, folder: Path, config: dict[str, Any], about: About) -> None:
+    tokenizer, vocab_size = read_tokenizer(folder), config["vocab_size"]
+    need_room(tokenizer, vocab_size, folder)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre_tokenizer(tokenizer))
+    tokens, kinds = zip(*_tokens(tokenizer, vocab_size), strict=True)
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
-    special = gguf.SpecialVocab(folder, load_merges=True)
+    ids = {name: config.get(f"{name}_token_id") for name in SPECIAL}
+    there = [name for name, id_ in ids.items() if not isinstance(id_, int) or id_ >= 0]  # -1: some mean none by it
+    special = gguf.SpecialVocab(folder, load_merges=True, special_token_types=there, n_vocab=vocab_size)
     special.add_special_token.setdefault("bos", False)  # llama.cpp's own default depends on the pre-tokenizer
-    special.chat_template = template or special.chat_template
+    special.chat_template = about.template or chat_template(folder)
+    if about.end_of_turn is not None:
+        eos = special.special_token_ids.setdefault("eos", about.end_of_turn)  # else llama.cpp takes token 11
+        if eos != about.end_of_turn:
+            writer.add_eot_token_id(about.end_of_turn)  # llama.cpp stops at this one too
     special.add_to_gguf(writer)
 
 
@@ -169,8 +181,6 @@ def _tokens(tokenizer: dict[str, Any], vocab_size: int) -> Iterator[tuple[str, i
     """Text and type of every id. Special ones are control tokens, and those that look it, as the converter decides."""
     ids = {id_: token for token, id_ in tokenizer["model"]["vocab"].items()}
     added = {token["id"]: token for token in tokenizer["added_tokens"]}
-    if max([*ids, *added]) >= vocab_size:
-        raise BaseError(f"the tokenizer has more tokens than vocab_size {vocab_size}", fix="use an unchanged tokenizer")
     for id_ in range(vocab_size):
         if id_ in added:
             text = added[id_]["content"]

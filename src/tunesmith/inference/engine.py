@@ -143,15 +143,16 @@ class Engine:
 
     def chat(
         self, messages: Sequence[Message], *, max_tokens: int, temperature: float = 0.0, top_p: float = 1.0,
-        cache: bool = True, on_text: Callable[[str], None] | None = None,
+        cache: bool = True, ignore_end: bool = False, on_text: Callable[[str], None] | None = None,
     ) -> Answer:  # fmt: skip
         """Answer a conversation, greedily at temperature 0. `on_text` gets each piece of text as it comes.
 
-        `cache`: read only what differs from the conversation before. Raises ResourceError for one that is too long.
+        `cache`: read only what differs from the conversation before. `ignore_end`: never stop before max_tokens. Raises
+        ResourceError for one that is too long.
         """
         body = {
             "messages": [dict(message) for message in messages], "max_tokens": max_tokens, "temperature": temperature,
-            "top_p": top_p, "cache_prompt": cache, "stream": True, "reasoning_format": "none",
+            "top_p": top_p, "cache_prompt": cache, "stream": True, "reasoning_format": "none", "ignore_eos": ignore_end,
         }  # fmt: skip
         started = time.perf_counter()
         first_token_s, pieces, reason, timings = 0.0, list[str](), "", dict[str, Any]()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tunesmith.errors import ResumeError
 from tunesmith.model.lora import adapted_layers
 from tunesmith.recipe import LoraConfig
+from tunesmith.weights.locate import LocatedBase
 
 PEFT_PREFIX = "base_model.model."  # PEFT wraps the model twice; its file names say so
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -36,14 +37,19 @@ def set_adapter(model: nn.Module, tensors: dict[str, Tensor]) -> None:
         tensor.copy_(tensors[name])
 
 
-def save_adapter(folder: Path, checkpoint: Path, config: LoraConfig, base: str) -> None:
-    """Write an adapter folder that PeftModel.from_pretrained reads, from a checkpoint's adapter file."""
+def save_adapter(folder: Path, checkpoint: Path, config: LoraConfig, base: LocatedBase) -> None:
+    """Write an adapter folder that AutoPeftModelForCausalLM.from_pretrained reads, from a checkpoint's adapter file.
+
+    It names the base by what has these very weights: id and commit on the Hub, else the folder on this machine, which
+    for a GGUF file and the built-in base is the one it was unpacked to.
+    """
     tensors = load_file(checkpoint)
     targets = sorted({name.removesuffix(".lora_A.weight").rpartition(".")[2] for name in tensors if ".lora_A." in name})
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": base.name if base.revision else str(base.folder.resolve()),
+        "revision": base.revision,
         "r": config.rank,
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,

@@ -17,24 +17,31 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def load_base(folder: Path, *, precision: str, device: torch.device) -> PreTrainedModel:
     """The model of a Hugging Face folder, frozen; no code of the folder runs.
 
-    Raises BaseError if transformers cannot read it.
+    Raises BaseError if transformers cannot read it, or would fill in a weight that is missing with random numbers.
     """
     disable_progress_bar()  # loading takes a second; the bar would garble our own lines
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=DTYPES[precision],
             attn_implementation=PACKED,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # those of config.json's fields have a class of their own, below Exception
         raise BaseError(
             f"transformers cannot load the base: {error}",
             fix="use another base: one that needs Python code of its own cannot be trained here",
             where=str(folder),
         ) from error
+    if missing := sorted(found["missing_keys"]):
+        raise BaseError(
+            f"the weights lack {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else ""),
+            fix="fetch the model again, or use another base: they would be random numbers",
+            where=str(folder),
+        )
     model.requires_grad_(False)
     return model.eval().to(device)
 

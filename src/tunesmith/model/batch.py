@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.model.attention import Packing
+from tunesmith.model.lora import mix
 from tunesmith.tokens.pack import pack
 from tunesmith.tokens.rows import TokenRows
 
@@ -27,11 +28,18 @@ class MicroBatch:
     """Positions whose next token is supervised."""
     targets_S: Tensor
     """Those next tokens."""
+    ends_S: Tensor
+    """bool: such a token ends its answer; it is the end-of-turn token."""
     packing: Packing
     row_of_T: np.ndarray
     """Row number of each token; -1 in padding."""
     tokens: int
     """Tokens without padding."""
+
+    def dropout_keys(self, seed: int, step: int) -> Tensor:
+        """One integer a token [T], from (seed, step, row, position): the same however rows are batched."""
+        rows_T = torch.from_numpy(self.row_of_T).to(self.positions_T)
+        return mix(mix(mix(rows_T + seed * 0x9E37) + step) + self.positions_T)
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,7 @@ class Batching:
             positions_T=self._tensor(np.concatenate([np.arange(n) for n in all_lengths])),
             at_S=self._tensor(at_S),
             targets_S=self._tensor(ids_T[at_S + 1]),
+            ends_S=torch.from_numpy(~np.append(supervised_T, False)[at_S + 2]).to(self.device),
             packing=self._packing(all_lengths),
             row_of_T=np.repeat([*chosen, -1] if padding else list(chosen), all_lengths),
             tokens=tokens,

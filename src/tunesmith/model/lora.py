@@ -37,13 +37,19 @@ def mix(bits: Tensor) -> Tensor:
     return bits ^ (bits >> 31)
 
 
-def keep_mask(keys_T: Tensor, layer: int, width: int, dropout: float, dtype: torch.dtype) -> Tensor:
-    """[T, width] of 0 and 1 / (1 - dropout): a function of token key, layer and channel alone.
+def channel_bits(width: int, device: torch.device) -> Tensor:
+    """64 bits for each channel [width]. Made outside the compiled layer: torch 2.11's Triton code counts channels in 32
+    bits and does not compile the product.
+    """
+    return torch.arange(width, device=device) * SIGNED[0]
+
+
+def keep_mask(keys_T: Tensor, layer: Tensor, channels_I: Tensor, dropout: float, dtype: torch.dtype) -> Tensor:
+    """[T, I] of 0 and 1 / (1 - dropout): a function of token key, layer (one int64) and channel (its bits) alone.
 
     So it is the same for any packing, number of ranks, and when activations are computed again.
     """
-    channels = torch.arange(width, device=keys_T.device) * SIGNED[0]
-    bits_TI = mix(mix(keys_T + layer * 0x632BE5AB)[:, None] ^ channels[None, :])
+    bits_TI = mix(mix(keys_T + layer * 0x632BE5AB)[:, None] ^ channels_I[None, :])
     kept = (bits_TI & 0xFFFFFF) >= int(dropout * (1 << 24))
     return kept.to(dtype) / (1 - dropout)
 
@@ -82,12 +88,18 @@ class _LoraProduct(torch.autograd.Function):
 class LoraLinear(nn.Module):
     """A frozen linear layer plus a trainable low-rank update. A and B are fp32 whatever the base computes in."""
 
+    layer: Tensor
+    channels_I: Tensor
+
     def __init__(self, base: nn.Linear, config: LoraConfig, *, layer: int, keys: DropoutKeys) -> None:
         super().__init__()
         self.base = base.requires_grad_(False)
         self.scale = config.alpha / config.rank
-        self.dropout, self.layer, self.keys = config.dropout, layer, keys
+        self.dropout, self.keys = config.dropout, keys
         device = base.weight.device
+        # a tensor, since torch compiles a layer anew for each value of a Python number; computed, so it is not saved
+        self.register_buffer("layer", torch.tensor(layer, device=device), persistent=False)
+        self.register_buffer("channels_I", channel_bits(base.in_features, device), persistent=False)
         self.a_RI = nn.Parameter(torch.empty(config.rank, base.in_features, device=device))
         self.b_OR = nn.Parameter(torch.zeros(base.out_features, config.rank, device=device))  # step 0 equals the base
 
@@ -96,7 +108,7 @@ class LoraLinear(nn.Module):
         x_TI = x_BTI.reshape(-1, x_BTI.shape[-1])
         mask_TI = None
         if self.dropout and self.keys.keys_T is not None:
-            mask_TI = keep_mask(self.keys.keys_T, self.layer, x_TI.shape[1], self.dropout, x_TI.dtype)
+            mask_TI = keep_mask(self.keys.keys_T, self.layer, self.channels_I, self.dropout, x_TI.dtype)
         a_RI, b_OR = self.a_RI.to(x_TI.dtype), self.b_OR.to(x_TI.dtype)
         if torch.compiler.is_compiling():  # torch 2.11 loses the gradients of A and B of a Function it compiles
             low_TR = (x_TI if mask_TI is None else x_TI * mask_TI) @ a_RI.T

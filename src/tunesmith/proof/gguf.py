@@ -7,11 +7,10 @@ Letters in names: N prefixes, V vocabulary.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import groupby, zip_longest
-from math import prod
+from itertools import accumulate, groupby, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +18,19 @@ import gguf
 import numpy as np
 import pyarrow.parquet
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM
-from transformers.utils.logging import disable_progress_bar
 
 from tunesmith.console import progress, warn
 from tunesmith.data.split import HELD_OUT
-from tunesmith.errors import ProofError
+from tunesmith.errors import BaseError, ProofError
 from tunesmith.inference.engine import Engine
-from tunesmith.machine import free_memory_bytes
+from tunesmith.model.streamed import StreamedModel, roomiest
 from tunesmith.recipe import GgufType, Recipe
 from tunesmith.runs import Proof, Run
 from tunesmith.tokens.rows import TokenRows, load_rows
 from tunesmith.tokens.template import end_of_turn_id, render
 from tunesmith.tokens.tokenizer import load_tokenizer
-from tunesmith.weights.tensorfile import read_index
 
 LIMIT_MEAN_KL = 1e-4  # nats; an F16 file of a 135 M model has 1.5e-5, a wrong rotary 1.2
 LIMIT_TOP1 = 0.99
@@ -42,7 +39,8 @@ WARN_KL = 0.5  # nats; a quantisation above it answers noticeably worse
 TOP = 100
 LONGEST = 256  # tokens of a prefix where rows allow it; llama.cpp reads each one from its start
 FLOOR = -100.0  # nats; llama.cpp writes a probability that fell to zero as -3e38
-SPARE_BYTES = 1 << 30  # for activations and probabilities
+PASS_TOKENS = 2048  # of the merged model at once; its weights are read once a pass
+WORDS = 4096  # of the vocabulary whose weights are in memory at once
 FIX = "type `tunesmith merge`, then `tunesmith export`; if it fails again, report the base model"
 
 Logprobs = NDArray[np.float32]
@@ -78,7 +76,7 @@ def prove_gguf(
     """
     prefixes = pick_prefixes(load_rows(run.data)[1], recipe.export.prefixes)
     context, started = max(len(prefix.ids) for prefix in prefixes) + 8, time.monotonic()
-    model_NV = model_logprobs(run.model, prefixes)
+    model_NV, reason = model_logprobs(run.model, prefixes)
     references = {} if model_NV is None else {"model": model_NV}
     proved: dict[GgufType, dict[str, Any]] = {}
     proofs: list[Proof] = []
@@ -92,25 +90,26 @@ def prove_gguf(
             references["F16"] = file_NV
         elif not against["F16"].mean_kl <= WARN_KL:
             warn(f"{path.name} is far from F16: mean KL {against['F16'].mean_kl:.2f} nats; prefer a larger type")
-        proofs += _proofs(kind, against, tokens, len(prefixes))
+        proofs += _proofs(kind, against, tokens, len(prefixes), reason or None)
         proved[kind] = {f"against_{name}": asdict(found) for name, found in against.items()}
         proved[kind] |= {"tokens_equal": tokens, "proof_s": round(time.monotonic() - started, 1)}
         started = time.monotonic()
     return proved, proofs
 
 
-def _proofs(kind: GgufType, against: Mapping[str, Divergence], tokens: int, prefixes: int) -> list[Proof]:
-    """What one file's comparisons prove; a quantisation's are measured only."""
+def _proofs(
+    kind: GgufType, against: Mapping[str, Divergence], tokens: int, prefixes: int, reason: str | None
+) -> list[Proof]:
+    """What one file's comparisons prove; a quantisation's are measured only. `reason`: why the model has no part."""
     proofs = [Proof(f"{kind}: token ids equal, share that is not", 0.0, 0.0, tokens)]
     if kind != "F16":
         return [*proofs, Proof(f"{kind} against F16, mean KL in nats", against["F16"].mean_kl, None, prefixes)]
     found = against.get("model")
-    reason = None if found else "the merged model does not fit into memory in fp32"
-    return [
-        *proofs,
-        Proof("F16 = merged, mean KL in nats", found.mean_kl if found else None, LIMIT_MEAN_KL, prefixes, reason),
-        Proof("F16 = merged, other first choice", 1 - found.top1 if found else None, 1 - LIMIT_TOP1, prefixes, reason),
-    ]
+    values = (found.mean_kl, 1 - found.top1) if found else (None, None)
+    limits = {"F16 = merged, mean KL in nats": LIMIT_MEAN_KL, "F16 = merged, other first choice": 1 - LIMIT_TOP1}
+    where = prefixes if found else 0
+    done = zip(limits.items(), values, strict=True)
+    return [*proofs, *(Proof(name, value, limit, where, reason) for (name, limit), value in done)]
 
 
 def pick_prefixes(rows: TokenRows, count: int) -> list[Prefix]:
@@ -126,26 +125,39 @@ def pick_prefixes(rows: TokenRows, count: int) -> list[Prefix]:
 
 
 @torch.no_grad()
-def model_logprobs(folder: Path, prefixes: Sequence[Prefix]) -> Logprobs | None:
-    """Log-probabilities [N, V] after each prefix, by transformers in fp32: one pass a row gives all its positions."""
-    device, needed = "cpu", 4 * sum(prod(info.shape) for info in read_index(folder).values()) + SPARE_BYTES
-    if free_memory_bytes() < needed:
-        device = "cuda:0"
-        if not torch.cuda.is_available() or torch.cuda.mem_get_info()[0] < needed:
-            warn(
-                f"GGUF and merged model are not compared: that needs {needed / 1e9:.1f} GB; export on a larger machine"
-            )
-            return None
-    disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval().to(device)
-    rows = []
-    for _, group in groupby(prefixes, key=lambda prefix: prefix.row):
-        same_row = list(group)
-        ids_T = torch.tensor(same_row[-1].ids, device=device)  # the longest
-        last_N = torch.tensor([len(prefix.ids) - 1 for prefix in same_row], device=device)
-        logits_NV = model(input_ids=ids_T[None], use_cache=False, logits_to_keep=last_N).logits[0]
-        rows.append(logits_NV.log_softmax(dim=-1).cpu().numpy())
-    return np.concatenate(rows)
+def model_logprobs(folder: Path, prefixes: Sequence[Prefix]) -> tuple[Logprobs | None, str]:
+    """Log-probabilities [N, V] after each prefix, by transformers in fp32; or None, and why there are none."""
+    passes = list(_passes([list(group) for _, group in groupby(prefixes, key=lambda prefix: prefix.row)]))
+    try:
+        model = StreamedModel(folder)
+        tokens = max(sum(len(prefixes[-1].ids) for prefixes in rows) for rows in passes)
+        device, reason = roomiest(model.needed_bytes(tokens))
+    except BaseError as error:  # stored by names of its own, as the experts of a mixture are
+        device, reason = None, error.what
+    if device is None:
+        return None, reason
+    model.to(device)
+    lasts = []
+    for rows in passes:
+        longest = [prefixes[-1].ids for prefixes in rows]  # has the others of its row in it
+        hidden_TD = model.hidden(longest)
+        starts = accumulate(map(len, longest), initial=0)
+        at = [start + len(one.ids) - 1 for start, prefixes in zip(starts, rows, strict=False) for one in prefixes]
+        lasts.append(hidden_TD[at])
+    hidden_ND = torch.cat(lasts)
+    logits_NV = torch.cat([F.linear(hidden_ND, *head) for head in model.head_pieces(WORDS)], dim=1)
+    return logits_NV.log_softmax(dim=1).cpu().numpy(), ""
+
+
+def _passes(rows: list[list[Prefix]]) -> Iterator[list[list[Prefix]]]:
+    """Rows, each as its prefixes, so many as have PASS_TOKENS tokens together."""
+    now: list[list[Prefix]] = []
+    for prefixes in rows:
+        if now and sum(len(one[-1].ids) for one in [*now, prefixes]) > PASS_TOKENS:
+            yield now
+            now = []
+        now.append(prefixes)
+    yield now
 
 
 def file_logprobs(engine: Engine, prefixes: Sequence[Prefix], what: str) -> Logprobs:

@@ -1,109 +1,200 @@
-"""Merged = adapter: the merged model has the adapter's logits, and its weights are stored as they were merged.
+"""Merged = adapter: each stored weight is base + update, and the merged model has the adapter's logits.
 
-Shapes: T tokens of a row, V vocabulary, O and I output and input width of a layer.
+The weights are compared piece by piece from disk, which takes little memory and is always done. The logits are those
+of three models, a decoder layer at a time: the base with its adapter, the base merged in fp32, and what is stored.
+
+Shapes: T tokens of all rows, D hidden width, C words of the vocabulary at a time, O and I output and input width of a
+layer, R rank.
 """
 
 import json
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from transformers import PreTrainedModel
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from tunesmith.errors import ProofError
-from tunesmith.machine import free_memory_bytes
-from tunesmith.model.adapter import CONFIG, PEFT_PREFIX, load_adapter, set_adapter
-from tunesmith.model.base import load_base
+from tunesmith.errors import BaseError, ProofError
+from tunesmith.model.adapter import CONFIG, WEIGHTS, load_adapter, set_adapter
+from tunesmith.model.base import decoder_layers
 from tunesmith.model.lora import adapted_layers, attach
+from tunesmith.model.streamed import StreamedModel, read_f32, roomiest
 from tunesmith.recipe import LoraConfig
 from tunesmith.runs import Proof
 from tunesmith.tokens.rows import TokenRows
-from tunesmith.weights.tensorfile import pieces, read_index, read_rows, to_f32
+from tunesmith.weights.tensorfile import TensorInfo, pieces, read_index, read_rows
 
+WEIGHTS_STORED = "stored = base + update, error over what rounding may cost"
 MERGED, STORED = "merged = adapter, logits in fp32", "stored = adapter, mean KL in nats"
-LIMITS = {MERGED: 1e-3, STORED: 1e-2}
-# largest |difference of logits| before rounding to the stored type; what rounding to bf16 alone costs stays below it
+CHOICE = "stored = adapter, other first choice"
+LIMIT, LIMIT_KL = 1e-3, 1e-2
+# largest |difference of logits| before rounding to the stored type; nats, which rounding to bf16 alone stays below
 ROUNDING = {"F64": 1e-6, "F32": 1e-6, "F16": 2**-11, "BF16": 2**-8}
 # largest relative error of a stored number: half a unit in its last place; in fp32 sums of another order differ more
+NEAR_ZERO = 1e-6  # and the largest absolute one beside it
 ROWS, LONGEST = 8, 512  # held-out rows the logits are compared on, and how much of each
+PIECE_BYTES = 16 << 20  # fp32 logits of all tokens for some words, or the head's weights for them
+FIX = "run `tunesmith train` again if files of the run were changed by hand; otherwise report this base"
 
 
 def prove_merged(base: Path, adapter: Path, merged: Path, held_out: TokenRows) -> list[Proof]:
-    """Compare logits of adapter and merged model on held-out rows, before and after rounding to the stored type.
+    """Compare stored weights with base + update; and logits, on held-out rows, before and after the stored type's
+    rounding.
 
-    Raises ProofError above the limits. Skipped, with the reason, where fp32 does not fit.
+    Raises ProofError above the limits. The logits are skipped, with the reason, where not even a layer fits.
     """
-    device, reason = _roomiest(base)
+    weights = prove_stored(base, adapter, merged)
+    rows = _first_rows(held_out)
+    tokens = sum(map(len, rows))
+    try:
+        model, stored = StreamedModel(base), StreamedModel(merged)
+        device, reason = roomiest(model.needed_bytes(tokens))
+    except BaseError as error:  # stored by names of its own, as the experts of a mixture are
+        device, reason = None, error.what
     if device is None:
-        return [Proof(name, None, limit, 0, reason) for name, limit in LIMITS.items()]
+        limits = {MERGED: LIMIT, STORED: LIMIT_KL, CHOICE: None}
+        return [weights, *(Proof(name, None, limit, 0, reason) for name, limit in limits.items())]
+    model.to(device)
+    stored.to(device)
+    _attach(model, adapter)
+    wanted_TD = model.hidden(rows)
+    for layer in decoder_layers(model.model):
+        layer.register_forward_pre_hook(_merge)  # comes after the one that reads the layer's weights
+    found = _Logits(tokens, device)
+    found.compare((model, wanted_TD, model.hidden(rows)), (stored, stored.hidden(rows)))
+    difference, kl = float(found.difference_T.max()), float(found.kl_T.mean())
+    if not difference <= LIMIT:
+        raise _unequal("merging changes the logits", difference, LIMIT, found.difference_T)
+    if not kl <= LIMIT_KL:
+        raise _unequal("the stored merged model is not the adapter's (KL)", kl, LIMIT_KL, found.kl_T)
+    return [
+        weights,
+        Proof(MERGED, difference, LIMIT, tokens),
+        Proof(STORED, max(0.0, kl), LIMIT_KL, tokens),  # sums of another order can leave it just below zero
+        Proof(CHOICE, float(found.other_T.float().mean()), None, tokens),  # near ties: for the user to judge
+    ]
+
+
+def prove_stored(base: Path, adapter: Path, merged: Path) -> Proof:
+    """Compare every stored weight with base + update, computed anew; without an update its bytes are the base's.
+
+    The value is the largest error, where 1 is what rounding to the stored type may cost. Raises ProofError above it.
+    """
+    (updates, scale), theirs, ours = load_adapter(adapter), read_index(base), read_index(merged)
+    forms = [{name: (info.dtype, info.shape) for name, info in infos.items()} for infos in (theirs, ours)]
+    if other := sorted(name for name in theirs.keys() | ours.keys() if forms[0].get(name) != forms[1].get(name)):
+        raise ProofError(f"{other[0]} is not stored in the base's type and shape", fix=FIX, where=str(merged))
+    largest = 0.0
+    for name, info in theirs.items():
+        update = updates.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
+        for start, stop in pieces(info):
+            if update:
+                error = _error(info, ours[name], start, stop, update, scale)
+            else:
+                same = read_rows(info, start, stop).tobytes() == read_rows(ours[name], start, stop).tobytes()
+                error = 0.0 if same else float("inf")
+            if not error <= 1:
+                what = f"{name} is not stored as it was merged: rows {start} to {stop} are off by {error:.2g} roundings"
+                raise ProofError(what, fix=FIX, where=str(ours[name].file))
+            largest = max(largest, error)
+    return Proof(WEIGHTS_STORED, largest, 1.0, sum(prod(info.shape) for info in theirs.values()))
+
+
+def _error(
+    base: TensorInfo, merged: TensorInfo, start: int, stop: int, update: tuple[Tensor, Tensor], scale: float
+) -> float:
+    """Largest difference of stored rows from W + s B A, over what rounding may cost."""
+    a_RI, b_OR = update
+    exact_OI = read_f32(base, start, stop, torch.device("cpu")) + (scale * b_OR[start:stop].float()) @ a_RI.float()
+    error_OI = (read_f32(merged, start, stop, torch.device("cpu")) - exact_OI).abs_()
+    return float(error_OI.div_(exact_OI.abs_().mul_(ROUNDING[merged.dtype]).add_(NEAR_ZERO)).max())
+
+
+def _unequal(what: str, value: float, limit: float, each_T: Tensor) -> ProofError:
+    return ProofError(f"{what}: {value:.2g}, limit {limit:g}, worst at position {int(each_T.argmax())}", fix=FIX)
+
+
+def _first_rows(rows: TokenRows) -> list[list[int]]:
+    """Token ids of the first rows, the beginning of each."""
+    spans = [(int(rows.offsets_N1[row]), int(rows.offsets_N1[row + 1])) for row in range(min(ROWS, len(rows)))]
+    return [rows.tokens_T[start : min(stop, start + LONGEST)].tolist() for start, stop in spans]
+
+
+def _attach(model: StreamedModel, adapter: Path) -> None:
+    """Give the model the adapter of a folder."""
     settings = json.loads((adapter / CONFIG).read_text())
     config = LoraConfig(rank=settings["r"], alpha=settings["lora_alpha"], targets=tuple(settings["target_modules"]))
-    layers, _ = load_adapter(adapter)
-    model = load_base(base, precision="fp32", device=device)
-    attach(model, config, seed=0)
-    set_adapter(
-        model,
-        {f"{PEFT_PREFIX}{n}.lora_{k}.weight": t for n, ab in layers.items() for k, t in zip("AB", ab, strict=True)},
-    )
-    wanted_TV = _logits(model, held_out, device)
-    for _, layer in adapted_layers(model):
-        layer.merge_in_place()
-    difference_T = (_logits(model, held_out, device) - wanted_TV).abs().amax(dim=1)
-    if not float(difference_T.max()) <= LIMITS[MERGED]:
-        worst = int(difference_T.argmax())
-        raise _unequal("merging changes the logits", float(difference_T.max()), LIMITS[MERGED], worst)
-    _check_stored(model, merged)
-    del model
-    stored = load_base(merged, precision="fp32", device=device)
-    stored_TV = _logits(stored, held_out, device)
-    log_wanted_TV, log_stored_TV = wanted_TV.log_softmax(dim=1), stored_TV.log_softmax(dim=1)
-    kl = float(F.kl_div(log_stored_TV, log_wanted_TV, reduction="batchmean", log_target=True))
-    if not kl <= LIMITS[STORED]:
-        worst = int((stored_TV - wanted_TV).abs().amax(dim=1).argmax())
-        raise _unequal("the stored merged model is not the adapter's (KL)", kl, LIMITS[STORED], worst)
-    values = {MERGED: float(difference_T.max()), STORED: kl}
-    return [Proof(name, value, LIMITS[name], len(wanted_TV)) for name, value in values.items()]
+    attach(model.model, config, seed=0)
+    for _, layer in adapted_layers(model.model):
+        for name in ("a_RI", "b_OR"):
+            empty = torch.empty(getattr(layer, name).shape, device=model.device)
+            setattr(layer, name, nn.Parameter(empty, requires_grad=False))
+    set_adapter(model.model, load_file(adapter / WEIGHTS))
 
 
-def _check_stored(model: PreTrainedModel, merged: Path) -> None:
-    """Raise ProofError if a stored weight is not the merged one but for the rounding of its type."""
-    infos = read_index(merged)
-    for name, layer in adapted_layers(model):
-        info, weight_OI = infos[f"{name}.weight"], layer.base.weight.cpu()
-        for start, stop in pieces(info):
-            stored_OI = torch.from_numpy(to_f32(read_rows(info, start, stop), info.dtype))
-            error_OI = (stored_OI - weight_OI[start:stop]).abs()
-            if not (error_OI <= ROUNDING[info.dtype] * weight_OI[start:stop].abs() + 1e-6).all():
-                raise _unequal(f"{name}.weight is not stored as it was merged", float(error_OI.max()), 1e-6, start)
+def _merge(layer: nn.Module, arguments: Any) -> None:
+    """Merge the adapters of one decoder layer, as its weights have just been read."""
+    for _, adapted in adapted_layers(layer):
+        adapted.merge_in_place()
 
 
-def _unequal(what: str, value: float, limit: float, position: int) -> ProofError:
-    return ProofError(
-        f"{what}: {value:.2g}, limit {limit:g}, worst at position {position}",
-        fix="run `tunesmith train` again if files of the run were changed by hand; otherwise report this base",
-    )
+class _Logits:
+    """How far logits are apart at each token, taken in for some words of the vocabulary after others."""
+
+    def __init__(self, tokens: int, device: torch.device) -> None:
+        self.difference_T = torch.zeros(tokens, device=device)
+        """Largest |merged - wanted|."""
+        self._wanted, self._stored = _Softmax(tokens, device), _Softmax(tokens, device)
+        self._gain_T = torch.zeros(tokens, device=device, dtype=torch.float64)
+
+    @torch.no_grad()
+    def compare(self, base: tuple[StreamedModel, Tensor, Tensor], stored: tuple[StreamedModel, Tensor]) -> None:
+        """Take in all words. With each model come its last hidden states [T, D]: of the base as wanted, and merged."""
+        (model, wanted_TD, merged_TD), (other, stored_TD) = base, stored
+        words, start = max(1, PIECE_BYTES // (4 * max(wanted_TD.shape))), 0
+        for head, other_head in zip(model.head_pieces(words), other.head_pieces(words), strict=True):
+            wanted_TC, stored_TC = F.linear(wanted_TD, *head), F.linear(stored_TD, *other_head)
+            difference_T = F.linear(merged_TD, *head).sub_(wanted_TC).abs_().amax(dim=1)
+            self.difference_T = torch.maximum(self.difference_T, difference_T)
+            exp_TC, shrink_T = self._wanted.add(wanted_TC, start)
+            self._gain_T = self._gain_T * shrink_T + exp_TC.mul_(wanted_TC.sub_(stored_TC)).sum(dim=1)
+            self._stored.add(stored_TC, start)
+            start += len(head[0])
+
+    @property
+    def kl_T(self) -> Tensor:  # noqa: N802 (its shape)
+        """KL(wanted || stored) in nats: sum of p (w - s), less the difference of the logarithms of the sums."""
+        return self._gain_T / self._wanted.sum_T - self._wanted.log_sum_T + self._stored.log_sum_T
+
+    @property
+    def other_T(self) -> Tensor:  # noqa: N802
+        """Whether the most likely word is another one."""
+        return self._wanted.first_T != self._stored.first_T
 
 
-@torch.no_grad()
-def _logits(model: PreTrainedModel, rows: TokenRows, device: torch.device) -> Tensor:
-    """Logits [T, V] of the first held-out rows, one after another."""
-    logits = []
-    for row in range(min(ROWS, len(rows))):
-        start, stop = int(rows.offsets_N1[row]), int(rows.offsets_N1[row + 1])
-        ids_T = torch.from_numpy(rows.tokens_T[start : min(stop, start + LONGEST)].astype("int64")).to(device)
-        logits.append(model(input_ids=ids_T[None], use_cache=False).logits[0].float().cpu())
-    return torch.cat(logits)
+class _Softmax:
+    """The sum of the exponentials of logits, and the first choice, over the words taken in so far."""
 
+    def __init__(self, tokens: int, device: torch.device) -> None:
+        self.largest_T = torch.full((tokens,), -torch.inf, device=device)
+        self.first_T = torch.zeros(tokens, device=device, dtype=torch.int64)
+        self.sum_T = torch.zeros(tokens, device=device, dtype=torch.float64)
+        """Of exp(logit - largest)."""
 
-def _roomiest(base: Path) -> tuple[torch.device | None, str]:
-    """Where the base fits in fp32 with room to spare: the GPU, the CPU, or nowhere and why."""
-    needed = 4 * sum(torch.Size(info.shape).numel() for info in read_index(base).values()) + (2 << 30)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()  # what training no longer uses
-        if torch.cuda.mem_get_info()[0] > needed:
-            return torch.device("cuda:0"), ""
-    free = free_memory_bytes()
-    if free > needed:
-        return torch.device("cpu"), ""
-    return None, f"it needs {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"
+    def add(self, logits_TC: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """Take in words from `start` on. Returns exp(logit - largest) of them, and what sums before shrink by [T]."""
+        largest_T, first_T = logits_TC.max(dim=1)
+        self.first_T = torch.where(largest_T > self.largest_T, first_T + start, self.first_T)
+        largest_T = torch.maximum(largest_T, self.largest_T)
+        exp_TC, shrink_T = (logits_TC - largest_T[:, None]).exp_(), (self.largest_T - largest_T).exp().double()
+        self.sum_T = self.sum_T * shrink_T + exp_TC.sum(dim=1)
+        self.largest_T = largest_T
+        return exp_TC, shrink_T
+
+    @property
+    def log_sum_T(self) -> Tensor:  # noqa: N802
+        """log of the sum of exp(logit)."""
+        return self.sum_T.log() + self.largest_T

@@ -10,15 +10,16 @@ from typing import Any
 from tunesmith import __version__
 from tunesmith.console import say
 from tunesmith.decides import gguf_needs
-from tunesmith.files import PROOFS, commit_folder, fingerprint, finish, finished, scratch_folder, write_file
+from tunesmith.files import PROOFS, fingerprint, finish, finished, scratch_folder, write_file
 from tunesmith.gguf.write import About, expected_bytes, write_gguf
 from tunesmith.machine import need_disk
 from tunesmith.proof.gguf import prove_gguf
 from tunesmith.recipe import ChatConfig, GgufType, Recipe
 from tunesmith.runs import Proof, Record, Run, commit_stage, read_record
-from tunesmith.tokens.template import chat_template_with
+from tunesmith.tokens.template import chat_template_with, end_of_turn_id
 from tunesmith.tokens.tokenizer import load_tokenizer
-from tunesmith.weights.locate import LocatedBase, cache_folder
+from tunesmith.weights.cache import cache_folder, made_once
+from tunesmith.weights.locate import LocatedBase
 
 
 def export(recipe: Recipe, run: Run, base: LocatedBase) -> tuple[Record, bool]:
@@ -29,7 +30,8 @@ def export(recipe: Recipe, run: Run, base: LocatedBase) -> tuple[Record, bool]:
     """
     types: list[GgufType] = ["F16", *(kind for kind in recipe.export.gguf if kind != "F16")]
     names = {kind: run.gguf_file(recipe.name, kind).name for kind in types}
-    about = About(recipe.name, base.name, base.licence, recipe.chat)
+    stop = end_of_turn_id(load_tokenizer(run.model))
+    about = About(recipe.name, base.name, base.licence, recipe.chat, end_of_turn=stop)
     written: dict[str, dict[str, Any]] = {}
 
     def work(draft: Path) -> dict[str, Any]:
@@ -92,15 +94,14 @@ def _facts(folder: Path) -> dict[str, dict[str, Any]]:
 def export_base(base: LocatedBase, gguf_type: GgufType, chat: ChatConfig, date: str) -> Path:
     """The untouched base as a GGUF file in the cache, with the system prompt and date of a run; made once."""
     name = base.name.replace(":", "/").split("/")[-1]
-    decides = [base.digest, gguf_type, chat.system, chat.temperature, chat.top_p, date, __version__]
-    folder = cache_folder() / "base-gguf" / fingerprint(decides)
-    path = folder / f"{name}-{gguf_type}.gguf"
+    decides = [name, base.licence, base.digest, gguf_type, chat.system, chat.temperature, chat.top_p, date, __version__]
+    folder, file = cache_folder() / "base-gguf" / fingerprint(decides), f"{name}-{gguf_type}.gguf"
 
     def write(draft: Path) -> None:
-        template = chat_template_with(load_tokenizer(base.folder).get_chat_template(), chat.system, date)
-        write_gguf(base.folder, draft / path.name, gguf_type, About(name, base.name, base.licence, chat, template))
+        need_disk(draft, expected_bytes(base.folder, gguf_type), f"the GGUF file of {name}")
+        tokenizer = load_tokenizer(base.folder)
+        template = chat_template_with(tokenizer.get_chat_template(), chat.system, date)
+        about = About(name, base.name, base.licence, chat, template, end_of_turn_id(tokenizer))
+        write_gguf(base.folder, draft / file, gguf_type, about)
 
-    if not path.exists():
-        need_disk(folder, expected_bytes(base.folder, gguf_type), f"the GGUF file of {name}")
-        commit_folder(folder, write)
-    return path
+    return made_once(folder, write) / file

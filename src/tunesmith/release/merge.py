@@ -24,6 +24,7 @@ from tunesmith.runs import Proof, Record, Run, commit_stage
 from tunesmith.tokens.rows import load_rows
 from tunesmith.tokens.template import chat_template_with
 from tunesmith.weights.locate import LocatedBase
+from tunesmith.weights.small_files import TEMPLATE, chat_template
 from tunesmith.weights.tensorfile import (
     TensorWriter,
     from_f32,
@@ -34,8 +35,6 @@ from tunesmith.weights.tensorfile import (
     to_f32,
     weight_files,
 )
-
-TEMPLATE = "chat_template.jinja"
 
 
 def merge(recipe: Recipe, run: Run, base: LocatedBase) -> tuple[Record, bool]:
@@ -90,7 +89,8 @@ def _copy_rest(base: Path, out: Path, recipe: Recipe) -> None:
         if path.is_file() and wanted and path.name not in ("record.json", "README.md"):
             shutil.copyfile(path, out / path.name)
     tokenizer = json.loads((out / "tokenizer_config.json").read_text())
-    own = out / TEMPLATE
-    template = own.read_text() if own.exists() else tokenizer.pop("chat_template")
+    template = chat_template(base)
+    assert template, "a base without a chat template came as far as merge"
+    tokenizer.pop("chat_template", None)  # the one in its own file is the only one
     (out / "tokenizer_config.json").write_text(json.dumps(tokenizer, indent=2, ensure_ascii=False) + "\n")
-    own.write_text(chat_template_with(template, recipe.chat.system, recipe.data.date))
+    (out / TEMPLATE).write_text(chat_template_with(template, recipe.chat.system, recipe.data.date))

@@ -1,23 +1,21 @@
 """VERB chat: the model in the browser, through llama.cpp's own page and API, or in the terminal."""
 
-import os
+import contextlib
 import signal
-import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
 from tunesmith.console import say, warn
 from tunesmith.errors import TunesmithError
 from tunesmith.inference.engine import Answer, Engine
 from tunesmith.recipe import ChatConfig
+from tunesmith.server.handle import Chat
 
 
 def chat(gguf: Path, *, alias: str, chat: ChatConfig, port: int, threads: int, cli: bool) -> None:
-    """Serve `gguf` as `alias` on 127.0.0.1:`port`, or chat with it in the terminal (`cli`).
+    """Serve `gguf` as `alias` on 127.0.0.1:`port`, or chat with it in the terminal (`cli`), until told to stop.
 
-    Ctrl+C or SIGTERM ends serving, and the process with it, with exit code 0.
-
-    Raises BaseError for a file that is missing or no GGUF, ResourceError for a port in use.
+    Raises BaseError for a file that is missing or no GGUF, ResourceError for a port in use or a killed engine.
     """
     if cli:
         with Engine(gguf, threads=threads, context=chat.context, alias=alias, chat=chat) as engine:
@@ -26,17 +24,28 @@ def chat(gguf: Path, *, alias: str, chat: ChatConfig, port: int, threads: int, c
         _serve(gguf, alias, chat, port, threads)
 
 
-def _serve(gguf: Path, alias: str, chat: ChatConfig, port: int, threads: int) -> NoReturn:
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    engine = Engine(gguf, threads=threads, context=chat.context, slots=chat.slots, port=port, alias=alias, chat=chat)
-    say(f"{alias} answers at {engine.url} (API: {engine.url}/v1/chat/completions)")
-    say("Ctrl+C stops it")
-    while not stop.wait(1.0):  # with a time limit, or Windows would not see the signal
-        pass
+def _serve(gguf: Path, alias: str, chat: ChatConfig, port: int, threads: int) -> None:
+    """Until Ctrl+C or SIGTERM, which end it well."""
+    with (
+        _sigterm_as_ctrl_c(),
+        contextlib.suppress(KeyboardInterrupt),
+        Chat(gguf, alias=alias, chat=chat, port=port, threads=threads) as handle,
+    ):
+        say(repr(handle))
+        say("Ctrl+C stops it")
+        handle.wait()
     say("stopped")
-    os._exit(0)  # closing the engine waits for ever while the page reads an answer (xllamacpp 2026.10.11549)
+
+
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    numbers = (signal.SIGINT, signal.SIGTERM)  # a shell starts what goes on in the background with SIGINT ignored
+    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _talk(engine: Engine, alias: str, chat: ChatConfig) -> None:

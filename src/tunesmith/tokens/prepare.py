@@ -74,8 +74,10 @@ class _Tally:
     dropped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
     changed: Counter[str] = field(default_factory=Counter)
-    unproved: dict[str, list[str]] = field(default_factory=lambda: {kind: [] for kind in UNPROVED})
-    """Kind -> each row with what was found."""
+    unproved: Counter[str] = field(default_factory=Counter)
+    """Kind, a key of UNPROVED -> rows."""
+    first_unproved: dict[str, str] = field(default_factory=dict)
+    """Kind -> the first row, with what was found."""
 
     def drop(self, where: str, reason: str) -> None:
         """Count a row that is not used; the first three of a reason are named."""
@@ -175,7 +177,8 @@ def _encoded(
             tally.drop(row.where, refused.reason)
             if refused.detail:
                 kind = next(kind for kind in UNPROVED if refused.reason.startswith(kind))
-                tally.unproved[kind].append(f"{row.where}: {refused.reason}: {refused.detail}"[:600])
+                tally.unproved[kind] += 1
+                tally.first_unproved.setdefault(kind, f"{row.where}: {refused.reason}: {refused.detail}"[:600])
         elif isinstance(item, Encoded):
             encoded.append((row, item))
     return encoded
@@ -203,14 +206,13 @@ def _decided(signed: list[Signed], first_held: int, recipe: Recipe, tally: _Tall
 
 def _check_proved(tally: _Tally, proved: int) -> Proof:
     """The proof of the mask. Raises DataError if too many rows have none; it is about the kind most of them are."""
-    unproved = sum(map(len, tally.unproved.values()))
+    unproved = tally.unproved.total()
     proof = mask_proof(unproved, proved + unproved)
     if not proof.holds:
-        kind, rows = max(tally.unproved.items(), key=lambda item: len(item[1]))
+        ((kind, rows),) = tally.unproved.most_common(1)
         what, fix = UNPROVED[kind]
-        raise DataError(
-            f"{what.format(f'{len(rows)} of {proved + unproved} conversations')}. Example: {rows[0]}", fix=fix
-        )
+        example = tally.first_unproved[kind]
+        raise DataError(f"{what.format(f'{rows} of {proved + unproved} conversations')}. Example: {example}", fix=fix)
     return proof
 
 

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tunesmith.console import progress, say
 from tunesmith.errors import ProofError
 from tunesmith.model.base import head, hidden_states
-from tunesmith.model.batch import Batching, MicroBatch, supervised_in
-from tunesmith.model.lora import mix
+from tunesmith.model.batch import Batching, supervised_in
 from tunesmith.model.loss import loss_sum
 from tunesmith.recipe import Recipe, cadence
 from tunesmith.runs import Run
@@ -25,7 +24,7 @@ from tunesmith.training.checkpoint import save_checkpoint
 from tunesmith.training.device import peak_memory_bytes
 from tunesmith.training.metrics import Metrics
 from tunesmith.training.schedule import lr_at
-from tunesmith.training.score import bits_per_byte, held_out_loss
+from tunesmith.training.score import bits_per_byte, measure_held_out
 from tunesmith.training.state import INFINITY, TrainState
 from tunesmith.training.stop import StopWatch
 
@@ -59,12 +58,12 @@ def fit(job: Job, state: TrainState, watch: StopWatch) -> None:
         while True:
             last = at.step == steps
             if at.evaluated_step != at.step and (at.step % train.evaluate_every_steps == 0 or last):
-                loss = held_out_loss(state.model, job.held_out, job.held_out_batching, watch.check)
-                bits = bits_per_byte(loss, job.held_out)
-                say(f"train: step {at.step} of {steps}, held-out loss {loss:.4f} ({bits:.3f} bits per byte)")
-                if at.note_held_out(loss, rule):
+                found = measure_held_out(state.model, job.held_out, job.held_out_batching, watch.check)
+                bits = bits_per_byte(found, job.held_out, at.bits_per_byte_definition)
+                say(f"train: step {at.step} of {steps}, held-out loss {found.loss:.4f} ({bits:.3f} bits per byte)")
+                if at.note_held_out(found, rule):
                     saved_step = -1  # the best one must be on disk
-                metrics.append({"step": at.step, "held_out_loss": loss, "bits_per_byte": bits})
+                metrics.append({"step": at.step, "held_out_loss": found.loss, "bits_per_byte": bits})
             last = last or at.stopped_early(rule)
             due = at.step - saved_step >= (every.steps or INFINITY)
             due = due or time.monotonic() - saved_s >= (every.seconds or INFINITY)
@@ -92,7 +91,7 @@ def update(job: Job, state: TrainState, watch: StopWatch) -> dict[str, Any]:
     state.optimizer.zero_grad()
     for batch in job.batching.micro_batches(job.rows, rows):
         watch.check()
-        state.keys.keys_T = _dropout_keys(job, at.step, batch)
+        state.keys.keys_T = batch.dropout_keys(job.recipe.seed, at.step) if job.recipe.lora.dropout else None
         hidden_TD = hidden_states(state.model, batch.ids_T, batch.positions_T, batch.packing)
         loss = loss_sum(hidden_TD[batch.at_S], *head(state.model), batch.targets_S) / supervised
         state.scaler.scale(loss).backward()
@@ -130,11 +129,3 @@ def _check_gradient(norm: float, state: TrainState, loss: float) -> None:
             f"step {at.step + 1}: the gradient's norm is {norm}, loss {loss:.4g}",
             fix="lower train.lr, or set train.precision to fp32 or bf16; checkpoints made before are whole",
         )
-
-
-def _dropout_keys(job: Job, step: int, batch: MicroBatch) -> Tensor | None:
-    """One integer a token from (seed, step, row, position), or None without dropout."""
-    if not job.recipe.lora.dropout:
-        return None
-    rows_T = torch.from_numpy(batch.row_of_T).to(batch.positions_T)
-    return mix(mix(mix(rows_T + job.recipe.seed * 0x9E37) + step) + batch.positions_T)

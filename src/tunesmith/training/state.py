@@ -2,8 +2,8 @@
 the step and are not here."""
 
 import math
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from tunesmith.errors import ProofError
 from tunesmith.model.adapter import adapter_tensors, set_adapter
 from tunesmith.model.lora import DropoutKeys, adapted_layers
 from tunesmith.recipe import EarlyStopping, TrainConfig
+from tunesmith.training.score import BITS_PER_BYTE_DEFINITION, HeldOut
 
 INFINITY = float("inf")
 
@@ -32,6 +33,10 @@ class Progress:
     """Held-out loss at step 0: the base, untouched."""
     best_loss: float = INFINITY
     best_step: int = 0
+    base_text_nats: float = INFINITY
+    best_text_nats: float = INFINITY
+    bits_per_byte_definition: int = BITS_PER_BYTE_DEFINITION
+    """The one this run began with."""
     reference_loss: float = INFINITY
     """Held-out loss that the next one must beat by early_stopping.min_gain."""
     without_gain: int = 0
@@ -44,8 +49,27 @@ class Progress:
     notes: list[str] = field(default_factory=list)
     """What the record must say about this run."""
 
-    def note_held_out(self, loss: float, rule: EarlyStopping | None) -> bool:
-        """Take in a held-out loss measured at the current step; True if it is the best of a trained adapter."""
+    @classmethod
+    def read(cls, saved: dict[str, Any]) -> Self:
+        """As a checkpoint of any version has it: what it lacks is at its default, what is not known here is left."""
+        known = {one.name for one in fields(cls)}
+        return cls(
+            **{name: value for name, value in ({"bits_per_byte_definition": 1} | saved).items() if name in known}
+        )
+
+    @property
+    def base(self) -> HeldOut:
+        """What was measured of the base, untouched."""
+        return HeldOut(self.base_loss, self.base_text_nats)
+
+    @property
+    def best(self) -> HeldOut:
+        """What was measured of the best adapter."""
+        return HeldOut(self.best_loss, self.best_text_nats)
+
+    def note_held_out(self, found: HeldOut, rule: EarlyStopping | None) -> bool:
+        """Take in what was measured at the current step; True if it is the best of a trained adapter."""
+        loss = found.loss
         if not math.isfinite(loss):
             raise ProofError(
                 f"the held-out loss at step {self.step} is {loss}",
@@ -54,13 +78,14 @@ class Progress:
         self.evaluated_step = self.step
         if self.step == 0:
             self.base_loss = self.reference_loss = loss
+            self.base_text_nats = found.text_nats
             return False
         if rule and loss < self.reference_loss - rule.min_gain:
             self.reference_loss, self.without_gain = loss, 0
         else:
             self.without_gain += 1
         if loss < self.best_loss:
-            self.best_loss, self.best_step = loss, self.step
+            self.best_loss, self.best_text_nats, self.best_step = loss, found.text_nats, self.step
             return True
         return False
 
@@ -104,7 +129,7 @@ class TrainState:
             if found:
                 moments[index] = found
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-        self.progress = Progress(**numbers["progress"])
+        self.progress = Progress.read(numbers["progress"])
         if numbers["scaler"]:
             self.scaler.load_state_dict(numbers["scaler"])
 

@@ -153,14 +153,14 @@ def _start(job: Job, base: LocatedBase, proofs: list[Proof]) -> TrainState:
     recipe, device = job.recipe, job.batching.device
     say(f"train: loading {base.name} in {recipe.train.precision} on {job.conditions['device']}")
     model = load_base(base.folder, precision=recipe.train.precision, device=device)
-    proofs.append(prove_packing(model, job.rows, job.batching))
+    proofs.append(prove_packing(model, (job.rows, job.batching), (job.held_out, job.held_out_batching)))
     say(f"train: {proofs[-1]}")
     keys = attach(model, recipe.lora, seed=recipe.seed)
     if recipe.train.recompute == "on":
         recompute_layers(model)
     if job.batching.static:
         say("train: compiling the layers, which takes half a minute")
-        proofs.append(prove_compiling(model, job.rows, job.batching))
+        proofs.append(prove_compiling(model, keys, job.rows, job.batching))
         say(f"train: {proofs[-1]}")
     state = new_state(model, keys, recipe.train, device)
     resume(job.run.checkpoints, state, job.decides, job.conditions)
@@ -180,7 +180,7 @@ def _take_best(job: Job, state: TrainState, base: LocatedBase, draft: Path) -> d
             fix="delete the checkpoints after it and type the same again: training repeats those steps",
             where=str(job.run.checkpoints),
         )
-    save_adapter(draft, best / ADAPTER, recipe.lora, base.name)
+    save_adapter(draft, best / ADAPTER, recipe.lora, base)
     return {
         "steps": at.step,
         "planned_steps": len(job.steps),
@@ -188,8 +188,9 @@ def _take_best(job: Job, state: TrainState, base: LocatedBase, draft: Path) -> d
         "best_step": at.best_step,
         "held_out_loss": at.best_loss,
         "base_held_out_loss": at.base_loss,
-        "bits_per_byte": bits_per_byte(at.best_loss, job.held_out),
-        "base_bits_per_byte": bits_per_byte(at.base_loss, job.held_out),
+        "bits_per_byte": bits_per_byte(at.best, job.held_out, at.bits_per_byte_definition),
+        "base_bits_per_byte": bits_per_byte(at.base, job.held_out, at.bits_per_byte_definition),
+        "bits_per_byte_definition": at.bits_per_byte_definition,
         "tokens": at.tokens,
         "supervised_tokens": at.supervised_tokens,
         "train_seconds": round(at.seconds, 1),

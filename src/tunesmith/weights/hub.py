@@ -1,14 +1,27 @@
 """A base from the Hugging Face Hub: only the files needed, pinned to a commit, and errors that say what to do."""
 
+import re
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from tunesmith.errors import BaseError
+from tunesmith.weights.small_files import CONFIG
+from tunesmith.weights.tensorfile import weight_files
+
+TIMEOUT_S = 10  # to get an answer at all; a Hub that is slower than this is as good as not there
+COMMIT = re.compile("[0-9a-f]{40}")
 
 SMALL = ["*.json", "*.jinja", "tokenizer.model", "README.md"]
-NOT_NEEDED = ["consolidated*", "*/*"]  # folders and such names hold the same weights in other forms
+NOT_NEEDED = ["consolidated*", "[!a]*/*", "a[!d]*/*", "ad[!d]*/*"]
+# such names and folders hold the same weights in other forms; but additional_chat_templates/ is looked at
 
 
 def fetch_snapshot(repo: str, revision: str | None, *, weights: bool) -> Path:
@@ -16,17 +29,43 @@ def fetch_snapshot(repo: str, revision: str | None, *, weights: bool) -> Path:
 
     Raises BaseError if the model is gated, not there, or neither reachable nor cached. A token is never shown.
     """
-    wanted = [*SMALL, "*.safetensors"] if weights else SMALL
     try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                repo, revision=revision, allow_patterns=wanted, ignore_patterns=NOT_NEEDED
-            )
-        )
+        cached = _cached(repo, revision, weights) if COMMIT.fullmatch(revision or "") else None
+        return cached or _fetched(repo, revision, weights)
     except Exception as error:  # errors of several HTTP libraries come through, and their texts can hold the token
         what, fix = _explained(error, repo, revision)
     token = huggingface_hub.get_token()
     raise BaseError(what.replace(token, "***") if token else what, fix=fix)  # outside: no nested exception text either
+
+
+def _fetched(repo: str, revision: str | None, weights: bool) -> Path:
+    """The snapshot as the Hub has it now; without an answer the cached one. Raises what huggingface_hub does."""
+    try:  # asked first, since snapshot_download asks without a time limit, or for half a minute
+        huggingface_hub.model_info(repo, revision=revision, timeout=TIMEOUT_S)
+    except Exception as error:
+        told = isinstance(error, HfHubHTTPError) and error.response.status_code not in (429, *range(500, 600))
+        cached = None if told or isinstance(error, HFValidationError) else _cached(repo, revision, weights)
+        if cached is None:
+            raise
+        return cached
+    return _snapshot(repo, revision, weights)
+
+
+def _cached(repo: str, revision: str | None, weights: bool) -> Path | None:
+    """The snapshot in the cache, if it holds what is wanted; the Hub is not asked."""
+    try:
+        folder = _snapshot(repo, revision, weights, local_files_only=True)
+        return folder if (folder / CONFIG).exists() and (not weights or weight_files(folder)) else None
+    except (LocalEntryNotFoundError, BaseError):  # not there, or cut off while it was fetched
+        return None
+
+
+def _snapshot(repo: str, revision: str | None, weights: bool, **options: bool) -> Path:
+    wanted = [*SMALL, "*.safetensors"] if weights else SMALL
+    found = huggingface_hub.snapshot_download(
+        repo, revision=revision, allow_patterns=wanted, ignore_patterns=NOT_NEEDED, **options
+    )
+    return Path(found)
 
 
 def _explained(error: Exception, repo: str, revision: str | None) -> tuple[str, str]:

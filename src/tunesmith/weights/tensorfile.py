@@ -20,6 +20,8 @@ NUMPY_TYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2",
     "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?",
 }  # fmt: skip
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Types that weights may be stored in."""
 PIECE_BYTES = 64 << 20  # fp32 bytes of the rows that are in memory at a time
 INDEX = "model.safetensors.index.json"
 
@@ -39,7 +41,12 @@ def weight_files(folder: Path) -> list[Path]:
     """The files of the model: those its index names (BaseError if one is missing), model.safetensors, or all."""
     if not (folder / INDEX).exists():
         return list(folder.glob("model.safetensors")) or sorted(folder.glob("*.safetensors"))
-    files = sorted({folder / name for name in json.loads((folder / INDEX).read_text())["weight_map"].values()})
+    try:
+        names = {str(name) for name in json.loads((folder / INDEX).read_text())["weight_map"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        what = f"{INDEX} does not say which files the weights are in: {error}"
+        raise BaseError(what, fix="fetch the model again", where=str(folder)) from error
+    files = sorted(folder / Path(name).name for name in names)  # beside the index, and nowhere else
     missing = ", ".join(file.name for file in files if not file.exists())
     if missing:
         raise BaseError(f"weights are missing: {missing}", fix="fetch the model again; it was cut", where=str(folder))
@@ -63,9 +70,12 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             start, stop = entry["data_offsets"]
             infos[name] = TensorInfo(path, entry["dtype"], tuple(entry["shape"]), data_start + start, stop - start)
+            number = NUMPY_TYPES.get(entry["dtype"])  # None: a type that is refused where it is read
+            if number and prod(entry["shape"]) * np.dtype(number).itemsize != stop - start:
+                raise ValueError(f"{name} has {stop - start} bytes for the shape {entry['shape']}")
         if file_bytes != max((info.offset + info.nbytes for info in infos.values()), default=data_start):
             raise ValueError("it is not as long as its header says")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         what = f"{path.name} is no whole safetensors file: {error}"
         raise BaseError(what, fix="fetch or write the file again", where=str(path)) from error
     return infos
@@ -92,7 +102,7 @@ def to_f32(array: Array, dtype: str) -> Array:
     """Stored values as float32; exact for F32, F16 and BF16. Raises BaseError for a type that is no float."""
     if dtype == "BF16":
         return (array.astype(np.uint32) << 16).view(np.float32)
-    if dtype not in ("F64", "F32", "F16"):
+    if dtype not in FLOATS:
         raise BaseError(f"weights of type {dtype} cannot be read", fix="use a base stored as F32, F16 or BF16")
     return array.astype(np.float32, copy=False)
 

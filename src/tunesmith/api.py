@@ -1,0 +1,146 @@
+"""The Python API, four functions for notebooks and scripts: load_recipe, run, chat, compare. Each loads what it needs.
+
+They raise TunesmithErrors, never end the interpreter, and leave its signals alone: Ctrl+C is a KeyboardInterrupt.
+A recipe or a run may be named by its path, or by what an earlier call returned.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tunesmith.errors import RecipeError, ResumeError, TunesmithError
+
+if TYPE_CHECKING:
+    from tunesmith.pipeline import Result
+    from tunesmith.recipe import ChatConfig, Recipe
+    from tunesmith.runs import Run
+    from tunesmith.server.handle import Chat
+
+Named = str | os.PathLike[str]
+"""A file or folder. What `run` returns is one too: its run folder."""
+RUN_OR_GGUF = "name the folder of a run, such as runs/NAME, or a GGUF file"
+
+
+def load_recipe(path: Named, changes: Sequence[str] = ()) -> "Recipe":
+    """The recipe in a file, or of a run folder, with changes such as "train.lr=1e-4". Raises RecipeError."""
+    return opened(path, changes)[0]
+
+
+def run(recipe: "Recipe | Named", run_dir: Named | None = None, changes: Sequence[str] = ()) -> "Result":
+    """Do all stages that do not stand, in `run_dir` (default: runs/NAME, or the run folder that is named).
+
+    The result says whether all is done or training has paused; the same call goes on. A change of what holds for one
+    call (train.stop_after, checkpoint, chat slots) is forgotten after it. Raises TunesmithError.
+    """
+    from tunesmith.pipeline import run_stages
+
+    return run_stages(*opened(recipe, changes, run_dir))
+
+
+def chat(
+    model: Named, port: int | None = None, *, gguf: str | None = None, threads: int = 2, changes: Sequence[str] = ()
+) -> "Chat":
+    """Serve a run, or a GGUF file, on this machine's CPU until the handle is closed or dropped, or Python ends.
+
+    `port`: of 127.0.0.1, None takes any free one. `gguf`: F16, Q8_0 or Q4_K_M instead of the recipe's evaluate.gguf.
+    `changes`: to the recipe's chat section. Raises TunesmithError.
+    """
+    from tunesmith.server.handle import Chat
+
+    file, alias, config = to_serve(Path(model), gguf, changes)
+    return Chat(file, alias=alias, chat=config, port=port, threads=threads)
+
+
+def compare(runs: Sequence[Named] | Named, report: Named | None = None, *, measure: bool = False) -> Path:
+    """Write one page on the runs (`"base"`: the untouched base of the first) and print its table; returns its path.
+
+    `report`: default report.html in the first run. `measure`: measure the speed of all anew, in turn, so that it can
+    be compared. Raises TunesmithError.
+    """
+    from tunesmith.runs import Run, write_manifest
+    from tunesmith.study.compare import compare as write_report
+    from tunesmith.study.named import first_run
+
+    names = [os.fspath(name) for name in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
+    first = Run(Path(first_run(names)))
+    speeds = None
+    if measure:
+        from tunesmith.study.measure import measure_speeds
+
+        speeds = measure_speeds(names)
+    path = write_report(names, Path(report) if report else first.report, speeds)
+    if report is None:
+        write_manifest(first)
+    return path
+
+
+def opened(target: "Recipe | Named", changes: Sequence[str] = (), run_dir: Named | None = None) -> "tuple[Recipe, Run]":
+    """The recipe and run folder that are named: by a recipe, its file, or a run folder with its recipe.yaml."""
+    from tunesmith.recipe import Recipe
+    from tunesmith.recipe_file import read_recipe, with_changes
+    from tunesmith.runs import Run
+
+    changes = [changes] if isinstance(changes, str) else changes
+    folder = None
+    if isinstance(target, Recipe):
+        recipe, file = with_changes(target, changes), target
+    else:
+        path = Path(target)
+        if path.is_dir():
+            folder, path = path, path / "recipe.yaml"
+            if not path.is_file():
+                fix = "name a recipe or a folder under runs/"
+                raise RecipeError(f"{folder} is no run folder: it has no recipe.yaml", fix=fix)
+        recipe = read_recipe(path, changes)
+        file = read_recipe(path) if changes else recipe
+    return recipe, Run(Path(run_dir or folder or Path("runs") / recipe.name), file if changes else None)
+
+
+def to_serve(model: Path, gguf: str | None, changes: Sequence[str]) -> "tuple[Path, str, ChatConfig]":
+    """The GGUF file that `model` names, what it is called, and how it samples; what of it is old is said.
+
+    Raises RecipeError for what is neither a run nor a file, ResumeError for a type that the run does not have.
+    """
+    from tunesmith.recipe import ChatConfig
+
+    if model.is_file() and model.suffix not in (".yaml", ".yml"):
+        if changes or gguf:
+            raise RecipeError("a GGUF file has no recipe to change or choose from", fix="leave out --set and --gguf")
+        return model, model.stem, ChatConfig()
+    _refuse_no_run(model)
+    recipe, run = opened(model, changes)
+    if not (recipe.export.gguf or gguf):
+        fix = f"name types in export.gguf in {run.recipe}, then type `tunesmith run {model}`"
+        raise RecipeError("no GGUF was asked for, which the chat needs: export.gguf is empty", fix=fix)
+    file = run.gguf_file(recipe.name, gguf or recipe.evaluate.gguf)
+    if not file.is_file():
+        known = ", ".join(found.name for found in sorted(run.gguf.glob("*.gguf"))) or "no GGUF file"
+        fix = f"choose one with --gguf, or type `tunesmith run {model}` to make what is missing"
+        raise ResumeError(f"there is no {file}; this run has {known}", fix=fix)
+    _say_what_is_old(recipe, run, file, changes)
+    return file, recipe.name, recipe.chat
+
+
+def _refuse_no_run(model: Path) -> None:
+    if model.is_file():
+        raise RecipeError(f"{model} is a recipe: its run is what can be chatted with", fix=RUN_OR_GGUF)
+    if not model.is_dir():
+        raise RecipeError(f"there is no run and no file {model}", fix=RUN_OR_GGUF)
+    if not (model / "recipe.yaml").is_file():
+        files = ", ".join(str(file) for file in sorted(model.glob("*.gguf"))[:3])
+        fix = f"name one of its GGUF files: {files}" if files else RUN_OR_GGUF
+        raise RecipeError(f"{model} is no run folder: it has no recipe.yaml", fix=fix)
+
+
+def _say_what_is_old(recipe: "Recipe", run: "Run", file: Path, changes: Sequence[str]) -> None:
+    from tunesmith.console import warn
+    from tunesmith.stale import stale
+
+    try:
+        old = stale(recipe, run, "export", but=("chat.temperature", "chat.top_p"))  # the chat samples as it is told
+    except TunesmithError as error:  # a damaged record: the file can be chatted with all the same
+        old = [error.what]
+    if old:
+        command = " ".join([f"tunesmith run {run.path}", *(f"--set {change}" for change in changes)])
+        warn("\n  - ".join([f"{file.name} is not what the recipe says; `{command}` makes it anew", *old]))

@@ -1,0 +1,124 @@
+"""A process of its own that runs the engine: its peak memory is the engine's alone, and it can be ended at any moment.
+
+A job goes in as one JSON line; JSON lines come out, or {"error": [class, what, fix, where]}. Standard input stays open
+as a lifeline: it ends with the parent, however that ends, and the child ends with it. A byte on it is a turn, for
+children that work one at a time.
+"""
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from tunesmith import errors
+from tunesmith.errors import ResourceError, TunesmithError
+
+_turns = threading.Semaphore(0)
+LOOK_EVERY_S = 1.0  # at the parent's number: a process that the parent forked may hold the lifeline open
+
+
+class Child:
+    """The parent's side."""
+
+    def __init__(self, module: str, job: Mapping[str, Any], name: str) -> None:
+        """Start `python -m module` on `job`; `name` is what answers, for the user."""
+        self._name, self._owner = name, os.getpid()
+        command = [sys.executable, "-P", "-m", module]  # -P: a json.py in the working folder is not ours
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "encoding": "utf-8"}
+        # a session of its own: Ctrl+C in the terminal, or a notebook's interrupt, is for the parent to act on
+        self._process = subprocess.Popen(command, start_new_session=True, **pipes)
+        with contextlib.suppress(BrokenPipeError):  # it ended at once: said by the first read
+            self._input.write(f"{json.dumps(job)}\n")
+            self._input.flush()
+
+    @property
+    def pid(self) -> int:
+        """Number of the process."""
+        return self._process.pid
+
+    @property
+    def _input(self) -> Any:
+        return self._process.stdin
+
+    @property
+    def _output(self) -> Any:
+        return self._process.stdout
+
+    def read(self) -> dict[str, Any] | None:
+        """Its next line; None where it has ended well.
+
+        Raises the error that it tells of; ResourceError if it was killed.
+        """
+        if text := self._output.readline():
+            line: dict[str, Any] = json.loads(text)
+            if "error" not in line:
+                return line
+            kind, what, fix, where = line["error"]
+            raise getattr(errors, kind)(what, fix=fix, where=where)
+        self.wait()
+        return None
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        while (line := self.read()) is not None:
+            yield line
+
+    def give_turn(self) -> None:
+        """Let it do one more piece of its job."""
+        with contextlib.suppress(BrokenPipeError):  # it has ended: said by the next read
+            self._input.write("\n")
+            self._input.flush()
+
+    def wait(self) -> None:
+        """Until it ends by itself. Raises ResourceError if that is not well."""
+        if code := self._process.wait():
+            what = f"the process that answers with {self._name} ended with code {code}"
+            raise ResourceError(what, fix="free some memory, or take a smaller GGUF type")
+
+    def close(self) -> None:
+        """End it whatever it does; nothing where it has ended. It has nothing to save."""
+        if os.getpid() != self._owner:  # a fork of the parent
+            return
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._input, self._output):
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+
+
+def tell(line: Mapping[str, Any]) -> None:
+    """The child's side: one line to the parent."""
+    print(json.dumps(line), flush=True)
+
+
+def wait_for_turn() -> None:
+    """The child's side: until the parent gives a turn."""
+    _turns.acquire()
+
+
+def serve_parent(work: Callable[[dict[str, Any]], None]) -> None:
+    """The child's side: do the job, tell of errors, end with the parent."""
+    parent = os.getppid()
+    job = json.loads(sys.stdin.readline() or "null")
+    if job is None:
+        return
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    try:
+        work(job)
+    except TunesmithError as error:
+        tell({"error": [type(error).__name__, error.what, error.fix, error.where]})
+
+
+def _end_with(parent: int) -> None:
+    lifeline = sys.stdin.fileno()
+    while os.getppid() == parent:
+        ready, _, _ = select.select([lifeline], [], [], LOOK_EVERY_S)
+        if ready:
+            if not os.read(lifeline, 1):
+                break
+            _turns.release()
+    os._exit(1)  # closing the engine waits for ever while a browser reads an answer (xllamacpp 2026.10.11549)

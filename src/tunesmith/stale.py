@@ -1,0 +1,98 @@
+"""What of a run is not what its recipe says: found from the records alone, without the base, the data or a network.
+
+The pipeline decides with digests of the base and of the data files (decides.py). The chat and the report, which make
+nothing, use this to name what is old; and a recipe with which the stages that stand were not made is not kept.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from tunesmith.decides import as_begun, data_settings
+from tunesmith.errors import RecipeError, ResumeError
+from tunesmith.recipe import Recipe, without_defaults
+from tunesmith.recipe_file import read_recipe
+from tunesmith.runs import Record, Run, checkpoint_folders, output_digest, read_record
+from tunesmith.stages import STAGES, Stage, stage_of
+
+NAMES = {"system": "chat.system", "date": "data.date", "max_length": "train.max_length"}
+"""Settings of a stage that the recipe calls otherwise."""
+
+
+def stale(recipe: Recipe, run: Run, verb: str, but: Collection[str] = ()) -> list[str]:
+    """How the stages that stand, up to `verb`, differ from the recipe and from each other, one text each.
+
+    `but`: settings whose difference does not matter to who asks.
+    """
+    begun = read_recipe(run.recipe).base if run.recipe.exists() else recipe.base
+    recipe = as_begun(recipe, run)
+    found = [f"the run was made from {begun}, the recipe says {recipe.base}"] if begun != recipe.base else []
+    for stage, record in _standing(run, verb):
+        differ = settings_differ(stage, record, recipe, run)
+        found += [f"{stage.folder}/ was made with {how}" for name, how in differ.items() if name not in but]
+        found += [
+            f"{stage.folder}/ was made from another {name} than the one that stands" for name in _cut(run, record)
+        ]
+    return found
+
+
+def cut_from_training(run: Run) -> bool:
+    """Whether the model, the GGUF or the answers that stand are of another adapter than the one that stands."""
+    after = [record for stage, record in _standing(run, "evaluate") if stage.folder not in ("data", "adapter")]
+    return any(set(_cut(run, record)) - {"data/"} for record in after)
+
+
+def may_be_kept(recipe: Recipe, run: Run, last: Stage) -> bool:
+    """Whether recipe.yaml may say `recipe` once the stage `last` stands: it is what all stages up to it were made with.
+
+    After prepare alone, not where a training has begun: it may refuse the new data, and would then say so too late.
+    """
+    if last.verb == "prepare" and (read_record(run.adapter) or checkpoint_folders(run.checkpoints)):
+        return False
+    return not any(settings_differ(stage, record, recipe, run) for stage, record in _standing(run, last.verb))
+
+
+def settings_differ(stage: Stage, record: Record, recipe: Recipe, run: Run) -> dict[str, str]:
+    """Each setting that a stage was made with and the recipe has otherwise: its name -> both values in words."""
+    try:
+        if stage.folder == run.data.name:
+            settings = data_settings(recipe)
+        else:
+            settings, _ = stage.load_decides()(recipe, run, record.inputs.get("base", ""))
+    except (RecipeError, ResumeError):  # the prompts, or an earlier stage's folder, are no longer on this machine
+        return {}
+    was, now = dict(_leaves(without_defaults(record.settings))), dict(_leaves(without_defaults(settings)))
+    all_was, all_now = dict(_leaves(record.settings)), dict(_leaves(settings))
+    return {
+        NAMES.get(name, name): f"{NAMES.get(name, name)} {all_was.get(name)}, the recipe says {all_now.get(name)}"
+        for name in sorted(was.keys() | now.keys())
+        if was.get(name) != now.get(name)
+    }
+
+
+def _standing(run: Run, verb: str) -> Iterator[tuple[Stage, Record]]:
+    """The stages up to `verb` that stand, with their records."""
+    for stage in STAGES[: STAGES.index(stage_of(verb)) + 1]:
+        if record := read_record(run.path / stage.folder):
+            yield stage, record
+
+
+def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of each setting; a list is one value."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _cut(run: Run, record: Record) -> list[str]:
+    """What a stage was made from that is no longer what stands. A folder that is gone says nothing."""
+    found = []
+    for stage in STAGES:
+        made = read_record(run.path / stage.folder) if stage.folder in record.inputs else None
+        if made and record.inputs[stage.folder] != output_digest(made):
+            found.append(f"{stage.folder}/")
+    data = read_record(run.data)
+    if data and record.inputs.get("base") != data.inputs.get("base") and {"base"} <= record.inputs.keys():
+        found.append("base")
+    return found

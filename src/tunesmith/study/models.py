@@ -1,0 +1,173 @@
+"""The candidates of a comparison, read from what the stages left behind; no model is loaded."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tunesmith.decides import as_begun
+from tunesmith.errors import ResumeError
+from tunesmith.evaluation.speeds import summary
+from tunesmith.files import fingerprint
+from tunesmith.recipe_file import read_recipe
+from tunesmith.runs import Proof, Record, Run, output_digest, read_record
+from tunesmith.stages import STAGES
+from tunesmith.stale import cut_from_training, stale
+from tunesmith.study.named import BASE, first_run, titles
+from tunesmith.tokens.rows import load_rows
+
+COLOURS = ("#3457d5", "#c2410c", "#0f766e", "#9333ea", "#b45309", "#be123c", "#4d7c0f", "#0369a1")
+BASE_COLOUR = "#6b7280"
+
+
+@dataclass(frozen=True)
+class Model:
+    """One column of the comparison: a fine-tuned run, or the untouched base of one."""
+
+    name: str
+    base: str
+    colour: str
+    scores: dict[str, Any]
+    """What evaluate measured: speeds, spread, memory, size, session; empty where no GGUF was asked for."""
+    answers: list[dict[str, Any]]
+    losses: dict[str, float]
+    """held_out_loss and bits_per_byte as training measured them: of the adapter on its base, or of the base alone."""
+    precision: str
+    """What the losses were computed in."""
+    definition: int = 1
+    """Version of the definition of bits per byte."""
+    rows: str | None = None
+    """Digest of the held-out tokens: losses on the same ones can be compared. None: not known."""
+    text: str | None = None
+    """Fingerprint of the held-out answers' lengths in bytes: bits per byte can be compared."""
+    training: dict[str, Any] = field(default_factory=dict)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    files: list[dict[str, Any]] = field(default_factory=list)
+    proofs: list[tuple[str, Proof]] = field(default_factory=list)
+    """Verb and proof."""
+    old: list[str] = field(default_factory=list)
+    """What of the run is not what its recipe says."""
+
+
+def read_models(names: Sequence[str], speeds: Mapping[str, Mapping[str, Any]] | None) -> list[Model]:
+    """The models in the order of `names`. `speeds`: by name, measured now, instead of those that were recorded.
+
+    Raises ResumeError for a folder that is no run, has no evaluation, or is damaged.
+    """
+    called = titles(names)
+    models = []
+    for index, name in enumerate(names):
+        of_base = name == BASE
+        model = _read(Run(Path(first_run(names) if of_base else name)), of_base)
+        colour = BASE_COLOUR if of_base else COLOURS[index % len(COLOURS)]
+        scores = model.scores | dict(speeds[name]) if speeds else model.scores
+        models.append(replace(model, name=called[name], colour=colour, scores=scores))
+    return models
+
+
+def _read(run: Run, of_base: bool) -> Model:
+    if not run.recipe.exists():
+        raise ResumeError(f"{run.path} is no run folder: it has no recipe.yaml", fix="name a folder under runs/")
+    recipe = as_begun(read_recipe(run.recipe), run)
+    evaluated, trained = read_record(run.evaluation), read_record(run.adapter)
+    if evaluated is None and recipe.export.gguf:
+        raise ResumeError(f"{run.path} has no evaluation yet", fix=f"type `tunesmith evaluate {run.path}` first")
+    prefix, key = ("base-", "base_") if of_base else ("", "")
+    answers = read_lines(run.evaluation / f"{prefix}answers.jsonl") if evaluated else []
+    scores = _scores(run.evaluation / f"{prefix}scores.json", evaluated, answers) if evaluated else {}
+    counts = trained.counts if trained else {}
+    losses = {name: counts[key + name] for name in ("held_out_loss", "bits_per_byte") if counts.get(key + name)}
+    rows, text = _held_out(run, trained)
+    model = Model(
+        name="", colour="", base=recipe.base, scores=scores, answers=answers, losses=losses,
+        precision=counts.get("precision", "unknown precision"), definition=counts.get("bits_per_byte_definition", 1),
+        rows=rows, text=text,
+    )  # fmt: skip
+    if of_base:
+        return model
+    old = stale(recipe, run, "evaluate")
+    if evaluated is None:
+        old.append("no GGUF was asked for (export.gguf is empty): it has no answers and no speed")
+    if cut_from_training(run):
+        model = replace(model, losses={})
+        old.append("so the losses of its training, which are another adapter's than its answers, are left out")
+    return replace(
+        model,
+        training=_training(counts),
+        metrics=read_lines(run.metrics, may_be_cut=True),
+        files=_files(run),
+        proofs=_proofs(run),
+        old=old,
+    )
+
+
+def _scores(path: Path, evaluated: Record, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What evaluate measured. Version 0.1 recorded neither the spread, which the answers hold, nor the engine."""
+    scores = {"xllamacpp": evaluated.versions.get("xllamacpp")} | _json(path)
+    return scores if "spread" in scores or not answers else scores | {"spread": summary(answers)["spread"]}
+
+
+def _held_out(run: Run, trained: Record | None) -> tuple[str | None, str | None]:
+    """What a run's losses were measured on; unknown where the data are gone, or newer than the adapter."""
+    data = read_record(run.data)
+    if not data or not trained or trained.inputs.get("data", output_digest(data)) != output_digest(data):
+        return None, None
+    held_out = load_rows(run.data)[1]
+    part = slice(int(held_out.offsets_N1[0]), int(held_out.offsets_N1[-1]))
+    digest = hashlib.sha256(held_out.tokens_T[part].tobytes() + held_out.supervised_T[part].tobytes()).hexdigest()
+    return digest, fingerprint(held_out.answer_bytes_N.tolist())
+
+
+def _training(counts: Mapping[str, Any]) -> dict[str, Any]:
+    """Tokens, seconds and device, where the record has them."""
+    return {name: counts[name] for name in ("tokens", "train_seconds", "device") if name in counts}
+
+
+def _proofs(run: Run) -> list[tuple[str, Proof]]:
+    records = [(stage.verb, read_record(run.path / stage.folder)) for stage in STAGES]
+    return [(verb, proof) for verb, record in records if record for proof in record.proofs]
+
+
+def _files(run: Run) -> list[dict[str, Any]]:
+    """Rows of the quantisation table: F16 against the merged model, every other file against F16."""
+    record, path = read_record(run.gguf), run.gguf / "proof.json"
+    if not record or not path.exists():
+        return []
+    skipped = next((proof.skipped_because for proof in record.unproved), "no comparison was recorded")
+    rows = []
+    for kind, file in _json(path).items():
+        against = file.get("against_F16") or (file.get("against_model") if kind == "F16" else None)
+        rows.append({
+            "type": kind,
+            "bytes": file.get("bytes"),
+            "kl": f"{against['mean_kl']:.2g}" if against else f"not proved: {skipped}",
+            "top1": f"{against['top1']:.1%}" if against else "",
+            "tensors": ", ".join(f"{count} {name}" for name, count in file.get("tensor_types", {}).items()),
+            "fallbacks": file.get("fallbacks", 0),
+        })  # fmt: skip
+    return rows
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ResumeError(
+            f"{path} is damaged: {error}", fix=f"delete {path.parent} and type `tunesmith run` again"
+        ) from error
+
+
+def read_lines(path: Path, may_be_cut: bool = False) -> list[dict[str, Any]]:
+    """The lines of a JSONL file, if it exists. `may_be_cut`: a last one that a kill cut is left out."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = []
+    for number, line in enumerate(lines):
+        try:
+            found.append(dict(json.loads(line)))
+        except (ValueError, TypeError) as error:
+            if not (may_be_cut and number + 1 == len(lines)):
+                fix = f"delete {path.parent} and type `tunesmith run` again"
+                raise ResumeError(f"{path}, line {number + 1} is damaged: {error}", fix=fix) from error
+    return found
