@@ -50,14 +50,25 @@ def wait_for_a_moment(run, pid, rng):
         return
     before = said(run)
     deadline = time.monotonic() + 60
-    while said(run) == before and time.monotonic() < deadline and os.waitid(os.P_PID, pid, LOOK) is None:
-        time.sleep(0.002)
-    time.sleep(rng.uniform(0, 0.15))
+
+    def wait_while(condition):
+        while condition() and time.monotonic() < deadline and os.waitid(os.P_PID, pid, LOOK) is None:
+            time.sleep(0.002)
+
+    wait_while(lambda: said(run) == before)  # it has loaded the model, and cut the metrics back
+    wanted = lines(run) + rng.randint(0, 4)
+    wait_while(lambda: lines(run) < wanted)
+    time.sleep(rng.uniform(0, 0.1))
 
 
 def said(run):
     """What changes when a child starts to train, or gets on."""
     return (run.metrics.stat().st_mtime_ns, run.metrics.stat().st_size) if run.metrics.exists() else None
+
+
+def lines(run):
+    """Steps and evaluations that the metrics know."""
+    return run.metrics.read_bytes().count(b"\n") if run.metrics.exists() else 0
 
 
 def main():

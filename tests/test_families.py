@@ -110,6 +110,9 @@ ALWAYS = {  # what neither trains nor exports
         max_position_embeddings=128
     ),
     "is stored as I8": tensors(lambda held: held.update({"model.norm.weight": torch.zeros(16, dtype=torch.int8)})),
+    "is stored as F8_E4M3": tensors(
+        lambda held: held.update({"model.norm.weight": torch.zeros(16, dtype=torch.float8_e4m3fn)})
+    ),
     "no whole safetensors": lambda folder: (folder / "model.safetensors").write_bytes(b"cut"),
     "more tokens than vocab_size 511: ids up to 511": config(vocab_size=511),
     "tokenizer.json cannot be read": lambda folder: (folder / "tokenizer.json").write_text("{}"),
@@ -126,6 +129,9 @@ IN_A_GGUF = {  # what trains, and cannot be exported
         lambda held: held.pop("model.layers.1.mlp.up_proj.weight")
     ),
     "tensor model.extra has no place": tensors(lambda held: held.update({"model.extra": torch.zeros(2)})),
+    "tensor model.mask has no place": tensors(
+        lambda held: held.update({"model.mask": torch.ones(2, dtype=torch.bool)})
+    ),
     "model.norm.weight is .8., and config.json asks for .16.": tensors(
         lambda held: held.update({"model.norm.weight": torch.zeros(8)})
     ),

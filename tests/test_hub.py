@@ -117,6 +117,12 @@ def test_a_gated_model_names_licence_token_and_a_free_base(hub, tmp_path, refusa
     assert not token or f"Bearer {TOKEN}" in hub.tokens
 
 
+def test_a_model_that_is_cached_goes_on_without_its_token(hub, tmp_path):
+    first = locate_in_child("org/tiny", hub.url, tmp_path, HF_TOKEN=TOKEN)
+    hub.refusals["org/tiny"] = (401, "RepoNotFound", False)  # what the Hub says of a private model
+    assert locate_in_child("org/tiny", hub.url, tmp_path) == first
+
+
 def test_a_damaged_token_is_not_shown(hub, tmp_path):
     said = locate_in_child("org/tiny", hub.url, tmp_path, HF_TOKEN=f"{TOKEN}é")
     assert "BaseError" in said and "secret" not in said

@@ -86,6 +86,15 @@ def test_tokenizer_and_template_come_along_with_the_system_prompt_in_it(fresh):
     assert ours(text).input_ids == theirs(text).input_ids and ours.eos_token == theirs.eos_token == "<|im_end|>"
 
 
+def test_what_the_cache_says_of_its_entry_does_not_come_along(fresh, tmp_path):
+    recipe, run, base, _ = fresh
+    folder = tmp_path / "entry"
+    shutil.copytree(base.folder, folder)
+    (folder / "digests.json").write_text("{}")
+    merge(recipe, run, LocatedBase("tiny", folder, "digest", None, None))
+    assert not (run.model / "digests.json").exists() and (run.model / "tokenizer.json").exists()
+
+
 def test_a_merge_that_changes_the_logits_fails_and_commits_nothing(fresh, monkeypatch):
     recipe, run, base, _ = fresh
     real = LoraLinear.merge_in_place

@@ -21,7 +21,7 @@ from tunesmith.gguf.config import checked, odd, rotary
 from tunesmith.gguf.pretokenizers import need_room, pre_tokenizer, read_tokenizer
 from tunesmith.recipe import Recipe
 from tunesmith.weights.small_files import CONFIG, architectures, read_json
-from tunesmith.weights.tensorfile import FLOATS, TensorInfo, read_index, weight_files
+from tunesmith.weights.tensorfile import FLOATS, NUMPY_TYPES, TensorInfo, read_index, weight_files
 
 Shapes = dict[str, tuple[int, ...]]
 UNUSED = (".rotary_emb.inv_freq",)  # in weights of old transformers; computed from config.json by all that read them
@@ -237,8 +237,9 @@ def _is_count(value: Any) -> TypeGuard[int]:
 
 
 def _refuse_numbers(tensors: dict[str, TensorInfo], folder: Path) -> None:
+    """Weights are floats; a mask that lies beside them, as in old models, is copied as it is."""
     for name, info in tensors.items():
-        if info.dtype not in FLOATS and not name.endswith(UNUSED):
+        if info.dtype not in NUMPY_TYPES or (info.dtype not in FLOATS and name.endswith(".weight")):
             raise BaseError(
                 f"tensor {name} is stored as {info.dtype}",
                 fix=f"use the model it was made from, stored as one of: {', '.join(FLOATS)}",

@@ -15,6 +15,7 @@ import torch
 from tunesmith.console import say
 from tunesmith.decides import model_needs
 from tunesmith.errors import ResumeError
+from tunesmith.files import SAID_OF_FILES
 from tunesmith.machine import need_disk
 from tunesmith.model.adapter import load_adapter
 from tunesmith.model.lora import merged_weight
@@ -86,7 +87,7 @@ def _copy_rest(base: Path, out: Path, recipe: Recipe) -> None:
     """Config, tokenizer and the like, and the chat template with the recipe's system prompt and date in it."""
     for path in base.iterdir():
         wanted = path.suffix in (".json", ".jinja", ".model", ".txt", ".md", ".py") or path.name.startswith("LICENSE")
-        if path.is_file() and wanted and path.name not in ("record.json", "README.md"):
+        if path.is_file() and wanted and path.name not in (*SAID_OF_FILES, "README.md"):
             shutil.copyfile(path, out / path.name)
     tokenizer = json.loads((out / "tokenizer_config.json").read_text())
     template = chat_template(base)

@@ -39,12 +39,12 @@ def fetch_snapshot(repo: str, revision: str | None, *, weights: bool) -> Path:
 
 
 def _fetched(repo: str, revision: str | None, weights: bool) -> Path:
-    """The snapshot as the Hub has it now; without an answer the cached one. Raises what huggingface_hub does."""
+    """The snapshot as the Hub has it now; the cached one where it gives none. Raises what huggingface_hub does."""
     try:  # asked first, since snapshot_download asks without a time limit, or for half a minute
         huggingface_hub.model_info(repo, revision=revision, timeout=TIMEOUT_S)
     except Exception as error:
-        told = isinstance(error, HfHubHTTPError) and error.response.status_code not in (429, *range(500, 600))
-        cached = None if told or isinstance(error, HFValidationError) else _cached(repo, revision, weights)
+        known = not isinstance(error, RevisionNotFoundError | HFValidationError)
+        cached = _cached(repo, revision, weights) if known else None  # also where a token is no longer good
         if cached is None:
             raise
         return cached
