@@ -10,6 +10,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from training_runs import recipe_with
@@ -34,6 +35,9 @@ def child(run, base):
         try:
             train(recipe_with(**RECIPE), run, base)
             code = 0
+        except BaseException:
+            traceback.print_exc()  # into the log, before the child ends as if nothing had been
+            raise
         finally:
             os._exit(code)
     return pid

@@ -72,7 +72,8 @@ def run_tests(copy: Path, tests: Iterable[str], limit_s: float) -> tuple[int | N
     """pytest's exit code (None: out of time), what it printed and the seconds, for tests in a copy."""
     arguments = ["-q", "-x", "-p", "no:cacheprovider", "-o", "timeout=0", "--hypothesis-seed=0"]
     command = [sys.executable, "-c", RUN, str(copy), *arguments, f"--basetemp={copy.parent / 'tmp'}"]
-    own = {"PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    own = {"PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    own |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # two processes on two cores do not wait by spinning
     started = time.monotonic()
     with subprocess.Popen(
         [*command, *(f"tests/{test}" for test in tests)], cwd=copy, env=os.environ | own, text=True,

@@ -246,6 +246,8 @@ def test_other_errors_are_not_taken_for_full_memory(begun, base, monkeypatch):
     with pytest.raises(RuntimeError, match="shape mismatch"):
         train(recipe_with(**RECIPE), begun, base)
     assert memory.full_memory(RuntimeError("shape mismatch")) == "" and memory.full_memory(MemoryError())
+    torchs = f"{FULL} GPU 0 has a total capacity of 79.18 GiB of which 78.21 GiB is free. Including non-PyTorch memory,"
+    assert memory.full_memory(torch.OutOfMemoryError(f"{torchs} and so on\nmore")) == FULL
 
 
 def handlers():

@@ -1,6 +1,7 @@
 """What `auto` means here: the numbers this machine is fast in, and how many tokens fit into its memory at once."""
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,11 @@ def decide_autos(recipe: Recipe, base_folder: Path, device: torch.device) -> Rec
 
 
 def full_memory(error: BaseException) -> str:
-    """What an error says of memory that is full, in one line; nothing if it is about something else.
+    """What an error says of memory that is full, in two sentences; nothing if it is about something else.
 
     torch has a class for a GPU's allocations only: cuBLAS and the CPU say it in a RuntimeError's text.
     """
-    text = next(iter(str(error).splitlines()), "")
+    text = " ".join(re.split(r"(?<=\.) (?=[A-Z])", next(iter(str(error).splitlines()), ""))[:2])
     said = any(sign in str(error) for sign in ("CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory"))
     return (text or "out of memory") if said or isinstance(error, torch.OutOfMemoryError | MemoryError) else ""
 

@@ -1,0 +1,182 @@
+"""export: what is finished outlives a Ctrl-C and a kill; gguf/ appears whole or not at all; a proof is done later."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+from small_project import write_project
+
+from tunesmith import machine
+from tunesmith.errors import ProofError
+from tunesmith.files import FINISHED, digest_folder
+from tunesmith.gguf.read import convert
+from tunesmith.pipeline import run_stages
+from tunesmith.proof import gguf as proof_module
+from tunesmith.recipe_file import read_recipe
+from tunesmith.release import export as module
+from tunesmith.release.export import export
+from tunesmith.runs import Run, read_record
+from tunesmith.stages import STAGES, stage_of
+from tunesmith.weights.locate import locate_base
+
+STOPS = """
+import os, sys, time
+from tunesmith.release import export as module
+
+number, at, *arguments = sys.argv[1:]
+write, prove = module.write_gguf, module.prove_gguf
+
+def stop():
+    if number != "0":
+        os.kill(os.getpid(), int(number))
+        time.sleep(60)
+
+def write_or_stop(folder, out, kind, about):
+    print(kind, flush=True)
+    if kind == at:
+        out.write_bytes(b"GGUF, half of it")
+        stop()
+    return write(folder, out, kind, about)
+
+def prove_or_stop(*given):
+    print("proof", flush=True)
+    if at == "proof":
+        stop()
+    return prove(*given)
+
+module.write_gguf, module.prove_gguf = write_or_stop, prove_or_stop
+sys.argv = ["tunesmith", "export", *arguments]
+from tunesmith.cli import main
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def merged(tiny_base, tmp_path_factory):
+    """A recipe, and the folder of its run up to the merged model."""
+    folder = tmp_path_factory.mktemp("merged")
+    path = write_project(folder, tiny_base, export="{gguf: [F16, Q8_0, Q4_K_M], prefixes: 4}")
+    assert run_stages(read_recipe(path), Run(folder / "run"), STAGES[:3]).done
+    return path, folder / "run"
+
+
+@pytest.fixture
+def run(merged, tmp_path):
+    return Run(shutil.copytree(merged[1], tmp_path / "run"))
+
+
+def exported(recipe, run, number=0, at="", *changes):
+    """Type `tunesmith export` and get signal `number` at a file, or in the proof: (exit code, what was worked on)."""
+    command = [sys.executable, "-c", STOPS, str(int(number)), at, str(recipe), "--run-dir", str(run.path)]
+    done = subprocess.run([*command, *changes], capture_output=True, text=True, check=False, timeout=300)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stdout.split(), done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_export_goes_on_with_the_first_missing_file(merged, run, number):
+    recipe, draft = merged[0], run.path / ".gguf.draft"
+    ends = {signal.SIGINT: 130, signal.SIGKILL: -9}
+    code, worked, said = exported(recipe, run, number, "Q8_0")
+    assert (code, worked) == (ends[number], ["F16", "Q8_0"]) and not run.gguf.exists()
+    assert "the same command goes on" in said or number == signal.SIGKILL
+    note = json.loads((draft / FINISHED).read_text())["files"]
+    assert list(note) == ["small-F16.gguf"] and note["small-F16.gguf"]["digest"]["bytes"] > 100_000
+    f16 = (draft / "small-F16.gguf").stat()
+
+    code, worked, said = exported(recipe, run, number, "proof")
+    assert (code, worked) == (ends[number], ["Q8_0", "Q4_K_M", "proof"]) and not run.gguf.exists()
+    assert "small-F16.gguf was finished before" in said
+    code, worked, _ = exported(recipe, run)
+    assert (code, worked) == (0, ["proof"]) and not draft.exists()
+    after = (run.gguf / "small-F16.gguf").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (f16.st_ino, f16.st_mtime_ns)  # the very file
+    record = read_record(run.gguf)
+    assert record.outputs == digest_folder(run.gguf) and not record.unproved
+    assert sorted(record.outputs) == ["small-F16.gguf", "small-Q4_K_M.gguf", "small-Q8_0.gguf"]
+    assert sorted(path.name for path in run.gguf.iterdir()) == [*sorted([*record.outputs, "proof.json", "record.json"])]
+
+
+def test_a_draft_of_other_settings_and_one_that_is_of_no_use_are_cleared(merged, run):
+    recipe, draft = merged[0], run.path / ".gguf.draft"
+    exported(recipe, run, signal.SIGKILL, "Q8_0")
+    code, worked, _ = exported(recipe, run, 0, "", "--set", "chat.temperature=0.1")
+    assert (code, worked) == (0, ["F16", "Q8_0", "Q4_K_M", "proof"]) and not draft.exists()
+    exported(recipe, run, signal.SIGKILL, "Q8_0", "--set", "chat.temperature=0.2")
+    assert (draft / "small-F16.gguf").exists()
+    code, worked, said = exported(recipe, run, 0, "", "--set", "chat.temperature=0.1")  # what stands is what is wanted
+    assert (code, worked) == (0, []) and "export    stands" in said and not draft.exists()
+
+
+def test_files_that_fail_their_proof_are_not_used_again(merged, run, monkeypatch):
+    recipe = read_recipe(merged[0])
+    base = locate_base(recipe.base, convert)
+
+    def fails(*_):
+        raise ProofError("F16 is not the merged model", fix="report it")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "prove_gguf", fails)
+        with pytest.raises(ProofError):
+            export(recipe, run, base)
+    assert not run.gguf.exists() and not (run.path / ".gguf.draft").exists()
+    assert export(recipe, run, base)[1]
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["F16 kept", "F16 not kept"])
+def test_a_proof_that_was_skipped_is_done_alone_where_there_is_memory(merged, run, monkeypatch, capsys, kept):
+    changes = [] if kept else ["export.gguf=[Q8_0, Q4_K_M]"]
+    recipe = read_recipe(merged[0], changes)
+    with monkeypatch.context() as patch:
+        patch.setattr(machine, "free_memory_bytes", lambda: 1_000_000)
+        run_stages(recipe, run, [stage_of("export")])
+    first = read_record(run.gguf)
+    assert len(first.unproved) == 2 and "NOT proved" in capsys.readouterr().err
+    before = json.loads((run.gguf / "proof.json").read_text())
+    assert "against_model" not in before["F16"] and before["Q8_0"]["against_F16"]
+    files = {path: path.stat() for path in run.gguf.glob("*.gguf")}
+    assert len(files) == 3 - (not kept)
+
+    written = []
+    real = module.write_gguf
+    monkeypatch.setattr(module, "write_gguf", lambda *given: [written.append(given[1]), real(*given)][1])
+    run_stages(recipe, run, [stage_of("export")])
+    assert [path.parent.name for path in written] == [] if kept else [".proof.draft"]
+    record = read_record(run.gguf)
+    assert not record.unproved and record.outputs == first.outputs and len(record.proofs) == len(first.proofs)
+    proof = json.loads((run.gguf / "proof.json").read_text())
+    assert list(proof) == ["F16", "Q8_0", "Q4_K_M"]
+    for kind, facts in before.items():  # whole: what was known is there still, what was measured is new
+        assert proof[kind].keys() == facts.keys() | {"against_model"}
+        assert all(proof[kind][name] == facts[name] for name in ("bytes", "write_s", "tensor_types", "fallbacks"))
+    assert proof["F16"]["against_model"]["mean_kl"] <= proof_module.LIMIT_MEAN_KL
+    for path, was in files.items():  # the files are the same; nothing after them is stale
+        assert (path.stat().st_ino, path.stat().st_mtime_ns) == (was.st_ino, was.st_mtime_ns)
+    assert set(run.gguf.glob("*.gguf")) == set(files) and not list(run.path.glob(".proof*"))
+    run_stages(recipe, run, [stage_of("export")])
+    assert "export    stands\n" in capsys.readouterr().err
+
+
+def test_a_later_proof_that_fails_leaves_what_stands_as_it_is(merged, run, monkeypatch):
+    recipe = read_recipe(merged[0], ["export.gguf=[Q8_0]"])
+    with monkeypatch.context() as patch:
+        patch.setattr(machine, "free_memory_bytes", lambda: 1_000_000)
+        run_stages(recipe, run, [stage_of("export")])
+    before = {path: path.read_bytes() for path in run.gguf.iterdir()}
+    real = module.write_gguf
+
+    def damaged(folder, out, kind, about):
+        facts = real(folder, out, kind, about)
+        data = bytearray(out.read_bytes())
+        data[-40_000:] = bytes(40_000)
+        out.write_bytes(data)
+        return facts
+
+    monkeypatch.setattr(module, "write_gguf", damaged)
+    with pytest.raises(ProofError, match="is not the merged model"):
+        run_stages(recipe, run, [stage_of("export")])
+    assert {path: path.read_bytes() for path in run.gguf.iterdir()} == before and not list(run.path.glob(".proof*"))
+    assert len(read_record(run.gguf).unproved) == 2
