@@ -225,7 +225,7 @@ def test_terminal_chat_has_several_turns_and_speeds(run_folder):
         input=questions, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("> ") == 4 and len(done.stdout) > 40
+    assert not done.stdout.startswith("> ") and "\n> " not in done.stdout and len(done.stdout) > 40  # none for a pipe
     stats = (
         r"^\[(\d+) tokens, first after [\d.]+ s, \d+ tokens/s(?:, cut: the context is full)?\]$"  # answers are drawn
     )

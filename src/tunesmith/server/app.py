@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,10 +68,13 @@ def _talk(engine: Engine, alias: str, chat: ChatConfig) -> None:
 
 
 def _question() -> str:
+    """The next line of the user; a prompt is for people, not for a pipe."""
+    asked = sys.stdin.isatty()
     try:
-        return input("> ").strip()
+        return input("> " if asked else "").strip()
     except (EOFError, KeyboardInterrupt):
-        print()
+        if asked:
+            print()
         return "/exit"
 
 
