@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tunesmith import machine
 from tunesmith.errors import BaseError
+from tunesmith.model import streamed as streamed_module
 from tunesmith.model.streamed import StreamedModel, roomiest
 
 ROWS = ([5, 9, 3, 3, 200, 17], [8], list(range(300, 340)))
@@ -39,7 +40,8 @@ def save_model(folder, kind, *, tied, dtype=torch.float32):
 
 @pytest.mark.parametrize("kind", FORMS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_streamed_model_computes_what_the_whole_one_does(kind, dtype, tmp_path):
+def test_a_streamed_model_computes_what_the_whole_one_does(kind, dtype, tmp_path, monkeypatch):
+    monkeypatch.setattr(streamed_module, "PART", 16)  # of 47 tokens
     folder = save_model(tmp_path / "base", kind, tied=dtype == torch.bfloat16 and kind != "phi", dtype=dtype)
     streamed = StreamedModel(folder)
     streamed.to(torch.device("cpu"))

@@ -7,7 +7,8 @@ Shapes: T tokens of all rows, D hidden width, C words of the vocabulary at a tim
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from math import prod
 from pathlib import Path
@@ -25,7 +26,8 @@ from tunesmith.model.base import decoder_layers, hidden_states
 from tunesmith.weights.tensorfile import TensorInfo, read_index, read_rows, to_f32
 
 META = torch.device("meta")
-ACTIVATIONS = 6  # of the widest matrix's width, in memory together: gate, up, their product, and what torch adds
+PART = 1024  # tokens that an MLP computes at a time
+ACTIVATIONS = 8  # of the hidden width, in memory together for all tokens; and of the widest matrix's for those of a part
 SPARE_BYTES = 512 << 20
 Place = tuple[nn.Module, str, TensorInfo]
 """A module, the name of one of its parameters, and where that lies on disk."""
@@ -52,6 +54,8 @@ class StreamedModel:
         for layer in self._layers:
             layer.register_forward_pre_hook(self._fill)
             layer.register_forward_hook(self._empty)
+            if isinstance(mlp := getattr(layer, "mlp", None), nn.Module):
+                mlp.forward = partial(_in_parts, mlp.forward)
         if odd := [name for name, buffer in model.named_buffers() if buffer.is_meta or name in self._infos]:
             raise BaseError(f"{odd[0]} of the base is stored and is no weight", fix="report this base")
         embedding.padding_idx = None  # counts for gradients only, and is no number of the few words read below
@@ -62,7 +66,8 @@ class StreamedModel:
         shapes = [[info.shape for _, _, info in places] for places in self._layers.values()]
         layer_bytes = 4 * max(sum(map(prod, of_layer)) for of_layer in shapes)
         widest = max(max(shape) for of_layer in shapes for shape in of_layer)
-        return 2 * layer_bytes + 4 * tokens * widest * ACTIVATIONS + SPARE_BYTES
+        activations = ACTIVATIONS * (tokens * self._words.shape[1] + min(tokens, PART) * widest)
+        return 2 * layer_bytes + 4 * activations + SPARE_BYTES
 
     def to(self, device: torch.device) -> None:
         """Compute there. To be called before the first pass."""
@@ -122,6 +127,12 @@ class StreamedModel:
         rows = torch.cat([read_f32(self._words, word, word + 1, self.device) for word in words.tolist()])
         embedding.weight = nn.Parameter(rows, requires_grad=False)
         return (numbers,)
+
+
+def _in_parts(forward: Callable[[Tensor], Any], states_1TD: Tensor) -> Any:
+    """An MLP's forward for some tokens after others: it looks at each alone, and is wide."""
+    parts = [forward(part_1TD) for part_1TD in states_1TD.split(PART, dim=1)]
+    return torch.cat(parts, dim=1) if isinstance(parts[0], Tensor) else forward(states_1TD)
 
 
 class _NoRoomForWeights(TorchFunctionMode):

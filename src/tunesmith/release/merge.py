@@ -23,9 +23,10 @@ from tunesmith.proof.merged import prove_merged
 from tunesmith.recipe import Recipe
 from tunesmith.runs import Proof, Record, Run, commit_stage
 from tunesmith.tokens.rows import load_rows
-from tunesmith.tokens.template import chat_template_with
+from tunesmith.tokens.template import chat_template_with, end_of_turn_id
+from tunesmith.tokens.tokenizer import load_tokenizer
 from tunesmith.weights.locate import LocatedBase
-from tunesmith.weights.small_files import TEMPLATE, chat_template
+from tunesmith.weights.small_files import CONFIG, TEMPLATE, TOKENIZER_CONFIG, chat_template, read_json
 from tunesmith.weights.tensorfile import (
     TensorWriter,
     from_f32,
@@ -36,6 +37,9 @@ from tunesmith.weights.tensorfile import (
     to_f32,
     weight_files,
 )
+
+GENERATION_CONFIG = "generation_config.json"
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")  # which transformers takes from config.json without it
 
 
 def merge(recipe: Recipe, run: Run, base: LocatedBase) -> tuple[Record, bool]:
@@ -89,9 +93,20 @@ def _copy_rest(base: Path, out: Path, recipe: Recipe) -> None:
         wanted = path.suffix in (".json", ".jinja", ".model", ".txt", ".md", ".py") or path.name.startswith("LICENSE")
         if path.is_file() and wanted and path.name not in (*SAID_OF_FILES, "README.md"):
             shutil.copyfile(path, out / path.name)
-    tokenizer = json.loads((out / "tokenizer_config.json").read_text())
+    tokenizer = json.loads((out / TOKENIZER_CONFIG).read_text())
     template = chat_template(base)
     assert template, "a base without a chat template came as far as merge"
     tokenizer.pop("chat_template", None)  # the one in its own file is the only one
-    (out / "tokenizer_config.json").write_text(json.dumps(tokenizer, indent=2, ensure_ascii=False) + "\n")
+    (out / TOKENIZER_CONFIG).write_text(json.dumps(tokenizer, indent=2, ensure_ascii=False) + "\n")
     (out / TEMPLATE).write_text(chat_template_with(template, recipe.chat.system, recipe.data.date))
+    _stop_at(end_of_turn_id(load_tokenizer(out)), out)
+
+
+def _stop_at(end_of_turn: int, out: Path) -> None:
+    """Let transformers' generate() end an answer where the template does, also where that is not the base's eos."""
+    config, path = read_json(out / CONFIG), out / GENERATION_CONFIG
+    generation = read_json(path) or {name: config[name] for name in SPECIAL_TOKENS if name in config}
+    eos = generation.get("eos_token_id")
+    stops = eos if isinstance(eos, list) else [eos] * (eos is not None)
+    if end_of_turn not in stops:
+        path.write_text(json.dumps(generation | {"eos_token_id": [*stops, end_of_turn]}, indent=2) + "\n")
