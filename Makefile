@@ -21,7 +21,7 @@ ifneq ($(SERVE),0)
 endif
 
 test: setup lint
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 mutants: setup
 	@$(BIN)/python tests/mutants.py --write

@@ -8,6 +8,26 @@ from tiny import save_base
 from tunesmith.gguf.read import convert
 from tunesmith.weights.locate import locate_base
 
+LONGEST = (
+    "docs",
+    "notebook",
+    "reference",
+    "resume",
+    "chat_page",
+    "hangup",
+    "hub",
+    "training",
+    "hub_data",
+    "cli",
+    "export",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first: two processes that share the files (make test) then end together."""
+    rank = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
 
 def pytest_configure():
     """A shell starts what goes on in the background with SIGINT ignored, and nohup with SIGHUP: tests send both."""

@@ -19,7 +19,7 @@ from tunesmith.runs import Run, read_record
 from tunesmith.training.train import train
 from tunesmith.weights.locate import LocatedBase
 
-RECIPE = {"dropout": 0.1, "epochs": 4, "evaluate_every": "3 steps"}
+RECIPE = {"dropout": 0.1, "epochs": 3, "evaluate_every": "3 steps"}
 KILLS_A_RUN = 10
 LOOK = os.WEXITED | os.WNOHANG | os.WNOWAIT  # whether a child has ended, and leave it to be waited for
 

@@ -9,6 +9,7 @@ import time
 
 import pytest
 import yaml
+from forked import forked
 from small_project import write_project
 from tiny import write_rows
 
@@ -360,31 +361,21 @@ def test_the_record_tells_what_the_stage_was_made_from(recipe_path, tmp_path):
     assert record.settings["max_length"] == 2048 and set(record.inputs) == {"base", "prompts", "source_0"}
 
 
-def started(*arguments):
-    """A `tunesmith` that trains, once it has measured a held-out loss."""
-    command = [sys.executable, "-c", CODE, *map(str, arguments)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    said = ""
-    while "held-out loss" not in said and process.poll() is None:
-        said += process.stderr.readline()
-    assert process.poll() is None, said
-    return process
-
-
 def test_exit_codes_of_pauses_and_a_pause_holds_for_its_call_only(tiny_base, tmp_path):
-    recipe, run = write_project(tmp_path, tiny_base), Run(tmp_path / "run")
+    recipe, run, output = write_project(tmp_path, tiny_base), Run(tmp_path / "run"), tmp_path / "output"
     where, long = ("--run-dir", run.path), ("--set", "train.epochs=200", "--set", "train.evaluate_every=9 steps")
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
-        with started("run", recipe, *where, *long) as process:
+        with forked(output, "run", recipe, *where, *long) as process:
+            process.wait_until_said("held-out loss")
             process.send_signal(number)
-            said = process.stderr.read()
-            assert process.wait(timeout=60) == code and "the same command goes on" in said
-            assert "Traceback" not in said and not run.adapter.exists()
+            assert process.wait() == code and "the same command goes on" in process.stderr
+            assert "Traceback" not in process.stderr and not run.adapter.exists()
     for path in sorted(run.checkpoints.iterdir()):
         assert path.name.startswith("step-")
-    done = tunesmith("run", recipe, "--run-dir", tmp_path / "short", "--set", "train.stop_after=2 steps")
-    assert done.returncode == 0 and "stopped at step 2" in done.stderr, done.stderr
-    assert not (tmp_path / "short" / "adapter").exists()
-    done = tunesmith("run", tmp_path / "short")  # nothing of stop_after is left
-    assert done.returncode == 0 and "small is ready:" in done.stdout, done.stderr
-    assert (tmp_path / "short" / "evaluation" / "scores.json").exists()
+    short = tmp_path / "short"
+    with forked(output, "run", recipe, "--run-dir", short, "--set", "train.stop_after=2 steps") as process:
+        assert process.wait() == 0 and "stopped at step 2" in process.stderr, process.stderr
+    assert not (short / "adapter").exists()
+    with forked(output, "run", short) as process:  # nothing of stop_after is left
+        assert process.wait() == 0 and "small is ready:" in process.stdout, process.stderr
+    assert (short / "evaluation" / "scores.json").exists()

@@ -1,12 +1,13 @@
 """export: what is finished outlives a Ctrl-C and a kill; gguf/ appears whole or not at all; a proof is done later."""
 
 import json
+import os
 import shutil
 import signal
-import subprocess
-import sys
+import time
 
 import pytest
+from forked import forked
 from small_project import write_project
 
 from tunesmith import machine
@@ -22,36 +23,30 @@ from tunesmith.runs import Run, read_record
 from tunesmith.stages import STAGES, stage_of
 from tunesmith.weights.locate import locate_base
 
-STOPS = """
-import os, sys, time
-from tunesmith.release import export as module
 
-number, at, *arguments = sys.argv[1:]
-write, prove = module.write_gguf, module.prove_gguf
+def stop_at(number, at):
+    """In the process that exports: say what is worked on, and send it a signal at a file, or in the proof."""
+    write, prove = module.write_gguf, module.prove_gguf
 
-def stop():
-    if number != "0":
-        os.kill(os.getpid(), int(number))
-        time.sleep(60)
+    def stop():
+        if number:
+            os.kill(os.getpid(), number)
+            time.sleep(60)
 
-def write_or_stop(folder, out, kind, about):
-    print(kind, flush=True)
-    if kind == at:
-        out.write_bytes(b"GGUF, half of it")
-        stop()
-    return write(folder, out, kind, about)
+    def write_or_stop(folder, out, kind, about):
+        print(kind, flush=True)
+        if kind == at:
+            out.write_bytes(b"GGUF, half of it")
+            stop()
+        return write(folder, out, kind, about)
 
-def prove_or_stop(*given):
-    print("proof", flush=True)
-    if at == "proof":
-        stop()
-    return prove(*given)
+    def prove_or_stop(*given):
+        print("proof", flush=True)
+        if at == "proof":
+            stop()
+        return prove(*given)
 
-module.write_gguf, module.prove_gguf = write_or_stop, prove_or_stop
-sys.argv = ["tunesmith", "export", *arguments]
-from tunesmith.cli import main
-main()
-"""
+    module.write_gguf, module.prove_gguf = write_or_stop, prove_or_stop
 
 
 @pytest.fixture(scope="module")
@@ -70,25 +65,24 @@ def run(merged, tmp_path):
 
 def exported(recipe, run, number=0, at="", *changes):
     """Type `tunesmith export` and get signal `number` at a file, or in the proof: (exit code, what was worked on)."""
-    command = [sys.executable, "-c", STOPS, str(int(number)), at, str(recipe), "--run-dir", str(run.path)]
-    done = subprocess.run([*command, *changes], capture_output=True, text=True, check=False, timeout=300)
+    arguments, output = ("export", recipe, "--run-dir", run.path, *changes), run.path.parent / "output"
+    with forked(output, *arguments, before=stop_at, given=(int(number), at)) as done:
+        code = done.wait()
     assert "Traceback" not in done.stderr, done.stderr
-    return done.returncode, done.stdout.split(), done.stderr
+    return code, done.stdout.split(), done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_export_goes_on_with_the_first_missing_file(merged, run, number):
+def test_a_stopped_export_goes_on_with_the_first_missing_file(merged, run):
     recipe, draft = merged[0], run.path / ".gguf.draft"
-    ends = {signal.SIGINT: 130, signal.SIGKILL: -9}
-    code, worked, said = exported(recipe, run, number, "Q8_0")
-    assert (code, worked) == (ends[number], ["F16", "Q8_0"]) and not run.gguf.exists()
-    assert "the same command goes on" in said or number == signal.SIGKILL
+    code, worked, said = exported(recipe, run, signal.SIGINT, "Q8_0")
+    assert (code, worked) == (130, ["F16", "Q8_0"]) and not run.gguf.exists()
+    assert "the same command goes on" in said
     note = json.loads((draft / FINISHED).read_text())["files"]
     assert list(note) == ["small-F16.gguf"] and note["small-F16.gguf"]["digest"]["bytes"] > 100_000
     f16 = (draft / "small-F16.gguf").stat()
 
-    code, worked, said = exported(recipe, run, number, "proof")
-    assert (code, worked) == (ends[number], ["Q8_0", "Q4_K_M", "proof"]) and not run.gguf.exists()
+    code, worked, said = exported(recipe, run, signal.SIGKILL, "proof")
+    assert (code, worked) == (-9, ["Q8_0", "Q4_K_M", "proof"]) and not run.gguf.exists()
     assert "small-F16.gguf was finished before" in said
     code, worked, _ = exported(recipe, run)
     assert (code, worked) == (0, ["proof"]) and not draft.exists()

@@ -32,7 +32,7 @@ def prepared(tiny_base, tmp_path_factory):
     """A recipe of a few hundred short steps, and its run with the data made."""
     folder = tmp_path_factory.mktemp("hangup")
     write_rows(folder / "rows.jsonl", [(f"question {i}", f"answer {i}") for i in range(24)])
-    train = "{epochs: 60, tokens_per_step: 200, max_length: 200, precision: fp32, evaluate_every: 50 steps"
+    train = "{epochs: 30, tokens_per_step: 200, max_length: 200, precision: fp32, evaluate_every: 50 steps"
     (folder / "recipe.yaml").write_text(
         f"name: small\nbase: {tiny_base}\ndata:\n  sources: [{{path: rows.jsonl}}]\n  held_out: 0.25\n"
         f"lora: {{rank: 2}}\ntrain: {train}, early_stopping: null}}\ncheckpoint: {{every: 9h}}\n"

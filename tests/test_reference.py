@@ -1,4 +1,4 @@
-"""Our loop against transformers + peft, written out by hand: the first 20 losses on the real built-in model."""
+"""Our loop against transformers + peft, written out by hand: the first losses on the real built-in model."""
 
 import json
 import math
@@ -20,7 +20,7 @@ from tunesmith.training.stop import Paused
 from tunesmith.training.train import _plan, train
 from tunesmith.weights.locate import LocatedBase
 
-STEPS = 20
+STEPS = 8
 DATA = Path(__file__).parents[1] / "recipes" / "demo-data" / "tunesmith.jsonl"
 
 

@@ -9,8 +9,9 @@ import io
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -55,9 +56,20 @@ def _to_nowhere() -> None:
 
 
 IN_NOTEBOOK = "ipykernel" in sys.modules
-console = Console(
-    file=None if IN_NOTEBOOK else cast(IO[str], _StandardError()), highlight=False, soft_wrap=True, force_jupyter=False
-)
+if IN_NOTEBOOK:  # progress is ours; tqdm, which others bring, warns in red that its own would need a package more
+    warnings.filterwarnings("ignore", "IProgress not found")
+
+
+def console_for(file: IO[str] | None, **settings: Any) -> Console:
+    """A console that prints to `file` (None: standard output) as is; a notebook's is no terminal, whatever it says.
+
+    Jupyter's kernels set FORCE_COLOR, and a bar would be kept there as hundreds of pictures of itself.
+    """
+    plain = False if IN_NOTEBOOK else None
+    return Console(file=file, force_jupyter=False, force_terminal=plain, **settings)
+
+
+console = console_for(None if IN_NOTEBOOK else cast(IO[str], _StandardError()), highlight=False, soft_wrap=True)
 LINE_EVERY_S = 10.0  # without a terminal (a log file, a notebook) progress is a line now and then
 
 

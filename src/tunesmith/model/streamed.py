@@ -27,7 +27,7 @@ from tunesmith.weights.tensorfile import TensorInfo, read_index, read_rows, to_f
 
 META = torch.device("meta")
 PART = 1024  # tokens that an MLP computes at a time
-ACTIVATIONS = 8  # of the hidden width, in memory together for all tokens; and of the widest matrix's for those of a part
+ACTIVATIONS = 8  # of the hidden width, in memory together for all tokens; and of the widest matrix's for a part's
 SPARE_BYTES = 512 << 20
 Place = tuple[nn.Module, str, TensorInfo]
 """A module, the name of one of its parameters, and where that lies on disk."""

@@ -39,7 +39,7 @@ from tunesmith.weights.tensorfile import (
 )
 
 GENERATION_CONFIG = "generation_config.json"
-SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")  # which transformers takes from config.json without it
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")  # taken from config.json by transformers
 
 
 def merge(recipe: Recipe, run: Run, base: LocatedBase) -> tuple[Record, bool]:

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from tunesmith import __version__
-from tunesmith.console import warn
+from tunesmith.console import console_for, warn
 from tunesmith.files import write_file
 from tunesmith.study.measures import (
     Cell,
@@ -105,9 +104,9 @@ def _answer_to(model: Model, prompt: str) -> dict[str, Any] | None:
 
 
 def _print(models: Sequence[Model], groups: Sequence[Group], reason: str) -> None:
-    console = Console(force_jupyter=False)
+    console = console_for(None)
     if not console.is_terminal and console.width < LEAST_WIDTH:
-        console = Console(force_jupyter=False, width=LEAST_WIDTH)
+        console = console_for(None, width=LEAST_WIDTH)
     shown = Table("")
     for model in models:
         shown.add_column(Text(model.name))

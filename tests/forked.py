@@ -1,0 +1,75 @@
+"""`tunesmith` in a forked process of its own: real signals and exit codes, without the seconds to import torch."""
+
+import contextlib
+import multiprocessing
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+SERVER = multiprocessing.get_context("forkserver")
+STAGES = ("tokens.prepare", "training.train", "release.merge", "release.export", "evaluation.evaluate", "cli")
+SERVER.set_forkserver_preload([f"tunesmith.{name}" for name in STAGES])  # computes nothing, so has no threads
+LIMIT_S = 120
+
+
+@dataclass
+class Forked:
+    """A process at work, and the files that it writes to."""
+
+    process: multiprocessing.process.BaseProcess
+    folder: Path
+
+    @property
+    def stdout(self):
+        return (self.folder / "stdout").read_text()
+
+    @property
+    def stderr(self):
+        return (self.folder / "stderr").read_text()
+
+    def wait(self, limit_s=LIMIT_S):
+        """The exit code; minus the signal that ended it."""
+        self.process.join(limit_s)
+        assert self.process.exitcode is not None, f"it did not end in {limit_s} s: {self.stderr}"
+        return self.process.exitcode
+
+    def wait_until_said(self, text):
+        """Until standard error has the text."""
+        deadline = time.monotonic() + LIMIT_S
+        while text not in self.stderr:
+            assert self.process.is_alive() and time.monotonic() < deadline, self.stderr
+            time.sleep(0.01)
+
+    def send_signal(self, number):
+        os.kill(self.process.pid, number)
+
+
+@contextlib.contextmanager
+def forked(folder, *arguments, before=None, given=()):
+    """`tunesmith ARGUMENTS`, after `before(*given)`; it is killed at the end of the block."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [str(argument) for argument in arguments]
+    (folder / "stderr").write_text("")
+    process = SERVER.Process(target=_work, args=(str(folder), os.getcwd(), dict(os.environ), names, before, given))
+    process.start()
+    try:
+        yield Forked(process, folder)
+    finally:
+        process.kill()
+        process.join()
+
+
+def _work(folder, where, environment, arguments, before, given):
+    os.chdir(where)
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    if before:
+        before(*given)
+    from tunesmith.cli import main
+
+    sys.argv = ["tunesmith", *arguments]
+    main()
