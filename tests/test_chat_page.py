@@ -221,7 +221,7 @@ def test_a_signal_while_it_loads_ends_it(run_folder):
 def test_terminal_chat_has_several_turns_and_speeds(run_folder):
     questions = "Say hello.\n\nThanks, bye!\n/exit\nnever asked\n"
     done = subprocess.run(
-        [*TUNESMITH, "chat", str(run_folder), "--cli", "--set", "chat.context=128"],
+        [*TUNESMITH, "chat", str(run_folder), "--cli", "--set", "chat.context=256"],
         input=questions, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

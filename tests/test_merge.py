@@ -59,7 +59,7 @@ def test_the_merged_folder_has_the_logits_of_peft(fresh):
     recipe, run, base, stored = fresh
     record, done = merge(recipe, run, base)
     weights, merged, rounded, choice = record.proofs
-    assert done and merged.value <= 1e-4 and merged.positions == rounded.positions == choice.positions > 100
+    assert done and merged.value <= 1e-3 and merged.positions == rounded.positions == choice.positions > 100
     assert 0 <= weights.value <= 1 and weights.positions == sum(t.numel() for t in load_file(files(base)).values())
     assert (weights.value > 0.1) == (rounded.value > 1e-8) == (stored == "bfloat16")  # fp32 rounds by nothing
     plain = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)
@@ -102,19 +102,6 @@ def test_a_merge_that_changes_the_logits_fails_and_commits_nothing(fresh, monkey
     with pytest.raises(ProofError, match="merging changes the logits"):
         merge(recipe, run, base)
     assert not run.model.exists()
-
-
-def test_large_logits_may_differ_by_more(fresh, tmp_path):
-    _, run, base, _ = fresh
-    shutil.copytree(base.folder, tmp_path / "base")
-    tensors = load_file(files(base))
-    tensors["model.norm.weight"] = tensors["model.norm.weight"] * 4096  # exact in every stored type
-    save_file(tensors, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
-    (tmp_path / "merged").mkdir()
-    merge_weights(tmp_path / "base", run.adapter, tmp_path / "merged")
-    shutil.copyfile(base.folder / "config.json", tmp_path / "merged" / "config.json")
-    _, merged, *_ = prove_merged(tmp_path / "base", run.adapter, tmp_path / "merged", load_rows(run.data)[1])
-    assert merged.value <= 1e-4  # 1.3e-6 of logits of thousands
 
 
 def test_an_adapter_merged_twice_fails(fresh, monkeypatch, tmp_path):
@@ -177,7 +164,7 @@ def test_with_too_little_memory_it_is_said_and_a_later_run_does_the_proof_alone(
     assert done and weights.value <= 1 and len(record.unproved) == len(logits) == 3
     assert {(one.value, one.positions) for one in logits} == {(None, 0)}
     said = capsys.readouterr().err
-    assert "NOT proved: merged = adapter, logits in fp32 (relative): it needs 0." in said and "0.0 GB are free" in said
+    assert "NOT proved: merged = adapter, logits in fp32: it needs 0." in said and "0.0 GB are free" in said
     assert merge(recipe, run, base) == (record, False)  # still too little: as it was
     before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in run.model.iterdir()}
     later = commit_stage(run.gguf, *gguf_needs(recipe, run, base.digest), lambda draft: {})
@@ -216,7 +203,7 @@ def test_logits_are_compared_as_torch_does_it_whole(pieces, monkeypatch):
     found = proof._Logits(5, torch.device("cpu"))
     found.compare((model, wanted, merged), (rounded, stored))
     whole, theirs = wanted @ head.T, stored @ other.T
-    torch.testing.assert_close(found.difference_T, (merged @ head.T - whole).abs().amax(1) / whole.abs().amax(1))
+    torch.testing.assert_close(found.difference_T, (merged @ head.T - whole).abs().amax(1))
     kl = F.kl_div(theirs.log_softmax(1), whole.log_softmax(1), reduction="none", log_target=True).sum(1)
     torch.testing.assert_close(found.kl_T.float(), kl, rtol=1e-4, atol=1e-4)
     assert found.other_T.tolist() == (whole.argmax(1) != theirs.argmax(1)).tolist()

@@ -41,7 +41,7 @@ def short_rows(run, base):
     commit_stage(run.data, {}, {}, work)
 
 
-def reference_losses(recipe, rows, base):
+def reference_losses(recipe, rows, base, steps=None):
     """One row at a time, unpadded, cross-entropy over the whole logits, torch's AdamW and clipping, peft's LoRA."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -59,7 +59,7 @@ def reference_losses(recipe, rows, base):
     optimizer = torch.optim.AdamW(named.values(), lr=train.lr, weight_decay=train.weight_decay)
     plan, losses = _plan(rows, recipe), []
     warmup = round(train.warmup * len(plan))
-    for step, chosen in enumerate(plan[:STEPS]):
+    for step, chosen in enumerate(plan[:steps]):
         spans = [slice(int(rows.offsets_N1[r]), int(rows.offsets_N1[r + 1])) for r in chosen]
         pairs = [(torch.tensor(rows.tokens_T[s].tolist()), torch.tensor(rows.supervised_T[s].tolist())) for s in spans]
         supervised = sum(int(mask[1:].sum()) for _, mask in pairs)
@@ -126,6 +126,6 @@ def test_first_losses_are_those_of_transformers_and_peft(tmp_path, builtin_base)
     with pytest.raises(Paused):
         train(recipe, run, builtin_base)
     ours = losses_of(run)
-    theirs = reference_losses(recipe, load_rows(run.data)[0], builtin_base)
+    theirs = reference_losses(recipe, load_rows(run.data)[0], builtin_base, STEPS)
     assert len(ours) == len(theirs) == STEPS and ours[-1] < ours[0]
     assert ours == pytest.approx(theirs, abs=1e-4)
