@@ -38,7 +38,7 @@ def run_folder(builtin_base, tmp_path_factory):
         name="sailor",
         base=builtin_base.name,
         data={"sources": [{"path": "a/b"}]},
-        chat={"temperature": 0.0, "context": 512},
+        chat={"temperature": 0.0, "context": 2048},
     )
     run.gguf.mkdir(parents=True)
     run.recipe.write_text(dump_recipe(recipe))
@@ -149,7 +149,7 @@ def test_page_and_api_use_the_sampling_of_the_recipe(server):
     defaults = get(server, "/props")
     assert defaults["model_alias"] == "sailor" and defaults["total_slots"] == 2
     settings = defaults["default_generation_settings"]
-    assert settings["n_ctx"] == 512  # of each slot
+    assert settings["n_ctx"] == 2048  # of each slot
     names = ("temperature", "top_p", "top_k", "min_p")
     assert [round(settings["params"][name], 3) for name in names] == [0.0, 0.9, 0, 0.0]
 
