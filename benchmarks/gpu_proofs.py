@@ -67,7 +67,7 @@ def merged(base, folder):
     for _, layer in adapted_layers(model):
         torch.nn.init.normal_(
             layer.b_OR, std=0.002
-        )  # more breaks the model: rounding alone then moves its logits by 1e-3
+        )  # more breaks the model: docs/log.md, 2026-11-25
     save_file({name: tensor.contiguous() for name, tensor in adapter_tensors(model).items()}, folder / "c.safetensors")
     save_adapter(folder, folder / "c.safetensors", config, base)
     (folder / "merged").mkdir()
