@@ -137,13 +137,14 @@ def test_checkpoints_are_numbers_and_what_is_not_ours_is_never_deleted(begun, ba
     mine.mkdir()
     (mine / "notes.txt").write_text("mine")
     (begun.checkpoints / "step-000002" / "notes.txt").write_text("mine")
+    shutil.copytree(begun.checkpoints / "step-000004", begun.checkpoints / "step-999999")  # as text it is the last
     million = begun.checkpoints / "step-1000000"
     shutil.copytree(begun.checkpoints / "step-000004", million)
     progress = json.loads((million / "state.json").read_text())
     text = json.dumps(progress | {"progress": progress["progress"] | {"interruptions": 7}})
     (million / "state.json").write_text(text)
     (million / "digests.json").write_text(json.dumps(checkpoint.digest_folder(million)))
-    assert [p.name for p in checkpoint_folders(begun.checkpoints)][-1] == "step-1000000"  # after step-999999
+    assert [p.name for p in checkpoint_folders(begun.checkpoints)][-1] == "step-1000000"
     assert not is_own(mine) and is_own(million) and not is_own(begun.checkpoints / "step-000002")
     record, _ = train(recipe_with(**RECIPE), begun, base)
     assert record.counts["interruptions"] == 8  # it was the newest

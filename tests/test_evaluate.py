@@ -93,6 +93,10 @@ def test_a_second_time_stands_and_the_base_is_answered_once(run, recipe, tiny_ba
     assert done and len(list((own_cache / "base-evaluation").iterdir())) == 2
     longer = [a["prompt_tokens"] for a in lines(run.evaluation / "base-answers.jsonl")]
     assert changed.fingerprint != first.fingerprint and min(longer) > 20
+    asked = run.path.parent / "other.yaml"
+    asked.write_text("- What is a step?\n")
+    evaluate(recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"prompts": asked})}), run, base)
+    assert [answer["prompt"] for answer in lines(run.evaluation / "base-answers.jsonl")] == ["What is a step?"]
 
 
 def test_a_damaged_file_is_named_and_nothing_is_committed(run, recipe, tiny_base, own_cache):

@@ -37,8 +37,8 @@ def made(tmp_path, tiny_base, own_cache):
 
 
 def test_the_fullest_moment_counts(tmp_path, monkeypatch):
-    needs = [Need("checkpoints", tmp_path, takes=10, leaves=4), Need("model", tmp_path / "new", takes=5, leaves=-2)]
-    needs.append(Need("files", tmp_path, takes=8, leaves=8))  # 10, then 4 + 5, then 4 - 2 + 8
+    needs = [Need("checkpoints", tmp_path, takes=6, leaves=4), Need("model", tmp_path / "new", takes=6, leaves=-2)]
+    needs.append(Need("files", tmp_path, takes=7, leaves=7))  # 6, then 4 + 6, then 4 - 2 + 7
     free(monkeypatch, 10)
     need_room(needs)
     free(monkeypatch, 9)
