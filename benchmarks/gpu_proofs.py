@@ -65,9 +65,7 @@ def merged(base, folder):
     model, config = load_base(base.folder, precision="fp32", device=torch.device("cpu")), LoraConfig(rank=16)
     attach(model, config, seed=0)
     for _, layer in adapted_layers(model):
-        torch.nn.init.normal_(
-            layer.b_OR, std=0.002
-        )  # more breaks the model: docs/log.md, 2026-11-25
+        torch.nn.init.normal_(layer.b_OR, std=0.002)  # more breaks the model: docs/log.md, 2026-11-25
     save_file({name: tensor.contiguous() for name, tensor in adapter_tensors(model).items()}, folder / "c.safetensors")
     save_adapter(folder, folder / "c.safetensors", config, base)
     (folder / "merged").mkdir()
