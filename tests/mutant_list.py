@@ -19,7 +19,12 @@ class Mutant:
 
 
 def _m(name: str, file: str, old: str, new: str, *tests: str) -> Mutant:
-    return Mutant(name, file, old, new, tests)
+    return Mutant(name, file, old, new, tests    _m("what was damaged since is used", "pipeline.py", "            _refuse_damaged_inputs(stage, recipe, run, base)\n", "",
+       "test_runs.py::test_nothing_is_made_from_a_file_that_is_not_as_it_was_written"),
+    _m("a recipe that somebody wrote is taken for a run's", "runs.py",
+       "(not text.strip() or past.is_recipe_of_0_1(text)) and beside_it", "beside_it",
+       "test_owned.py::test_nor_does_what_we_write_beside_a_recipe_that_somebody_wrote"),
+)
 
 
 DATA = (

@@ -4,6 +4,7 @@ import contextlib
 import gc
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,12 +16,13 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from forked import forked
 from small_project import write_project
 
 import tunesmith
 from tunesmith.errors import BaseError, RecipeError, ResourceError, ResumeError
 from tunesmith.recipe_file import read_recipe
-from tunesmith.runs import Run, commit_stage, read_record
+from tunesmith.runs import MADE_BY, Run, commit_stage, read_record
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -268,11 +270,39 @@ def test_chat_names_what_is_old(copied, capsys, monkeypatch):
     assert said.startswith("warning: small-Q8_0.gguf is not what the recipe says; `tunesmith run ")
     assert "--set train.lr=0.5" in said and "adapter/ was made with train.lr 0.01, the recipe says 0.5" in said
     assert "gguf/ was made with chat.system None, the recipe says Be kind." in said
+    (copied.checkpoints / "step-000001").mkdir(parents=True)  # such a run goes on with what it began with, or not
+    said = said_by_chat(copied, capsys, "train.lr=0.02")
+    command = f"tunesmith run {copied.recipe} --run-dir {copied.path}-2 --set train.lr=0.02"
+    assert f"; `{command}` makes such a run" in said
+    monkeypatch.delenv("TUNESMITH_CACHE")
+    with forked(copied.path.parent / "output", *command.split()[1:]) as process:
+        assert process.wait() == 0 and "small is ready" in process.stdout, process.stderr
     recipe = copied.recipe.read_text()
     copied.recipe.write_text(recipe.replace("rank: 4", "rank: 8"))  # a run killed between train and merge
     assert "adapter/ was made with lora.rank 4, the recipe says 8" in said_by_chat(copied, capsys)
     copied.recipe.write_text(recipe.replace("base: ", "base: /other"))
     assert "the run was made from " in said_by_chat(copied, capsys, "base=another/base")
+
+
+def test_what_a_missing_type_needs_is_said_and_makes_it(copied, tmp_path):
+    with pytest.raises(ResumeError, match="this run has small-Q8_0") as caught:
+        tunesmith.chat(copied.path, gguf="F16")
+    command = re.search("`tunesmith (.*)`", caught.value.fix)[1]
+    assert command == f"run {copied.path} --set export.gguf=[Q8_0,F16]"
+    with forked(tmp_path / "output", *command.split()) as process:
+        assert process.wait() == 0, process.stderr
+    assert copied.gguf_file("small", "F16").exists()
+
+
+def test_a_run_whose_own_recipe_is_damaged(project, copied):
+    for text in ("", f"{MADE_BY}0.2.0", f"{MADE_BY}0.2.0\n{{", f"{MADE_BY}0.2.0\nname: [a"):
+        copied.recipe.write_text(text)
+        for call in (lambda: tunesmith.run(project[0], copied.path), lambda: tunesmith.load_recipe(copied.path)):
+            with pytest.raises(ResumeError, match="the run's own recipe is damaged") as caught:
+                call()
+            assert "delete it and run with your own recipe file" in caught.value.fix
+    copied.recipe.unlink()
+    assert tunesmith.run(project[0], copied.path).done
 
 
 def test_chat_names_a_newer_adapter(copied, capsys):

@@ -126,6 +126,18 @@ def test_what_does_not(tmp_path, names):
     assert tree(tmp_path) == before
 
 
+@pytest.mark.parametrize("beside", [".lock", "manifest.json"])
+def test_nor_does_what_we_write_beside_a_recipe_that_somebody_wrote(tmp_path, beside):
+    put(tmp_path, "recipe.yaml", text="# my note\nname: a\nbase: b\n")
+    put(tmp_path, beside, text="" if beside == ".lock" else '{"files": {}}')
+    with pytest.raises(ResumeError, match=r"tunesmith did not make its recipe\.yaml"):
+        Run(tmp_path).refuse_strangers()
+    (tmp_path / "recipe.yaml").unlink()
+    if beside == "manifest.json":
+        with pytest.raises(ResumeError, match=r"and holds manifest\.json"):
+            Run(tmp_path).refuse_strangers()
+
+
 @pytest.mark.parametrize("name", ["finished", "half"])
 def test_runs_of_version_0_1_are_run_folders_and_a_recipe_alone_is_none(tmp_path, name):
     run = Run(shutil.copytree(MADE_BY_0_1 / name, tmp_path / "run"))

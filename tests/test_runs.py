@@ -1,5 +1,6 @@
 """Run folders: complete or absent, skipped when unchanged, and a full disk or a damaged record loses nothing."""
 
+import errno
 import json
 import os
 import subprocess
@@ -7,11 +8,16 @@ import sys
 import textwrap
 
 import pytest
+from small_project import write_project
 
+from tunesmith import cli
 from tunesmith.errors import ResourceError, ResumeError
-from tunesmith.files import RECORD, commit_folder, digest_folder, fingerprint, sweep, write_file
+from tunesmith.files import RECORD, commit_folder, digest_folder, fingerprint, full_disk_named, sweep, write_file
 from tunesmith.machine import need_disk
+from tunesmith.pipeline import run_stages
+from tunesmith.recipe_file import read_recipe
 from tunesmith.runs import Run, commit_stage, output_digest, read_record, write_manifest
+from tunesmith.stages import STAGES, stage_of
 
 
 def writes(text):
@@ -100,6 +106,36 @@ KILLED = """
         os.waitpid(child, 0)
         os.close(reader), os.close(writer)
 """
+
+
+def test_a_file_too_large_for_its_place_and_a_place_that_is_read_only(tmp_path, monkeypatch, capsys):
+    too_large = pytest.raises(ResourceError, match=r"no file may be so large there .*: a\.gguf could not")
+    with too_large, full_disk_named(tmp_path / "a.gguf"):
+        raise OSError(errno.EFBIG, "File too large", "a.gguf")
+
+    def read_only():
+        raise OSError(errno.EROFS, "Read-only file system", "/input/run/.lock")
+
+    monkeypatch.setattr(cli, "app", read_only)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 7 and "error: /input/run/.lock may not be written" in said and "--run-dir" in said
+
+
+@pytest.mark.parametrize(("name", "stage"), [("tokens.npy", "train"), ("adapter_model.safetensors", "merge")])
+def test_nothing_is_made_from_a_file_that_is_not_as_it_was_written(tmp_path, tiny_base, name, stage):
+    recipe, run = read_recipe(write_project(tmp_path, tiny_base)), Run(tmp_path / "run")
+    before = STAGES[: STAGES.index(stage_of(stage))]
+    run_stages(recipe, run, before)
+    path = run.path / before[-1].folder / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    with pytest.raises(ResumeError, match=rf"{name} is not as it was written") as caught:
+        run_stages(recipe, run, [stage_of(stage)])
+    assert f"delete {path.parent}" in caught.value.fix and not (run.path / stage_of(stage).folder).exists()
+    path.write_bytes(whole)
+    assert run_stages(recipe, run, [stage_of(stage)]).done
 
 
 def test_killed_at_any_moment_the_folder_is_whole_old_or_new(tmp_path):

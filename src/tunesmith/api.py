@@ -77,6 +77,7 @@ def compare(runs: Sequence[Named] | Named, report: Named | None = None, *, measu
 
 def opened(target: "Recipe | Named", changes: Sequence[str] = (), run_dir: Named | None = None) -> "tuple[Recipe, Run]":
     """The recipe and run folder that are named: by a recipe, its file, or a run folder with its recipe.yaml."""
+    from tunesmith.decides import kept_recipe
     from tunesmith.recipe import Recipe
     from tunesmith.recipe_file import read_recipe, with_changes
     from tunesmith.runs import Run
@@ -92,6 +93,7 @@ def opened(target: "Recipe | Named", changes: Sequence[str] = (), run_dir: Named
             if not path.is_file():
                 fix = "name a recipe or a folder under runs/"
                 raise RecipeError(f"{folder} is no run folder: it has no recipe.yaml", fix=fix)
+            kept_recipe(Run(folder))  # what is wrong with it is not the user's doing
         recipe = read_recipe(path, changes)
         file = read_recipe(path) if changes else recipe
     return recipe, Run(Path(run_dir or folder or Path("runs") / recipe.name), file if changes else None)
@@ -116,7 +118,9 @@ def to_serve(model: Path, gguf: str | None, changes: Sequence[str]) -> "tuple[Pa
     file = run.gguf_file(recipe.name, gguf or recipe.evaluate.gguf)
     if not file.is_file():
         known = ", ".join(found.name for found in sorted(run.gguf.glob("*.gguf"))) or "no GGUF file"
-        fix = f"choose one with --gguf, or type `tunesmith run {model}` to make what is missing"
+        wanted = gguf or recipe.evaluate.gguf
+        more = "" if wanted in recipe.export.gguf else f" --set export.gguf=[{','.join([*recipe.export.gguf, wanted])}]"
+        fix = f"choose one with --gguf, or type `tunesmith run {model}{more}` to make what is missing"
         raise ResumeError(f"there is no {file}; this run has {known}", fix=fix)
     _say_what_is_old(recipe, run, file, changes)
     return file, recipe.name, recipe.chat
@@ -135,6 +139,7 @@ def _refuse_no_run(model: Path) -> None:
 
 def _say_what_is_old(recipe: "Recipe", run: "Run", file: Path, changes: Sequence[str]) -> None:
     from tunesmith.console import warn
+    from tunesmith.runs import checkpoint_folders
     from tunesmith.stale import stale
 
     try:
@@ -142,5 +147,9 @@ def _say_what_is_old(recipe: "Recipe", run: "Run", file: Path, changes: Sequence
     except TunesmithError as error:  # a damaged record: the file can be chatted with all the same
         old = [error.what]
     if old:
-        command = " ".join([f"tunesmith run {run.path}", *(f"--set {change}" for change in changes)])
-        warn("\n  - ".join([f"{file.name} is not what the recipe says; `{command}` makes it anew", *old]))
+        trained = any(text.startswith(("data/", "adapter/", "the run was made from")) for text in old)
+        settled = trained and bool(checkpoint_folders(run.checkpoints))  # it goes on with what it began with, or not
+        place = f"{run.recipe} --run-dir {run.path}-2" if settled else str(run.path)
+        command = " ".join([f"tunesmith run {place}", *(f"--set {change}" for change in changes)])
+        how = "makes such a run" if settled else "makes it anew"
+        warn("\n  - ".join([f"{file.name} is not what the recipe says; `{command}` {how}", *old]))

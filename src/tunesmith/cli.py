@@ -1,5 +1,6 @@
 """The command line: one short function per verb. Each imports what it needs itself, so that help comes at once."""
 
+import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +38,9 @@ def main() -> None:
     except TunesmithError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except PermissionError as error:
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
         fix = "change its permissions, or put the run elsewhere with --run-dir"
         print(f"error: {error.filename} may not be written or read\n  fix: {fix}", file=sys.stderr)
         sys.exit(ResourceError.exit_code)

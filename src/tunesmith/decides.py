@@ -89,13 +89,22 @@ def stands(stage: Stage, recipe: Recipe, run: Run, base_digest: str) -> bool:
     return made_from(read_record(run.path / stage.folder), *needs)
 
 
+def kept_recipe(run: Run) -> Recipe:
+    """What the run's own recipe.yaml says. Raises ResumeError if that is damaged."""
+    try:
+        return read_recipe(run.recipe)
+    except RecipeError as error:
+        fix = "delete it and run with your own recipe file; the stages that stand are known by their records"
+        raise ResumeError(f"the run's own recipe is damaged: {error.what}", fix=fix, where=str(run.recipe)) from error
+
+
 def as_begun(recipe: Recipe, run: Run) -> Recipe:
     """The recipe as this run began: each `auto` as it was decided, the commits of base and Hub data sets that it began
     with, and words that meant something else then.
     """
     if not run.recipe.exists():
         return recipe
-    begun = read_recipe(run.recipe)
+    begun = kept_recipe(run)
     kept = {name: getattr(begun.train, name) for name in AUTOS if getattr(recipe.train, name) == "auto"}
     recipe = with_sources(recipe, _sources_as_begun(sources_of(recipe), sources_of(begun)))
     update: dict[str, Any] = {

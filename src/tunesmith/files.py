@@ -26,7 +26,7 @@ CLUTTER = {
     ".cache",  # huggingface_hub's, in a folder that is uploaded
     "lost+found",  # of a new ext4 file system
 }  # fmt: skip
-FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def fingerprint(value: Any) -> str:
@@ -231,7 +231,8 @@ def write_file(target: Path, content: str | bytes) -> None:
             draft.write_bytes(content.encode() if isinstance(content, str) else content)
             flush(draft)
         except OSError:
-            draft.unlink(missing_ok=True)  # a full disk has no room for it
+            with contextlib.suppress(OSError):
+                draft.unlink(missing_ok=True)  # a full disk has no room for it
             raise
         draft.rename(target)
         flush(target.parent)
@@ -265,8 +266,9 @@ def full_disk_named(target: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in FULL:
             raise
+        why = "no file may be so large there (a limit, or FAT32)" if error.errno == errno.EFBIG else "the disk is full"
         raise ResourceError(
-            f"the disk is full: {target.name} could not be written; what was committed before is whole",
+            f"{why}: {target.name} could not be written; what was committed before is whole",
             fix="free some space and run the same command again, or put the run elsewhere with --run-dir",
             where=str(target.parent),
         ) from error

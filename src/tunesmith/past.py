@@ -19,6 +19,16 @@ WORDS_OF_0_1 = {"exact": "words"}
 """data.dedup: version 0.1 called it exact when the words are the same."""
 
 
+FIELDS_OF_0_1 = {"name", "base", "data", "lora", "train", "checkpoint", "export", "evaluate", "chat", "seed"}
+
+
+def is_recipe_of_0_1(text: str) -> bool:
+    """Whether version 0.1 wrote this recipe.yaml: every field is in it, also the one that is no more; no comment is."""
+    lines = text.splitlines()
+    named = {line.partition(":")[0] for line in lines if line[:1].isalpha()}
+    return named >= FIELDS_OF_0_1 | RETIRED.keys() and not any(line.lstrip().startswith("#") for line in lines)
+
+
 def begun_by(record_versions: Mapping[str, str]) -> str:
     """The minor version, such as "0.1", of the tunesmith that made a record."""
     return ".".join(record_versions.get("tunesmith", "0.1").split(".")[:2])

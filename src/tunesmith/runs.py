@@ -160,15 +160,21 @@ class Run:
             )  # fmt: skip
 
     def _made_recipe(self) -> bool:
-        """Whether recipe.yaml is ours: by its first line, or, as version 0.1 wrote none, by what lies beside it."""
-        if self.recipe.read_text(errors="replace").startswith(MADE_BY):
+        """Whether recipe.yaml is ours: by its first line, or, as version 0.1 wrote none, by its form and what lies
+        beside it; a lock alone says nothing of a recipe that somebody wrote.
+        """
+        text = self.recipe.read_text(errors="replace")
+        if text.startswith(MADE_BY):
             return True
-        return self._made_manifest() or (self.lock.exists() and self._made_lock()) or is_own(self.data)
+        beside_it = self._made_manifest() or (self.lock.exists() and self._made_lock()) or is_own(self.data)
+        return (not text.strip() or past.is_recipe_of_0_1(text)) and beside_it  # cut to nothing, or of that version
 
     def _made_manifest(self) -> bool:
         try:
-            files = json.loads(self.manifest.read_text())["files"]
-            return all({"sha256", "bytes"} <= entry.keys() for entry in files.values())
+            text = self.manifest.read_text()
+            files = json.loads(text)["files"]
+            listed = bool(files) or text == _manifest_text({})  # of a prepare that failed
+            return listed and all({"sha256", "bytes"} <= entry.keys() for entry in files.values())
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return False
 
@@ -207,6 +213,15 @@ def read_record(folder: Path) -> Record | None:
         if name not in SAID_OF_FILES  # version 0.1 listed proof.json, which is written again when a proof is
     )
     return record if whole else None
+
+
+def refuse_damaged(folder: Path) -> None:
+    """Raise ResumeError if a file of a stage that stands has other bytes than were written. Reads all of them."""
+    record = read_record(folder)
+    for name, output in record.outputs.items() if record else ():
+        if name not in SAID_OF_FILES and digest_file(folder / name) != output["sha256"]:
+            what = f"{folder / name} is not as it was written, so nothing is made from it"
+            raise ResumeError(what, fix=f"delete {folder} and type the same again: it is made anew")
 
 
 def _parsed(folder: Path) -> Record:
@@ -336,7 +351,11 @@ def write_manifest(run: Run) -> None:
     for path in (run.recipe, run.metrics, run.loss_plot, run.report):
         if path.exists():
             files[path.name] = _file_entry(path)
-    write_file(run.manifest, json.dumps({"files": files}, indent=1, sort_keys=True) + "\n")
+    write_file(run.manifest, _manifest_text(files))
+
+
+def _manifest_text(files: Mapping[str, Any]) -> str:
+    return json.dumps({"files": files}, indent=1, sort_keys=True) + "\n"
 
 
 def _file_entry(path: Path) -> dict[str, Any]:

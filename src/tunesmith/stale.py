@@ -7,10 +7,9 @@ nothing, use this to name what is old; and a recipe with which the stages that s
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from tunesmith.decides import as_begun, data_settings
+from tunesmith.decides import as_begun, data_settings, kept_recipe
 from tunesmith.errors import RecipeError, ResumeError
 from tunesmith.recipe import Recipe, without_defaults
-from tunesmith.recipe_file import read_recipe
 from tunesmith.runs import Record, Run, checkpoint_folders, output_digest, read_record
 from tunesmith.stages import STAGES, Stage, stage_of
 
@@ -23,7 +22,7 @@ def stale(recipe: Recipe, run: Run, verb: str, but: Collection[str] = ()) -> lis
 
     `but`: settings whose difference does not matter to who asks.
     """
-    begun = read_recipe(run.recipe).base if run.recipe.exists() else recipe.base
+    begun = kept_recipe(run).base if run.recipe.exists() else recipe.base
     recipe = as_begun(recipe, run)
     found = [f"the run was made from {begun}, the recipe says {recipe.base}"] if begun != recipe.base else []
     for stage, record in _standing(run, verb):

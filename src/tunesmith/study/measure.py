@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.console import progress
-from tunesmith.decides import as_begun, read_prompts
-from tunesmith.errors import ResourceError, ResumeError
+from tunesmith.decides import as_begun, kept_recipe, read_prompts
+from tunesmith.errors import RecipeError, ResourceError, ResumeError
 from tunesmith.evaluation.speeds import session, summary
 from tunesmith.gguf.read import convert
 from tunesmith.inference.child import Child
 from tunesmith.machine import free_memory_bytes
 from tunesmith.recipe import Recipe
-from tunesmith.recipe_file import read_recipe
 from tunesmith.release.export import export_base
 from tunesmith.runs import Run
 from tunesmith.study.named import BASE, first_run, named_once
@@ -95,7 +94,7 @@ def _recipe(path: str) -> Recipe:
     run = Run(Path(path))
     if not run.recipe.exists():
         raise ResumeError(f"{path} is no run folder: it has no recipe.yaml", fix="name a folder under runs/")
-    return as_begun(read_recipe(run.recipe), run)
+    return as_begun(kept_recipe(run), run)
 
 
 def _file(path: str, of_base: bool) -> tuple[Path, Recipe]:
@@ -104,6 +103,9 @@ def _file(path: str, of_base: bool) -> tuple[Path, Recipe]:
     if of_base:
         base = locate_base(recipe.base, convert)
         return export_base(base, recipe.evaluate.gguf, recipe.chat, recipe.data.date), recipe
+    if not recipe.export.gguf:
+        fix = f"leave out --measure, or name types in export.gguf in {path}/recipe.yaml and type `tunesmith run {path}`"
+        raise RecipeError(f"{path} has no GGUF file to measure: export.gguf is empty", fix=fix)
     file = Run(Path(path)).gguf_file(recipe.name, recipe.evaluate.gguf)
     if not file.is_file():
         raise ResumeError(f"there is no {file}, whose speed would be measured", fix=f"type `tunesmith run {path}`")

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tunesmith.decides import as_begun
+from tunesmith.decides import as_begun, kept_recipe
 from tunesmith.errors import ResumeError
 from tunesmith.evaluation.speeds import summary
 from tunesmith.files import fingerprint
-from tunesmith.recipe_file import read_recipe
 from tunesmith.runs import Proof, Record, Run, output_digest, read_record
 from tunesmith.stages import STAGES
 from tunesmith.stale import cut_from_training, stale
@@ -70,7 +69,7 @@ def read_models(names: Sequence[str], speeds: Mapping[str, Mapping[str, Any]] | 
 def _read(run: Run, of_base: bool) -> Model:
     if not run.recipe.exists():
         raise ResumeError(f"{run.path} is no run folder: it has no recipe.yaml", fix="name a folder under runs/")
-    recipe = as_begun(read_recipe(run.recipe), run)
+    recipe = as_begun(kept_recipe(run), run)
     evaluated, trained = read_record(run.evaluation), read_record(run.adapter)
     if evaluated is None and recipe.export.gguf:
         raise ResumeError(f"{run.path} has no evaluation yet", fix=f"type `tunesmith evaluate {run.path}` first")
