@@ -19,12 +19,7 @@ class Mutant:
 
 
 def _m(name: str, file: str, old: str, new: str, *tests: str) -> Mutant:
-    return Mutant(name, file, old, new, tests    _m("what was damaged since is used", "pipeline.py", "            _refuse_damaged_inputs(stage, recipe, run, base)\n", "",
-       "test_runs.py::test_nothing_is_made_from_a_file_that_is_not_as_it_was_written"),
-    _m("a recipe that somebody wrote is taken for a run's", "runs.py",
-       "(not text.strip() or past.is_recipe_of_0_1(text)) and beside_it", "beside_it",
-       "test_owned.py::test_nor_does_what_we_write_beside_a_recipe_that_somebody_wrote"),
-)
+    return Mutant(name, file, old, new, tests)
 
 
 DATA = (
@@ -407,11 +402,10 @@ SAFE = (
        "others := [name for name in found if name not in",
        "others := [name for name in found if not name and name not in",
        "test_owned.py::test_what_does_not"),
-    _m("any recipe.yaml is ours", "runs.py", "or (self.lock.exists() and self._made_lock())", "or True",
+    _m("any recipe.yaml is ours", "runs.py", "if text.startswith(MADE_BY):", "if text:",
        "test_owned.py::test_a_folder_of_the_user_is_no_run_folder_and_keeps_every_byte"),
     _m("runs of version 0.1 are none", "runs.py",
-       "return self._made_manifest() or (self.lock.exists() and self._made_lock()) or is_own(self.data)",
-       "return False",
+       "return (not text.strip() or past.is_recipe_of_0_1(text)) and beside_it", "return False",
        "test_owned.py::test_runs_of_version_0_1_are_run_folders_and_a_recipe_alone_is_none"),
     _m("a file of the user's in a folder of ours is deleted", "runs.py",
        "if folder.exists() and (others :=", "if not folder.exists() and (others :=",
@@ -477,5 +471,10 @@ SAFE = (
     _m("a proof of a run of version 0.1 is forgotten", "past.py",
        'raw.get("proofs", _proofs_of_0_1(', '(None or _proofs_of_0_1(',
        "test_owned.py::test_a_proof_that_is_done_later_in_a_run_of_version_0_1_is_remembered"),
+    _m("what was damaged since is used", "pipeline.py", "            _refuse_damaged_inputs(stage, recipe, run, base)\n", "",
+       "test_runs.py::test_nothing_is_made_from_a_file_that_is_not_as_it_was_written"),
+    _m("a recipe that somebody wrote is taken for a run's", "runs.py",
+       "(not text.strip() or past.is_recipe_of_0_1(text)) and beside_it", "beside_it",
+       "test_owned.py::test_nor_does_what_we_write_beside_a_recipe_that_somebody_wrote"),
 )  # fmt: skip
 MUTANTS = [*DATA, *TOKENS, *WEIGHTS, *GGUF, *MODEL, *TRAINING, *PROOF, *RELEASE, *HOUSE, *SAFE]
