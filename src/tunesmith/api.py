@@ -110,7 +110,7 @@ def to_serve(model: Path, gguf: str | None, changes: Sequence[str]) -> "tuple[Pa
     from tunesmith.recipe import ChatConfig, GgufType
 
     if gguf is not None and gguf not in (types := get_args(GgufType)):
-        raise RecipeError(f"{gguf} is no type of GGUF file", fix=f"choose one of {', '.join(types)}")
+        raise RecipeError(f"{gguf or repr(gguf)} is no type of GGUF file", fix=f"choose one of {', '.join(types)}")
     if model.is_file() and model.suffix not in (".yaml", ".yml"):
         if changes or gguf:
             raise RecipeError("a GGUF file has no recipe to change or choose from", fix="leave out --set and --gguf")
