@@ -21,8 +21,10 @@ from small_project import write_project
 
 import tunesmith
 from tunesmith.errors import BaseError, RecipeError, ResourceError, ResumeError
+from tunesmith.recipe import ChatConfig
 from tunesmith.recipe_file import read_recipe
 from tunesmith.runs import MADE_BY, Run, commit_stage, read_record
+from tunesmith.server.handle import Chat
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -172,6 +174,7 @@ def test_chat_answers_until_it_is_closed(project):
     with pytest.raises(urllib.error.URLError):
         get(f"{url}/v1/models")
     chat.close()  # a second time is nothing
+    assert chat.wait() is None
 
 
 def test_chat_ends_while_an_answer_is_read(project):
@@ -234,6 +237,8 @@ def test_errors_of_the_engine_are_raised_here(project, tmp_path):
         os.kill(chat.pid, signal.SIGKILL)
         with pytest.raises(ResourceError, match="ended with code -9"):
             chat.wait()
+    with pytest.raises(ResourceError, match="ended with code -9"):  # closed since, and not ended by that
+        chat.wait()
 
 
 def test_the_working_folder_is_not_imported_from(project, tmp_path):
@@ -255,6 +260,29 @@ def test_what_is_named_wrongly_is_spoken_of_as_runs_and_files(project, tmp_path)
         assert fix in caught.value.fix
     with pytest.raises(ResumeError, match=r"this run has small-Q8_0\.gguf"):
         tunesmith.chat(result, gguf="F16")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said", "fix"),
+    [
+        ({"threads": 0}, "threads is 0, the chat needs at least 1", "threads=2"),
+        ({"threads": -3}, "threads is -3", "threads=2"),
+        ({"port": -1}, "port is -1, ports are 0 to 65535", "any free one"),
+        ({"port": 65536}, "port is 65536, ports are 0 to 65535", "any free one"),
+        ({"gguf": "Q9"}, "Q9 is no type of GGUF file", "choose one of F16, Q8_0, Q4_K_M"),
+        ({"gguf": ""}, "'' is no type", "choose one of F16"),
+    ],
+)
+def test_arguments_of_chat_are_checked_here(project, arguments, said, fix):
+    with pytest.raises(RecipeError, match=said) as caught:
+        tunesmith.chat(project[1], **arguments)
+    assert fix in caught.value.fix
+
+
+def test_an_engine_that_aborts_is_an_error_of_ours(project):
+    file = project[1].run.gguf_file("small", "Q8_0")
+    with pytest.raises(ResourceError, match="that answers with small ended with code -6"):
+        Chat(file, alias="small", chat=ChatConfig(context=256), port=None, threads=0)
 
 
 def said_by_chat(run, capsys, *changes):

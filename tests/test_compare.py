@@ -250,6 +250,13 @@ def test_a_field_that_is_missing_is_a_dash(own, tmp_path, field):
     assert "good against base" in report(own, ["good", "base"], tmp_path / "report.html")
 
 
+def test_a_time_that_version_0_1_did_not_write_is_unknown(own, tmp_path):
+    for name in ("scores.json", "base-scores.json"):
+        change_json(own / "good" / "evaluation" / name, measured_at=None)
+    page = report(own, ["good", "base"], tmp_path / "report.html")
+    assert "2 threads, at an unknown time. Medians" in page
+
+
 def test_counts_that_are_missing_are_a_dash(own, tmp_path):
     change(own / "good" / "adapter", lambda _: {"counts": {}})
     page = report(own, ["good", "fast", "base"], tmp_path / "report.html")

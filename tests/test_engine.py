@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from gguf import GGUFReader
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tunesmith.errors import BaseError, ProofError, ResourceError
@@ -61,6 +62,17 @@ def test_a_sampling_transform_is_noticed(tiny_engine, monkeypatch):
     monkeypatch.setattr(tiny_engine, "_ask", lambda path, body: ask(path, body | {"n_probs": 5}))
     with pytest.raises(ProofError, match="sampling transforms are not off: 5 of"):
         tiny_engine.next_token_logprobs([5, 6, 7])
+
+
+def test_a_file_that_computes_no_numbers_is_not_blamed_on_sampling(tiny_gguf, tmp_path):
+    path = tmp_path / "tiny-F16.gguf"
+    path.write_bytes(tiny_gguf.read_bytes())
+    tensor = next(one for one in GGUFReader(path, "r+").tensors if one.name == "blk.0.ffn_up.weight")
+    tensor.data[0, 0] = np.nan
+    with Engine(path, threads=1, context=256) as engine, pytest.raises(ProofError) as caught:
+        engine.next_token_logprobs([5, 6, 7])
+    assert caught.value.what == "tiny-F16.gguf computes no numbers: 512 of 512 probabilities are NaN"
+    assert caught.value.fix == "delete model/ and gguf/ and run again"
 
 
 def test_template_and_tokens_are_those_of_transformers(tiny_engine, tiny_base, hard_texts):

@@ -7,7 +7,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny import CORPUS, save_base, write_rows
 from transformers import AutoModelForCausalLM
 
@@ -180,6 +180,25 @@ def test_with_too_little_memory_the_comparison_with_the_model_is_skipped_and_sai
         prove_gguf(recipe, run, {"F16": good})
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_merged_model_that_gives_no_numbers_is_named_before_its_file(made, tmp_path, value):
+    recipe, run, _ = made
+    broken = Run(tmp_path / "run")
+    for stage in (run.data, run.model):
+        shutil.copytree(stage, broken.path / stage.name)
+    prefixes = pick_prefixes(load_rows(run.data)[1], recipe.export.prefixes)
+    weights = load_file(broken.model / "model.safetensors")
+    once = next(token for token in prefixes[-1].ids if all(token not in one.ids for one in prefixes if one.row == 0))
+    weights["model.embed_tokens.weight"][once, 0] = value
+    weights.setdefault("lm_head.weight", load_file(run.model / "model.safetensors")["model.embed_tokens.weight"])
+    save_file(weights, broken.model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ProofError) as caught:
+        prove_gguf(recipe, broken, {"F16": tmp_path / "never-opened.gguf"})
+    first = next(one for one in prefixes if once in one.ids)
+    assert caught.value.what == f"the merged model gives no numbers at held-out row {first.row}, token {len(first.ids)}"
+    assert caught.value.fix == "delete model/ and run again" and caught.value.where == str(broken.model)
+
+
 @pytest.mark.parametrize("pass_tokens", [1, 100, 100_000])
 def test_log_probabilities_of_the_model_are_those_of_transformers(made, monkeypatch, pass_tokens):
     _, run, _ = made
@@ -248,6 +267,13 @@ def test_divergence_is_torchs_and_near_ties_are_counted_apart():
     zero = ours.clone()
     zero[0, 7] = -3e38  # as llama.cpp writes a probability of zero
     assert np.isfinite(divergence(ours.numpy(), zero.numpy(), prefixes).mean_kl)
+
+
+def test_a_divergence_is_never_below_zero():
+    """Rounding leaves that of two equal models at -1e-7."""
+    ours = torch.randn(4, 300, generator=torch.Generator().manual_seed(0)).log_softmax(1).numpy()
+    found = divergence(ours, ours + np.float32(1e-6), [Prefix((1,), n) for n in range(4)])
+    assert (found.mean_kl, found.max_kl) == (0, 0) and str(found.mean_kl) == "0.0"
 
 
 def test_not_a_number_is_not_equal():

@@ -7,7 +7,7 @@ A recipe or a run may be named by its path, or by what an earlier call returned.
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from tunesmith.errors import RecipeError, ResumeError, TunesmithError
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Named = str | os.PathLike[str]
 """A file or folder. What `run` returns is one too: its run folder."""
+MAX_PORT = 65535
 RUN_OR_GGUF = "name the folder of a run, such as runs/NAME, or a GGUF file"
 
 
@@ -48,6 +49,10 @@ def chat(
     """
     from tunesmith.server.handle import Chat
 
+    if threads < 1:
+        raise RecipeError(f"threads is {threads}, the chat needs at least 1", fix="leave it out, or say threads=2")
+    if port is not None and not 0 <= port <= MAX_PORT:
+        raise RecipeError(f"port is {port}, ports are 0 to {MAX_PORT}", fix="leave it out: any free one is taken")
     file, alias, config = to_serve(Path(model), gguf, changes)
     return Chat(file, alias=alias, chat=config, port=port, threads=threads)
 
@@ -102,10 +107,12 @@ def opened(target: "Recipe | Named", changes: Sequence[str] = (), run_dir: Named
 def to_serve(model: Path, gguf: str | None, changes: Sequence[str]) -> "tuple[Path, str, ChatConfig]":
     """The GGUF file that `model` names, what it is called, and how it samples; what of it is old is said.
 
-    Raises RecipeError for what is neither a run nor a file, ResumeError for a type that the run does not have.
+    Raises RecipeError for what is neither a run nor a file, or no type; ResumeError for one that the run does not have.
     """
-    from tunesmith.recipe import ChatConfig
+    from tunesmith.recipe import ChatConfig, GgufType
 
+    if gguf is not None and gguf not in (types := get_args(GgufType)):
+        raise RecipeError(f"{gguf or repr(gguf)} is no type of GGUF file", fix=f"choose one of {', '.join(types)}")
     if model.is_file() and model.suffix not in (".yaml", ".yml"):
         if changes or gguf:
             raise RecipeError("a GGUF file has no recipe to change or choose from", fix="leave out --set and --gguf")

@@ -1,8 +1,9 @@
 """A process of its own that runs the engine: its peak memory is the engine's alone, and it can be ended at any moment.
 
-A job goes in as one JSON line; JSON lines come out, or {"error": [class, what, fix, where]}. Standard input stays open
-as a lifeline: it ends with the parent, however that ends, and the child ends with it. A byte on it is a turn, for
-children that work one at a time.
+A job goes in as one JSON line; JSON lines come out, or {"error": [class, what, fix, where]}. They come by a pipe of
+their own, because llama.cpp, and a debugger that it calls as it aborts, print to standard output. Standard input
+stays open as a lifeline: it ends with the parent, however that ends, and the child ends with it. A byte on it is a
+turn, for children that work one at a time.
 """
 
 import contextlib
@@ -28,10 +29,17 @@ class Child:
     def __init__(self, module: str, job: Mapping[str, Any], name: str) -> None:
         """Start `python -m module` on `job`; `name` is what answers, for the user."""
         self._name, self._owner = name, os.getpid()
-        command = [sys.executable, "-P", "-m", module]  # -P: a json.py in the working folder is not ours
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "encoding": "utf-8"}
-        # a session of its own: Ctrl+C in the terminal, or a notebook's interrupt, is for the parent to act on
-        self._process = subprocess.Popen(command, start_new_session=True, **pipes)
+        self._closed = False
+        ours, theirs = os.pipe()
+        self._output = os.fdopen(ours, encoding="utf-8")
+        command = [sys.executable, "-P", "-m", module, str(theirs)]  # -P: a json.py in the working folder is not ours
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "pass_fds": [theirs]}
+        pipes["env"] = {"GGML_NO_BACKTRACE": "1"} | os.environ  # an abort is one line, not a debugger's screens
+        try:
+            # a session of its own: Ctrl+C in the terminal, or a notebook's interrupt, is for the parent to act on
+            self._process = subprocess.Popen(command, start_new_session=True, text=True, encoding="utf-8", **pipes)
+        finally:
+            os.close(theirs)
         with contextlib.suppress(BrokenPipeError):  # it ended at once: said by the first read
             self._input.write(f"{json.dumps(job)}\n")
             self._input.flush()
@@ -45,16 +53,12 @@ class Child:
     def _input(self) -> Any:
         return self._process.stdin
 
-    @property
-    def _output(self) -> Any:
-        return self._process.stdout
-
     def read(self) -> dict[str, Any] | None:
         """Its next line; None where it has ended well.
 
         Raises the error that it tells of; ResourceError if it was killed.
         """
-        if text := self._output.readline():
+        if (text := self._output.readline()).endswith("\n"):  # a line that is cut is none: it was killed
             line: dict[str, Any] = json.loads(text)
             if "error" not in line:
                 return line
@@ -74,8 +78,8 @@ class Child:
             self._input.flush()
 
     def wait(self) -> None:
-        """Until it ends by itself. Raises ResourceError if that is not well."""
-        if code := self._process.wait():
+        """Until it ends. Raises ResourceError if that is not well, and not by `close`."""
+        if (code := self._process.wait()) and not self._closed:
             what = f"the process that answers with {self._name} ended with code {code}"
             raise ResourceError(what, fix="free some memory, or take a smaller GGUF type")
 
@@ -83,8 +87,10 @@ class Child:
         """End it whatever it does; nothing where it has ended. It has nothing to save."""
         if os.getpid() != self._owner:  # a fork of the parent
             return
-        self._process.kill()
-        self._process.wait()
+        if self._process.poll() is None:
+            self._closed = True
+            self._process.kill()
+            self._process.wait()
         for pipe in (self._input, self._output):
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()
@@ -92,7 +98,12 @@ class Child:
 
 def tell(line: Mapping[str, Any]) -> None:
     """The child's side: one line to the parent."""
-    print(json.dumps(line), flush=True)
+    with open(_pipe(), "w", encoding="utf-8", closefd=False) as pipe:
+        pipe.write(f"{json.dumps(line)}\n")
+
+
+def _pipe() -> int:
+    return int(sys.argv[1])
 
 
 def wait_for_turn() -> None:
@@ -103,6 +114,7 @@ def wait_for_turn() -> None:
 def serve_parent(work: Callable[[dict[str, Any]], None]) -> None:
     """The child's side: do the job, tell of errors, end with the parent."""
     parent = os.getppid()
+    os.set_inheritable(_pipe(), False)  # or a debugger that llama.cpp calls would hold it open
     job = json.loads(sys.stdin.readline() or "null")
     if job is None:
         return

@@ -69,6 +69,7 @@ class Engine:
         _check_gguf(gguf)
         if port is not None:
             _check_port(port)
+        self._name = gguf.name
         params = xllamacpp.CommonParams()
         params.model.path = str(gguf)
         params.model_alias = {alias or gguf.stem}
@@ -122,7 +123,7 @@ class Engine:
     def next_token_logprobs(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Natural logarithm of the probability of every token after `ids`; shape [vocabulary].
 
-        Raises ProofError if llama.cpp gave probabilities that some sampling transform had changed.
+        Raises ProofError if the file computes no numbers, or some sampling transform had changed the probabilities.
         """
         # The bias decides which token is drawn, not the probabilities, which llama.cpp takes before: without it
         # a token of half a UTF-8 character may be drawn, and then llama.cpp leaves the probabilities out.
@@ -131,6 +132,9 @@ class Engine:
             "post_sampling_probs": False, "cache_prompt": False, "logit_bias": [[self._drawn, 1e5]],
         }  # fmt: skip
         found = self._ask("/completion", body)["completion_probabilities"][0]["top_logprobs"]
+        if empty := sum(entry["logprob"] is None for entry in found):  # how JSON writes a NaN
+            what = f"{self._name} computes no numbers: {empty} of {self.vocabulary} probabilities are NaN"
+            raise ProofError(what, fix="delete model/ and gguf/ and run again")
         logprobs_V = np.full(self.vocabulary, np.nan)
         logprobs_V[[entry["id"] for entry in found]] = [entry["logprob"] for entry in found]
         total = float(np.exp(logprobs_V).sum())

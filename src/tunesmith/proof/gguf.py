@@ -126,7 +126,10 @@ def pick_prefixes(rows: TokenRows, count: int) -> list[Prefix]:
 
 @torch.no_grad()
 def model_logprobs(folder: Path, prefixes: Sequence[Prefix]) -> tuple[Logprobs | None, str]:
-    """Log-probabilities [N, V] after each prefix, by transformers in fp32; or None, and why there are none."""
+    """Log-probabilities [N, V] after each prefix, by transformers in fp32; or None, and why there are none.
+
+    Raises ProofError where the model computes no numbers.
+    """
     passes = list(_passes([list(group) for _, group in groupby(prefixes, key=lambda prefix: prefix.row)]))
     try:
         model = StreamedModel(folder)
@@ -146,7 +149,16 @@ def model_logprobs(folder: Path, prefixes: Sequence[Prefix]) -> tuple[Logprobs |
         lasts.append(hidden_TD[at])
     hidden_ND = torch.cat(lasts)
     logits_NV = torch.cat([F.linear(hidden_ND, *head) for head in model.head_pieces(WORDS)], dim=1)
-    return logits_NV.log_softmax(dim=1).cpu().numpy(), ""
+    logprobs_NV = logits_NV.log_softmax(dim=1)
+    for prefix, good in zip(prefixes, logprobs_NV.isfinite().all(dim=1).tolist(), strict=True):
+        if not good:
+            what = f"the merged model gives no numbers at {_place(prefix)}"
+            raise ProofError(what, fix="delete model/ and run again", where=str(folder))
+    return logprobs_NV.cpu().numpy(), ""
+
+
+def _place(prefix: Prefix) -> str:
+    return f"held-out row {prefix.row}, token {len(prefix.ids)}"
 
 
 def _passes(rows: list[list[Prefix]]) -> Iterator[list[list[Prefix]]]:
@@ -178,11 +190,10 @@ def divergence(reference_NV: Logprobs, other_NV: Logprobs, prefixes: Sequence[Pr
     best_two = np.sort(reference_NV, axis=1)[:, -2:]
     flipped_N = reference_NV.argmax(axis=1) != other_NV.argmax(axis=1)
     tie_N = flipped_N & (best_two[:, 1] - best_two[:, 0] < NEAR_TIE)
-    worst = prefixes[kl_N.argmax()]
     return Divergence(
-        mean_kl=float(kl_N.mean()),
-        max_kl=float(kl_N.max()),
-        worst=f"held-out row {worst.row}, token {len(worst.ids)}",
+        mean_kl=float(np.maximum(kl_N.mean(), 0)),  # rounding can leave it just below zero; Python's max hides a NaN
+        max_kl=float(np.maximum(kl_N.max(), 0)),
+        worst=_place(prefixes[kl_N.argmax()]),
         max_difference_top100=float(np.abs(np.take_along_axis(difference_NV, top, axis=1)).max()),
         top1=float(1 - (flipped_N & ~tie_N).mean()),
         near_ties=int(tie_N.sum()),

@@ -58,5 +58,5 @@ class Chat:
         self._closing()
 
     def wait(self) -> None:
-        """Until the engine ends by itself, which it does only when it is killed: raises ResourceError."""
+        """Until the engine is closed, or is killed: raises ResourceError."""
         self._child.wait()

@@ -3,7 +3,6 @@
 Takes a job and tells (inference/child.py) {"url": ...} once it answers.
 """
 
-import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ def answer_requests(job: dict[str, Any]) -> None:
         port=job["port"], alias=job["alias"], chat=chat,
     )  # fmt: skip
     tell({"url": engine.url})
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads on: what llama.cpp printed would fill the pipe
     threading.Event().wait()
 
 

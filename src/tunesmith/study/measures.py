@@ -4,7 +4,7 @@ A difference within the measured spread is no difference: where the middle halve
 marked. Speeds are compared only within one measuring session.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,12 +181,17 @@ def why_not_comparable(models: Sequence[Model]) -> str:
 def _measured(models: Sequence[Model]) -> str:
     """Where and when the speeds were measured."""
     found = list(dict.fromkeys(
-        f"{score.get('processor', 'unknown processor')}, {score.get('threads', '?')} threads, "
-        f"{str(score.get('measured_at', 'at an unknown time'))[:16].replace('T', ' ')}"
+        f"{score.get('processor', 'unknown processor')}, {score.get('threads', '?')} threads, {_when(score)}"
         + (f", in turn in {score['rounds']} rounds" if score.get("rounds") else "")
         for score in (model.scores for model in models) if score
     ))  # fmt: skip
     return f"Measured: {'; '.join(found)}. Medians over the prompts, and their middle half." if found else ""
+
+
+def _when(score: Mapping[str, Any]) -> str:
+    """To the minute; version 0.1 did not write it down."""
+    at = score.get("measured_at")
+    return str(at)[:16].replace("T", " ") if at else "at an unknown time"
 
 
 def training_words(models: Sequence[Model]) -> str:

@@ -1,0 +1,79 @@
+"""The process beside ours: only what it tells is read, whatever else is printed, and its end has one meaning."""
+
+import os
+import threading
+
+import pytest
+
+from tunesmith.errors import ResourceError
+from tunesmith.inference.child import Child
+
+PRINTS = """
+import os, sys
+os.write(1, b"[New LWP 12]\\n")  # before all else, as an import may
+from tunesmith.inference.child import serve_parent, tell
+
+def work(job):
+    os.write(1, b'{"text": "not ours"}\\n')
+    if job["tells"]:
+        tell({"text": job["tells"]})
+    print("Attaching to process", os.getpid(), flush=True)
+    if job["ends"] == "abort":
+        os.abort()
+    if job["ends"] == "cut":
+        os.write(int(sys.argv[1]), b'{"text": "half a li')
+        os.abort()
+    if job["ends"] == "never":
+        sys.stdin.read()
+
+serve_parent(work)
+"""
+
+
+@pytest.fixture
+def child_of(tmp_path, monkeypatch):
+    """Start a child that prints, tells (or not), and ends."""
+    (tmp_path / "prints.py").write_text(PRINTS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    children = []
+
+    def start(ends, tells=None):
+        children.append(Child("prints", {"tells": tells, "ends": ends}, "tiny"))
+        return children[-1]
+
+    yield start
+    for child in children:
+        child.close()
+
+
+def test_what_is_printed_is_never_read_as_a_line(child_of):
+    text = "a b\u2028\u00e9\U0001f600" * 40_000  # more than a pipe holds
+    assert list(child_of("well", text)) == [{"text": text}]
+
+
+@pytest.mark.parametrize("ends", ["abort", "cut"])
+def test_a_child_that_ends_without_its_line_is_named(child_of, ends):
+    child = child_of(ends)
+    with pytest.raises(ResourceError, match="that answers with tiny ended with code -6"):
+        child.read()
+    child.close()
+    with pytest.raises(ResourceError, match="code -6"):  # it was not we who ended it
+        child.wait()
+
+
+def test_waiting_for_what_we_closed_ends_well(child_of):
+    child, ended = child_of("never", "up"), []
+    assert child.read() == {"text": "up"}
+    waiter = threading.Thread(target=lambda: ended.append(child.wait()))
+    waiter.start()
+    child.close()
+    waiter.join(timeout=30)
+    child.close()  # a second time changes nothing
+    assert ended == [None] and child.wait() is None
+
+
+def test_no_pipe_is_left_open(child_of):
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        child_of("well", "up").close()
+    assert len(os.listdir("/proc/self/fd")) == before
