@@ -190,6 +190,7 @@ def test_a_merged_model_that_gives_no_numbers_is_named_before_its_file(made, tmp
     weights = load_file(broken.model / "model.safetensors")
     once = next(token for token in prefixes[-1].ids if all(token not in one.ids for one in prefixes if one.row == 0))
     weights["model.embed_tokens.weight"][once, 0] = value
+    # the head apart, or that word would be no number everywhere
     weights.setdefault("lm_head.weight", load_file(run.model / "model.safetensors")["model.embed_tokens.weight"])
     save_file(weights, broken.model / "model.safetensors", {"format": "pt"})
     with pytest.raises(ProofError) as caught:
