@@ -1,7 +1,14 @@
 """Reading: files of every kind, with what is wrong in them; and cleaning."""
 
+import bz2
 import csv
+import gzip
+import io
 import json
+import lzma
+import random
+import zipfile
+import zlib
 
 import pyarrow
 import pyarrow.parquet
@@ -151,6 +158,85 @@ def test_a_source_that_cannot_be_used(tmp_path, make, path, message):
         make(tmp_path / path)
     with pytest.raises(DataError, match=message):
         read(tmp_path / path)
+
+
+def zipped(data):
+    with io.BytesIO() as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("x.jsonl", data)
+        return file.getvalue()
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv"])
+@pytest.mark.parametrize(
+    ("make", "what", "fix"),
+    [
+        *((lambda data, code=code: data.decode().encode(code), code[:6].upper(), "save it as UTF-8")
+          for code in ("utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be")),
+        *((lambda data, code=code: "\ufeff".encode(code) + data.decode().encode(code), code[:6].upper(), "save it as")
+          for code in ("utf-16-be", "utf-32-be")),
+        (gzip.compress, r"is compressed \(gzip\)", "unpack it"),
+        (bz2.compress, r"is compressed \(bzip2\)", "unpack it"),
+        (lzma.compress, r"is compressed \(xz\)", "unpack it"),
+        (zipped, r"is compressed \(zip\)", "unpack it"),
+        (zlib.compress, "is binary", "write the rows as JSON"),
+        (lambda data: random.Random(0).randbytes(300), "is binary", "write the rows as JSON"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_utf8_text_is_named(tmp_path, suffix, make, what, fix):
+    """A thousand rows were `1 not valid UTF-8`."""
+    path = write(tmp_path / f"x{suffix}", ROWS * 200)
+    path.write_bytes(make(path.read_bytes()))
+    with pytest.raises(DataError, match=rf"x{suffix} is not UTF-8 text but {what}\n  fix: {fix}"):
+        read(path)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv"])
+def test_parquet_by_another_name(tmp_path, suffix):
+    path = write(tmp_path / "x.parquet").rename(tmp_path / f"x{suffix}")
+    with pytest.raises(DataError, match=r"is not UTF-8 text but Parquet\n  fix: give it the suffix .parquet"):
+        read(path)
+
+
+@pytest.mark.parametrize("tail", [lambda data: data.decode().encode("utf-16"), gzip.compress])
+def test_what_is_no_text_after_rows_is_named_with_its_line(tmp_path, tail):
+    """As PowerShell's >> or cat made it."""
+    path = write(tmp_path / "x.jsonl")
+    more = json.dumps(ROWS * 200, ensure_ascii=False).encode()
+    path.write_bytes(path.read_bytes() + b"\n" + tail(more))
+    with pytest.raises(DataError, match=r"x.jsonl from line 6 on is not UTF-8 text but (UTF-16|is compressed)"):
+        read(path)
+
+
+@pytest.mark.parametrize("bad", [b"\xff\xfe", b"\0" * 4096, b'{"prompt": "\0\0", "completion": "a"}', b"\x80\x81"])
+def test_a_few_bad_bytes_are_no_other_encoding(tmp_path, bad):
+    lines = write(tmp_path / "x.jsonl").read_bytes().split(b"\n")
+    (tmp_path / "x.jsonl").write_bytes(b"\n".join([lines[0], bad, *lines[1:]]))
+    found = read(tmp_path / "x.jsonl")
+    assert [row.turns for row in found if isinstance(row, Conversation)] == EXPECTED
+    assert [row.where for row in found if isinstance(row, Dropped)] == ["x.jsonl:2"]
+
+
+def test_other_8_bit_text_is_not_called_binary(tmp_path):
+    for code, text in (("cp1251", "Вопрос и ответ"), ("shift_jis", "質問と答え"), ("gb18030", "问题和答案")):
+        (tmp_path / "x.csv").write_bytes(b"prompt,completion\n" + f"{text},{text}\n".encode(code) * 100)
+        assert [clean(row)[0].reason for row in read(tmp_path / "x.csv")] == ["text that is not valid Unicode"] * 100
+
+
+def test_two_columns_of_one_name(tmp_path):
+    """The last one was taken."""
+    path = tmp_path / "x.csv"
+    path.write_text("prompt,prompt,completion\nq,z,a\n")
+    with pytest.raises(DataError, match=r"x.csv has the column prompt twice\n  fix: rename one or remove it"):
+        read(path)
+    path.write_text("prompt,completion,,\nq,a,,\n")
+    assert [row.turns for row in read(path)] == [(Turn("user", "q"), Turn("assistant", "a"))]
+    table = pyarrow.Table.from_arrays([pyarrow.array([text]) for text in "qza"], ["prompt", "prompt", "completion"])
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=r"x.parquet has the column prompt twice"):
+        read(tmp_path / "x.parquet")
+    path.write_text('messages\n"[{""role"": ""user"", ""role"": ""assistant"", ""content"": ""a""}]"\n')
+    assert read(path) == [Dropped("x.csv:2", "a key twice: role")]
 
 
 def cleaned(*turns):

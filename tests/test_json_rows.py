@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from hypothesis import given, reject, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunesmith.data import json_rows as reader
@@ -95,6 +95,67 @@ def test_where_no_row_can_be_found_again(tmp_path, content, said):
     assert said in error_of(tmp_path / "x.json", content)
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[[R1, R2, R3]]", "no list of rows at line 1, column 2: an array in an array, with rows in it. "),
+        ("R0\n[R1, [[R2, R3]]]\n", "no list of rows at line 2, column 68: an array in an array, with rows in it. "),
+        ("R0\n[{bad},R1,R2,R3,R4]\n", "not valid JSON at line 2, column 3: Expecting property name"),
+        ("R0\n[{'a': \"\xff\"},R1,R2]\n", "not valid JSON at line 2, column 3: Expecting property name"),
+        ("R0\n[R1,{bad},R2]\nR3\n", "not valid JSON at line 2, column 68: Expecting property name"),
+        ("R0\n{bad}R1R2\n", "not valid JSON at line 2, column 2: Expecting property name"),
+        ("R0\n{bad}, R1, R2\n", "not valid JSON at line 2, column 2: Expecting property name"),
+        ("R0\nR1{bad}R2\n", "not valid JSON at line 2, column 66: Expecting property name"),
+        ("R0\nR1, R2, R3\n", "not valid JSON at line 2, column 65: Expecting value"),
+        ("R0\nR1 R2 }\n", "not valid JSON at line 2, column 131: Expecting value"),
+        ("R0\r{bad}\rR1\rR2\r", "not valid JSON at line 1, column 67: Expecting property name"),
+        ("TEXT", "no list of rows at line 1, column 1: a text with rows in it: they were written as JSON twice. "),
+    ],
+)
+@pytest.mark.parametrize("piece", [7, 1 << 20])
+def test_what_holds_many_rows_is_never_counted_as_one(tmp_path, monkeypatch, content, said, piece):
+    """`[[row, row, ...]]` was `1 not a JSON object`, and an array after a row `1 not valid JSON`."""
+    monkeypatch.setattr(reader, "PIECE_BYTES", piece)
+    rows = [json.dumps({"prompt": f"question {n}", "completion": "an answer of ten words"}) for n in range(5)]
+    assert {len(row) for row in rows} == {64}, "which the columns above are made of"
+    content = content.replace("TEXT", json.dumps(json.dumps(ROWS)))
+    for number, row in enumerate(rows):
+        content = content.replace(f"R{number}", row)
+    found = error_of(tmp_path / "x.jsonl", content.encode("latin-1"))
+    assert said in found and UNREAD.search(found)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b'{"messages": [{"a": 1} {"b": 2}, {"c": 3}]}',
+        b'{"messages": [{"a": 1}, {"b": 2}',
+        b'[["a", "b"], ["c", "d"]]',
+        b'"a } { b [ {"',
+        b"[1, 2]",
+        b'{"a": "x} {y", }',
+    ],
+)
+def test_a_damaged_row_with_objects_in_it_is_lost_alone(tmp_path, bad):
+    found = rows_of(tmp_path / "x.jsonl", b"\n".join([LINES[0].encode(), bad, LINES[1].encode()]))
+    assert [row for row in found if isinstance(row, dict)] == ROWS[:2]
+    assert {row for row in found if isinstance(row, str)} <= {BAD_JSON, NO_OBJECT} and len(found) > 2
+
+
+@pytest.mark.parametrize("make", [
+    "\n".join, lambda lines: "[" + ",".join(lines) + "]", lambda lines: "[\n" + ",\n".join(lines) + "\n]", "".join,
+])  # fmt: skip
+@pytest.mark.parametrize(("bad", "key"), [
+    ('{"prompt": "q", "prompt": "z", "completion": "a"}', "prompt"),
+    ('{"messages": [{"role": "user", "role": "x", "content": "a"}]}', "role"),
+    ('{"a\\n\\ud800é": 1, "b": 2, "a\\n\\ud800é": 1}', r"a\n\ud800é"),
+])  # fmt: skip
+def test_a_key_twice_is_a_bad_row(tmp_path, make, bad, key):
+    """The last value was taken."""
+    found = rows_of(tmp_path / "x.json", make([LINES[0], bad, LINES[1]]))
+    assert found == [ROWS[0], f"a key twice: {key}", ROWS[1]]
+
+
 def test_a_bad_byte_in_an_array_is_a_fault_of_its_row(tmp_path):
     found = rows_of(tmp_path / "x.json", b'[{"a": "\xff"}, {"a": 2}]')
     assert found == [{"a": "\udcff"}, {"a": 2}]  # which cleaning drops
@@ -177,9 +238,7 @@ def test_every_row_is_read_or_lies_in_what_is_named(tmp_path_factory, parts, tex
         for line, row in json_rows(path):
             if isinstance(row, dict):
                 found.append(row)
-            elif row == NO_OBJECT:  # a second bracket before an array: its rows are one value
-                reject()
-            else:
+            elif row != NO_OBJECT:  # which no row of ours is, so that it may stand for none
                 start = sum(len(each) for each in content.split(b"\n")[: line - 1]) + line - 1
                 named.append((start, content.find(b"\n", start) % (len(content) + 1)))
     except DataError as error:

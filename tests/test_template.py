@@ -1,11 +1,12 @@
 """The supervised mask on six template families: exactly the answers as rendered, each with its end-of-turn token."""
 
 import copy
+import re
 from dataclasses import replace
 
 import pytest
 from families import FAMILIES, as_rendered, conversation, supervised_texts, tokenizer_of
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jinja2 import TemplateError
 from tiny import save_tokenizer
@@ -79,6 +80,32 @@ SAID = WORDS.map(str.strip).filter(bool)
 @given(turns=st.lists(st.tuples(SAID, SAID), min_size=1, max_size=4), system=st.none() | SAID)
 def test_supervised_is_the_answer_in_any_conversation(family, turns, system):
     check(family, conversation(*(text for turn in turns for text in turn), system=system))
+
+
+WORD = re.compile("one|two|three|With|reason|Paris")
+TAGGED = st.lists(
+    st.sampled_from(["<think>", "</think>", "one", " two ", "\n", "\n\n", "three"]), min_size=1, max_size=7
+)
+
+
+@every_family
+@settings(max_examples=150, deadline=None)
+@given(st.lists(TAGGED.map("".join).map(str.strip).filter(bool), min_size=1, max_size=3))
+@example(["With </think>"])
+@example(["<think>\nreason\n</think>"])
+@example(["<think>"])
+@example(["</think>"])
+@example(["<think></think>", "Paris"])
+def test_think_tags_anywhere_in_an_answer(family, answers):
+    """An answer that ended in a tag was dropped, and said to have no end-of-turn token."""
+    made = conversation(*(text for answer in answers for text in ("Ask", answer)))
+    left = [as_rendered(family, text, is_last=n == len(answers)) for n, text in enumerate(answers, 1)]
+    pairs = list(zip(answers, left, strict=True))
+    if any(not text.strip() or (WORD.search(answer) and not WORD.search(text)) for answer, text in pairs):
+        assert family == "qwen3", "no other template takes thoughts out"
+        assert encoded_by(family, made) == "an answer is not in the rendered text"
+    else:
+        check(family, made)
 
 
 @every_family

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tunesmith.data.conversation import Role, Turn
+from tunesmith.data.keys import DECODER, key_twice
 from tunesmith.errors import DataError
 from tunesmith.recipe import Source
 
@@ -95,9 +96,11 @@ def _listed(turns: Any) -> list[Turn]:
     """A list of {from, value} or {role, content}; CSV holds it as JSON text."""
     if isinstance(turns, str):
         try:
-            turns = json.loads(turns)
-        except ValueError:
+            turns = DECODER.decode(turns)
+        except (ValueError, RecursionError):
             raise _NoTurns("turns are not valid JSON") from None
+        if twice := key_twice(turns):
+            raise _NoTurns(twice)
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise _NoTurns("turns are not a list of messages")
     return [_turn(turn) for turn in turns]

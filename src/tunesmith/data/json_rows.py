@@ -1,8 +1,9 @@
 """JSON files: rows one a line (JSONL), arrays, objects over many lines, and several of these in one file.
 
 Every byte is in a row, between rows, in a line that is named as not used, or in the part that an error names as
-unread. A file with one row a line loses a damaged line and goes on with the next. In anything else nobody can know
-where the next row starts after a fault, so that the fault is an error and nothing is dropped in silence.
+unread. A file with one row a line loses a damaged line and goes on with the next. In anything else, and in a line that
+holds several rows, nobody can know where the next row starts after a fault, so that the fault is an error and nothing
+is dropped in silence.
 """
 
 import codecs
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from tunesmith.data.formats import Row
+from tunesmith.data.keys import DECODER, key_twice, objects_in
+from tunesmith.data.not_text import refuse_no_text, refuse_no_text_here
 from tunesmith.errors import DataError
 
 BAD_JSON, BAD_TEXT, NO_OBJECT = "not valid JSON", "not valid UTF-8", "not a JSON object"
@@ -22,8 +25,10 @@ BETWEEN_ITEMS = re.compile("[\\s,\ufeff]*")
 ONLY_OPENS = re.compile(r"[\[{\s]+")
 PIECE_BYTES = 1 << 20
 CUT_TAIL = 12  # characters of what the end of a piece can cut in two, the longest an escaped pair: \ud83d\ude00
-DECODER = json.JSONDecoder()
-
+BESIDE = re.compile(r'\}[\s,]*(?=\{\s*")')  # one object after the other; inside a text the quote would be \\"
+NEXT = re.compile(r'\{\s*"')
+NESTED = "an array in an array, with rows in it"
+TEXT_OF_ROWS = "a text with rows in it: they were written as JSON twice"
 
 Numbered = Iterator[tuple[int, Row | str]]
 """Line, item or row number, counted from 1, and the row or what is wrong with it."""
@@ -34,6 +39,7 @@ def json_rows(path: Path) -> Numbered:
 
     Raises DataError, with line and column and what is unread, for a fault where rows are not lines.
     """
+    refuse_no_text(path)
     with path.open("rb") as file:
         start = number = 0
         by_line = False
@@ -44,7 +50,8 @@ def json_rows(path: Path) -> Numbered:
                 by_line = by_line or any(isinstance(row, dict) for row in found)
                 yield from ((number, row) for row in found)
             else:
-                must_open = found.must_open and not by_line
+                refuse_no_text_here(path, line, f" from line {number} on")
+                must_open = found.holds_rows or (found.must_open and not by_line)
                 rows = _from_here(_Text(path, file, start, number), must_open) if found.opens else None
                 if rows is not None:
                     yield from rows
@@ -62,26 +69,58 @@ class _Fault(NamedTuple):
     """It may be the start of something that goes on in the next lines."""
     must_open: bool
     """It is the start of something, whole or not, unless the lines before are rows."""
+    holds_rows: bool
+    """It has more than one row in it, wherever it stands; counted as one bad line they would be lost in silence."""
 
 
 def _line_values(line: bytes) -> list[Row | str] | _Fault:
     """The rows in a line: none if it is blank, the items of an array; or why it cannot be read alone."""
     text, place, values = line.decode(errors="surrogateescape").strip(), 0, list[Any]()
-    is_array = text.lstrip("\ufeff").startswith("[")
+    is_array, is_text = text.lstrip("\ufeff").startswith("["), text.isascii() or _is_text(text)
+    must_open, goes_on, fault = is_array, False, None
     try:
-        text.encode()
         while (place := _end(BETWEEN, text, place)) < len(text):
             value, place = DECODER.raw_decode(text, place)
             values += value if isinstance(value, list) else [value]
-    except UnicodeEncodeError:
-        return _Fault(BAD_TEXT, is_array, is_array)
     except json.JSONDecodeError as error:
-        must_open = is_array or bool(ONLY_OPENS.fullmatch(text))
-        goes_on = not values and (error.pos == len(text) or text.endswith(","))
-        return _Fault(BAD_JSON, must_open or goes_on, must_open)
+        must_open, fault = is_array or bool(ONLY_OPENS.fullmatch(text)), error.pos
+        goes_on = is_text and not values and (fault == len(text) or text.endswith(","))
     except (ValueError, RecursionError):  # a number of thousands of digits; brackets in brackets in brackets
-        return _Fault(BAD_JSON, is_array, is_array)
-    return [_checked(value) for value in values]
+        fault = place
+    hides = any(_hides_rows(value) for value in values)
+    if is_text and fault is None and not hides:
+        return [_checked(value) for value in values]
+    objects = sum(isinstance(value, dict) for value in values)
+    holds_rows = hides or objects > 1
+    if fault is not None and not holds_rows:
+        rest_has_one = objects and NEXT.search(text, place)
+        holds_rows = bool(rest_has_one) or (is_array and text.count("{") > 1) or _has_rows(text, fault)
+    return _Fault(
+        BAD_JSON if is_text else BAD_TEXT, must_open or goes_on or holds_rows, must_open or holds_rows, holds_rows
+    )
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _has_rows(text: str, place: int) -> bool:
+    """True if whole objects stand there without a comma between them, or up to the end: no part of one row does."""
+    while found := BESIDE.search(text, place):
+        place = found.end()
+        try:
+            while True:
+                _, end = DECODER.raw_decode(text, place)
+                place = _end(BETWEEN_ITEMS, text, end)
+                if place == len(text) or (text[place] == "{" and "," not in text[end:place]):
+                    return True
+        except (ValueError, RecursionError):
+            continue
+    return False
 
 
 def _from_here(text: "_Text", must_open: bool) -> Numbered | None:
@@ -114,7 +153,16 @@ def _documents(text: "_Text") -> Numbered:
 
 
 def _checked(item: Any) -> Row | str:
-    return item if isinstance(item, dict) else NO_OBJECT
+    return key_twice(item) or item if isinstance(item, dict) else NO_OBJECT
+
+
+def _hides_rows(item: Any) -> str | None:
+    """What holds rows in the place of one."""
+    if isinstance(item, list) and any(True for _ in objects_in(item)):
+        return NESTED
+    if isinstance(item, str) and ((item.lstrip().startswith("[") and NEXT.search(item)) or _has_rows(item, 0)):
+        return TEXT_OF_ROWS
+    return None
 
 
 def _end(pattern: re.Pattern[str], text: str, place: int) -> int:
@@ -154,6 +202,8 @@ class _Text:
                 reason = "brackets too deep" if isinstance(error, RecursionError) else str(error)
                 raise self.fault(reason, self.place) from None
             else:
+                if hidden := _hides_rows(value):
+                    raise self.fault(hidden, self.place, "no list of rows")
                 if self._ended or end < len(self.text):  # else a number may go on
                     self.place = end
                     return value
@@ -165,12 +215,12 @@ class _Text:
         column = place - self.text.rfind("\n", 0, place) if lines else self._column + place
         return f"line {self.line + lines}, column {column}"
 
-    def fault(self, reason: str, place: int) -> DataError:
+    def fault(self, reason: str, place: int, is_what: str = "not valid JSON") -> DataError:
         """What is wrong at a place, and how much of the file is unread because of it: from the value's start on."""
         first, size = self.at(self.place).partition(", column")[0], self._path.stat().st_size
         unread = size - self._bytes - len(_bytes(self.text[: self.place]))
         return DataError(
-            f"{self._path} is not valid JSON at {self.at(place)}: {reason}. {unread:,} of {size:,} bytes, from {first} "
+            f"{self._path} is {is_what} at {self.at(place)}: {reason}. {unread:,} of {size:,} bytes, from {first} "
             f"on, cannot be read, as nobody can know where the next row starts",
             fix="correct it there; or write one row a line (JSONL), so that a damaged line is lost alone",
             where=f"{self._path.name}, {self.at(place)}",

@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from tunesmith.data.conversation import Conversation, Dropped
 from tunesmith.data.formats import Row, column_names, format_of, to_turns
 from tunesmith.data.hub import hub_rows
 from tunesmith.data.json_rows import Numbered, json_rows
+from tunesmith.data.not_text import refuse_no_text
 from tunesmith.decides import source_files
 from tunesmith.errors import DataError
 from tunesmith.recipe import Source
@@ -64,16 +65,25 @@ def _refuse_missing(path: str) -> None:
 
 def _csv(path: Path) -> Numbered:
     """The rows below the header. Raises DataError where a quote is not closed: it would make one cell of many rows."""
+    refuse_no_text(path)
     lines: list[str] = []  # read since the last whole row
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader, ended = csv.DictReader(_noted(file, lines), strict=True), 0
         try:
+            _refuse_twice(path, reader.fieldnames or [])
             for row in reader:
                 ended = reader.line_num
                 lines.clear()
                 yield ended, row if None not in row and None not in row.values() else BAD_CSV
         except csv.Error as error:
             raise _bad_quote(path, ended + 1, "".join(lines), error) from None
+
+
+def _refuse_twice(path: Path, columns: Sequence[str]) -> None:
+    """Raise DataError if two columns have one name: only one would be read. Those of no name are read by nobody."""
+    for name in columns:
+        if name.strip() and columns.count(name) > 1:
+            raise DataError(f"{path} has the column {name} twice", fix="rename one or remove it", where=path.name)
 
 
 def _noted(lines: Iterable[str], noted: list[str]) -> Iterator[str]:
@@ -99,6 +109,7 @@ def _bad_quote(path: Path, first_line: int, text: str, error: csv.Error) -> Data
 def _parquet(path: Path) -> Numbered:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            _refuse_twice(path, file.schema_arrow.names)
             number = 0
             for batch in file.iter_batches(batch_size=1000):
                 for row in batch.to_pylist():

@@ -194,6 +194,8 @@ def _drawn(tokenizer: PreTrainedTokenizerBase, form: _Form, conversation: Conver
 def _marked(answer: str, mark: str) -> str:
     """The answer with a mark before and after its words, inside its outer white space, so that trimming is seen."""
     parts = THINK_TAG.split(answer)
+    if not THINK_TAG.sub("", answer).strip():
+        parts = [answer]  # tags alone: around them
     for index in range(0, len(parts), 2):  # every other part is a tag
         if words := parts[index].strip():
             before, _, after = parts[index].partition(words)
@@ -215,9 +217,12 @@ def _spans(form: _Form, text: str, marked_text: str, answers: int) -> Iterator[S
             raise Refused(
                 "no generation prompt before an answer", f"no {form.header!r} in {text[previous : places[0]]!r}"
             )
-        if end < 0 or text[places[-1] : end].strip():
+        if end < 0 or THINK_TAG.sub("", text[places[-1] : end]).strip():  # tags have no marks, and may come last
             raise Refused("no end-of-turn token after an answer", f"no {form.end!r} at {text[places[-1] :][:40]!r}")
-        yield header + len(form.header), end
+        start = header + len(form.header)
+        if not text[start:end].strip():
+            raise Refused("an answer is not in the rendered text", f"nothing is left of it in {text[previous:end]!r}")
+        yield start, end
         previous = end
 
 
