@@ -64,6 +64,12 @@ def test_every_cell_does_what_the_text_says(which, request):
     assert pictures == 1 and "\x1b[" not in text
 
 
+def test_the_proofs_in_it_are_those_of_today(executed):
+    proofs = r"(?m)^(\w+: .*): \S+ \((?:limit \S+, )?[\d,]+ positions\)$"
+    here, committed = (printed(each)[0] for each in (executed[0], nbformat.read(NOTEBOOK, as_version=4)))
+    assert set(re.findall(proofs, committed)) == set(re.findall(proofs, here)) and len(re.findall(proofs, here)) > 5
+
+
 def test_it_leaves_no_engine_and_a_whole_run(executed):
     _, folder = executed
     assert (folder / "runs" / "notebook" / "report.html").exists()
