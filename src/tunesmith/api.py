@@ -98,9 +98,11 @@ def opened(target: "Recipe | Named", changes: Sequence[str] = (), run_dir: Named
             if not path.is_file():
                 fix = "name a recipe or a folder under runs/"
                 raise RecipeError(f"{folder} is no run folder: it has no recipe.yaml", fix=fix)
-            kept_recipe(Run(folder))  # what is wrong with it is not the user's doing
-        recipe = read_recipe(path, changes)
-        file = read_recipe(path) if changes else recipe
+            file = kept_recipe(Run(folder))  # what is wrong with it is not the user's doing
+            recipe = read_recipe(path, changes) if changes else file
+        else:
+            recipe = read_recipe(path, changes)
+            file = read_recipe(path) if changes else recipe
     return recipe, Run(Path(run_dir or folder or Path("runs") / recipe.name), file if changes else None)
 
 
@@ -151,11 +153,11 @@ def _say_what_is_old(recipe: "Recipe", run: "Run", file: Path, changes: Sequence
 
     try:
         old = stale(recipe, run, "export", but=("chat.temperature", "chat.top_p"))  # the chat samples as it is told
+        # a training that has begun goes on with what it began with, or not at all
+        settled = bool(checkpoint_folders(run.checkpoints) and stale(recipe, run, "train"))
     except TunesmithError as error:  # a damaged record: the file can be chatted with all the same
-        old = [error.what]
+        old, settled = [error.what], False
     if old:
-        trained = any(text.startswith(("data/", "adapter/", "the run was made from")) for text in old)
-        settled = trained and bool(checkpoint_folders(run.checkpoints))  # it goes on with what it began with, or not
         place = f"{run.recipe} --run-dir {run.path}-2" if settled else str(run.path)
         command = " ".join([f"tunesmith run {place}", *(f"--set {change}" for change in changes)])
         how = "makes such a run" if settled else "makes it anew"

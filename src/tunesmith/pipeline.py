@@ -18,7 +18,7 @@ from tunesmith.gguf.families import supported
 from tunesmith.gguf.read import convert
 from tunesmith.recipe import Recipe
 from tunesmith.room import make_sure
-from tunesmith.runs import Record, Run, read_record, refuse_damaged, write_manifest
+from tunesmith.runs import Record, Run, read_record, write_manifest
 from tunesmith.stages import STAGES, Stage
 from tunesmith.stale import may_be_kept
 from tunesmith.training.stop import Paused
@@ -87,7 +87,6 @@ def run_stages(
             if not is_made:
                 make_sure(_wanted(stages[index:], recipe), recipe, run, base)
             started = time.monotonic()
-            _refuse_damaged_inputs(stage, recipe, run, base)
             try:
                 _, done = load(stage)(recipe, run, base)
             except Paused as paused:
@@ -137,15 +136,6 @@ def _ready(stage: Stage, recipe: Recipe, run: Run, base: LocatedBase) -> Recipe:
         rows = None if first else read_record(run.data)
         supported(base.folder, recipe, rows.counts.get("longest") if rows else None)
     return at_commits(recipe, resolve_commit) if first else recipe
-
-
-def _refuse_damaged_inputs(stage: Stage, recipe: Recipe, run: Run, base: LocatedBase) -> None:
-    """Whatever a stage is made from is as the stage before wrote it; else its proofs would hold for something else."""
-    _, inputs = stage.load_decides()(recipe, run, base.digest)
-    read = inputs.keys() | ({run.data.name} if stage.folder == run.model.name else set())  # merge is proved on its rows
-    for folder in run.stage_folders:
-        if folder.name in read:
-            refuse_damaged(folder)
 
 
 @contextlib.contextmanager

@@ -291,11 +291,18 @@ def commit_stage(
 
     `settings` and `inputs` (name -> digest) decide the result. `work` fills a draft folder and returns counts; `prove`
     proves what it made. Where the folder stands and a proof was skipped, `prove` alone is done again, and may change
-    proof.json. Raises ResumeError before any work if what stands there is the user's.
+    proof.json. Raises ResumeError before any work if what stands there is the user's, or an earlier stage's folder that
+    is an input is not as that stage wrote it: the proofs would hold for something else.
     """
     standing = read_record(folder)
-    if standing and made_from(standing, settings, inputs):
-        return (_proved(folder, standing, prove) if standing.unproved else standing), False
+    stands = standing is not None and made_from(standing, settings, inputs)
+    if standing and stands and not standing.unproved:
+        return standing, False
+    for stage in STAGES:
+        if stage.folder in inputs:
+            refuse_damaged(folder.parent / stage.folder)
+    if standing and stands:
+        return _proved(folder, standing, prove), False
     started = time.monotonic()
 
     def write(draft: Path) -> None:

@@ -21,12 +21,19 @@ from tunesmith.model.adapter import load_adapter
 from tunesmith.model.lora import merged_weight
 from tunesmith.proof.merged import prove_merged
 from tunesmith.recipe import Recipe
-from tunesmith.runs import Proof, Record, Run, commit_stage
+from tunesmith.runs import Proof, Record, Run, commit_stage, refuse_damaged
 from tunesmith.tokens.rows import load_rows
 from tunesmith.tokens.template import chat_template_with, end_of_turn_id
 from tunesmith.tokens.tokenizer import load_tokenizer
 from tunesmith.weights.locate import LocatedBase
-from tunesmith.weights.small_files import CONFIG, TEMPLATE, TOKENIZER_CONFIG, chat_template, read_json
+from tunesmith.weights.small_files import (
+    CONFIG,
+    GENERATION_CONFIG,
+    TEMPLATE,
+    TOKENIZER_CONFIG,
+    chat_template,
+    read_json,
+)
 from tunesmith.weights.tensorfile import (
     TensorWriter,
     from_f32,
@@ -38,7 +45,6 @@ from tunesmith.weights.tensorfile import (
     weight_files,
 )
 
-GENERATION_CONFIG = "generation_config.json"
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")  # taken from config.json by transformers
 
 
@@ -57,6 +63,7 @@ def merge(recipe: Recipe, run: Run, base: LocatedBase) -> tuple[Record, bool]:
         return {}
 
     def prove(folder: Path) -> list[Proof]:
+        refuse_damaged(run.data)  # no input of merge: only its proof reads the rows
         proofs = prove_merged(base.folder, run.adapter, folder, load_rows(run.data)[1])
         for proof in proofs:
             say(f"merge: {proof}")

@@ -10,12 +10,20 @@ from tunesmith.errors import BaseError
 from tunesmith.files import fingerprint
 from tunesmith.weights import builtin, hub
 from tunesmith.weights.cache import cache_folder, digests, made_once
-from tunesmith.weights.small_files import CONFIG, TEMPLATE, TOKENIZER_CONFIG, architectures, chat_template, read_json
+from tunesmith.weights.small_files import (
+    CONFIG,
+    GENERATION_CONFIG,
+    TEMPLATE,
+    TOKENIZER_CONFIG,
+    architectures,
+    chat_template,
+    read_json,
+)
 from tunesmith.weights.tensorfile import weight_files
 
 HUB_ID = re.compile(r"([\w-][\w.-]*(?:/[\w.-]+)?)(?:@([\w./-]+))?")
 GGUF_FORM = 2  # in the name of an unpacked GGUF; raise it when gguf/read.py writes something else
-SMALL_FILES = (CONFIG, "generation_config.json", "tokenizer.json", TOKENIZER_CONFIG, TEMPLATE)
+SMALL_FILES = (CONFIG, GENERATION_CONFIG, "tokenizer.json", TOKENIZER_CONFIG, TEMPLATE)
 Unpack = Callable[[Path, Path], None]
 Check = Callable[[Path], None]
 INSTRUCT = "use an instruct or chat model, such as builtin:smollm2-135m-instruct"

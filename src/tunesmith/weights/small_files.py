@@ -7,6 +7,7 @@ from typing import Any
 from tunesmith.errors import BaseError
 
 CONFIG, TOKENIZER_CONFIG, TEMPLATE = "config.json", "tokenizer_config.json", "chat_template.jinja"
+GENERATION_CONFIG = "generation_config.json"
 MORE_TEMPLATES = "additional_chat_templates"  # where transformers 5 saves named ones beside the default
 
 
