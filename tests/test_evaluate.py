@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from training_runs import prepare_rows, recipe_with
+from training_runs import prepare_rows, recipe_with, said_as_written
 
 from tunesmith.decides import DEFAULT_PROMPTS, read_prompts
 from tunesmith.errors import BaseError, ResourceError, ResumeError
@@ -102,6 +102,7 @@ def test_a_second_time_stands_and_the_base_is_answered_once(run, recipe, tiny_ba
 def test_a_damaged_file_is_named_and_nothing_is_committed(run, recipe, tiny_base, own_cache):
     gguf = run.gguf_file(recipe.name, "Q8_0")
     gguf.write_bytes(b"XXXX" + gguf.read_bytes()[4:])
+    said_as_written(run.gguf)
     with pytest.raises(BaseError, match=r"tiny-Q8_0\.gguf is no GGUF file"):
         evaluate(recipe, run, locate_base(str(tiny_base), convert))
     assert not run.evaluation.exists()

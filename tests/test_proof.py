@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import CORPUS, save_base, write_rows
+from training_runs import said_as_written
 from transformers import AutoModelForCausalLM
 
 from tunesmith import machine
 from tunesmith.errors import ProofError
-from tunesmith.files import RECORD, digest_folder
 from tunesmith.gguf.write import About, write_gguf
 from tunesmith.inference.engine import Engine
 from tunesmith.proof import gguf as proof
@@ -230,10 +230,7 @@ def test_nothing_is_committed_when_the_gate_fails(made, tmp_path):
         shutil.copytree(stage, broken.path / stage.name)
     template = broken.model / "chat_template.jinja"
     template.write_text(template.read_text().replace(SYSTEM, SYSTEM.upper()))  # the recipe says otherwise
-    record = json.loads((broken.model / RECORD).read_text())
-    (broken.model / RECORD).write_text(
-        json.dumps(record | {"outputs": digest_folder(broken.model)})
-    )  # as merge wrote it
+    said_as_written(broken.model)
     with pytest.raises(ProofError, match="as the chat template renders it"):
         export(recipe, broken, base)
     assert not broken.gguf.exists() and not list(broken.path.glob(".gguf*"))
