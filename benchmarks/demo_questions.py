@@ -13,7 +13,7 @@ import yaml
 from tunesmith.gguf.read import convert
 from tunesmith.inference.engine import Engine
 from tunesmith.recipe_file import read_recipe
-from tunesmith.release.export import export_base
+from tunesmith.release.base_gguf import export_base
 from tunesmith.runs import Run
 from tunesmith.weights.locate import locate_base
 

@@ -1,7 +1,6 @@
 """One of two processes that want the same entries of a cold cache at the same moments.
 
-usage: python cache_worker.py PLACE NUMBER WHAT..., where WHAT is a function below; prints a JSON line for each: where
-the entry is, or what went wrong, and how often it was made.
+It prints a JSON line for each entry: where it is, or what went wrong, and how often it was made.
 """
 
 import json
@@ -14,7 +13,7 @@ from training_runs import recipe_with
 
 from tunesmith.evaluation import evaluate
 from tunesmith.gguf.read import convert
-from tunesmith.release import export
+from tunesmith.release import base_gguf
 from tunesmith.weights import builtin
 from tunesmith.weights.cache import digests
 from tunesmith.weights.locate import locate_base
@@ -47,9 +46,9 @@ def fetched(place, number):
 
 def exported(place, number):
     """A base as a GGUF file."""
-    noted(export, "write_gguf")
+    noted(base_gguf, "write_gguf")
     recipe = recipe_with()
-    return export.export_base(locate_base(str(place / "base"), convert), "Q8_0", recipe.chat, recipe.data.date)
+    return base_gguf.export_base(locate_base(str(place / "base"), convert), "Q8_0", recipe.chat, recipe.data.date)
 
 
 def answered(place, number):
@@ -68,9 +67,10 @@ def remembered(place, number):
     return place
 
 
-if __name__ == "__main__":
-    place, number = Path(sys.argv[1]), sys.argv[2]
-    for what in sys.argv[3:]:
+def main(place, number, *wanted):
+    """Ask for each entry that is wanted, a function above, when the other process is ready too."""
+    place = Path(place)
+    for what in wanted:
         (place / f"ready-{what}-{number}").touch()
         while not (place / f"go-{what}").exists():
             time.sleep(0.001)

@@ -3,10 +3,6 @@
 import signal
 
 import pytest
-from tiny import save_base
-
-from tunesmith.gguf.read import convert
-from tunesmith.weights.locate import locate_base
 
 LONGEST = (
     "docs",
@@ -45,12 +41,17 @@ def _own_folder(tmp_path_factory, monkeypatch):
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory):
     """Folder of a random Llama of two layers with a chat template (tests/tiny.py)."""
+    from tiny import save_base  # here: the process that hands out the files would need 5 s more to start
+
     return save_base(tmp_path_factory.mktemp("tiny") / "base")
 
 
 @pytest.fixture(scope="session")
 def builtin_base():
     """The real built-in base, fetched once into the user's cache."""
+    from tunesmith.gguf.read import convert
+    from tunesmith.weights.locate import locate_base
+
     return locate_base("builtin:smollm2-135m-instruct", convert)
 
 

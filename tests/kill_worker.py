@@ -1,16 +1,16 @@
 """Trains in forked children and kills them with SIGKILL at random moments; the last one of a run gets to the end.
 
 A process of its own that never computes, so that its children can fork before any thread is started: a child then
-needs no seconds to import torch. Usage: kill_worker.py BASE_FOLDER KILLS RUN_FOLDER ... Prints a JSON line.
+needs no seconds to import torch.
 """
 
 import json
 import os
 import random
 import signal
-import sys
 import time
 import traceback
+import warnings
 from pathlib import Path
 
 from training_runs import recipe_with
@@ -71,11 +71,15 @@ def lines(run):
     return run.metrics.read_bytes().count(b"\n") if run.metrics.exists() else 0
 
 
-def main():
-    """Kill, resume, kill; then the next child goes to the end. For each run in turn, until there were enough kills."""
-    base = LocatedBase("tiny", Path(sys.argv[1]), "digest", None, None)
-    kills, rng, killed, steps, ended = int(sys.argv[2]), random.Random(0), 0, set(), {}
-    for folder in sys.argv[3:]:
+def main(base, kills, *folders):
+    """Kill, resume, kill; then the next child goes to the end. For each run in turn, until there were enough kills.
+
+    Prints a JSON line.
+    """
+    warnings.simplefilter("error")
+    base, kills = LocatedBase("tiny", Path(base), "digest", None, None), int(kills)
+    rng, killed, steps, ended = random.Random(0), 0, set(), {}
+    for folder in folders:
         run, of_run = Run(Path(folder)), 0
         while of_run < KILLS_A_RUN and read_record(run.adapter) is None:
             pid = child(run, base)
@@ -90,7 +94,3 @@ def main():
         if killed >= kills:
             break
     print(json.dumps({"killed": killed, "ended": ended, "steps": sorted(steps)}))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,14 +1,16 @@
 """The cache of bases: two processes on a cold one, entries that were cut or changed, digests that are remembered."""
 
+import contextlib
 import json
-import os
 import subprocess
 import sys
 import time
 import zipfile
 from pathlib import Path
 
+import cache_worker
 import pytest
+from forked import forked
 
 from tunesmith.files import DIGESTS, digest_file
 from tunesmith.gguf.read import convert
@@ -46,17 +48,18 @@ def two_at_once(tmp_path_factory, tiny_base):
         (place / "files" / f"{number % 2}-{number}").write_text(str(number))
     write_gguf(tiny_base, place / "base.gguf", "F16", ABOUT)
     wanted = (*ENTRIES, "remembered")
-    command = [sys.executable, str(Path(__file__).parent / "cache_worker.py"), str(place)]
-    both = [
-        subprocess.Popen([*command, number, *wanted], env=os.environ | environment, stdout=subprocess.PIPE, text=True)
-        for number in "01"
-    ]
-    for what in wanted:
-        while not all((place / f"ready-{what}-{number}").exists() for number in "01"):
-            assert all(process.poll() is None for process in both)
-            time.sleep(0.01)
-        (place / f"go-{what}").touch()
-    lines = [[json.loads(line) for line in process.communicate()[0].splitlines()] for process in both]
+    with contextlib.ExitStack() as stack:
+        both = [
+            stack.enter_context(forked(place / number, place, number, *wanted, of=cache_worker.main, **environment))
+            for number in "01"
+        ]
+        for what in wanted:
+            while not all((place / f"ready-{what}-{number}").exists() for number in "01"):
+                assert all(one.process.is_alive() for one in both), [one.stderr for one in both]
+                time.sleep(0.01)
+            (place / f"go-{what}").touch()
+        assert [one.wait() for one in both] == [0, 0], [one.stderr for one in both]
+        lines = [[json.loads(line) for line in one.stdout.splitlines()] for one in both]
     return place, {one["what"]: (one, two) for one, two in zip(*lines, strict=True)}
 
 

@@ -57,6 +57,15 @@ def test_probabilities_are_those_of_transformers(tiny_engine, tiny_base):
         np.testing.assert_allclose(logprobs_V, wanted_V, atol=0.01)
 
 
+def test_it_can_be_closed_at_once(tiny_gguf, monkeypatch):
+    """Seen on a busy machine, one time in fifty: llama.cpp was told to end before its loop began, and went on."""
+    asked, ask = [], Engine._ask
+    monkeypatch.setattr(Engine, "_ask", lambda self, path, *body: asked.append(path) or ask(self, path, *body))
+    with Engine(tiny_gguf, threads=1, context=256):
+        pass
+    assert asked[0] == "/slots"  # the first request that only the loop answers
+
+
 def test_a_sampling_transform_is_noticed(tiny_engine, monkeypatch):
     ask = tiny_engine._ask
     monkeypatch.setattr(tiny_engine, "_ask", lambda path, body: ask(path, body | {"n_probs": 5}))

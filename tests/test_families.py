@@ -23,7 +23,7 @@ from tunesmith.inference.engine import Engine
 from tunesmith.model.base import load_base
 from tunesmith.pipeline import run_stages
 from tunesmith.recipe import ChatConfig, Recipe
-from tunesmith.release.export import export_base
+from tunesmith.release.base_gguf import export_base
 from tunesmith.runs import Run, read_record
 from tunesmith.stages import STAGES, stage_of
 from tunesmith.tokens.tokenizer import load_tokenizer

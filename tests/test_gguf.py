@@ -14,6 +14,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from tunesmith.errors import BaseError
 from tunesmith.gguf import read
 from tunesmith.gguf import write as ours
+from tunesmith.gguf.metadata import read_singles
 from tunesmith.gguf.write import About, expected_bytes, write_gguf
 from tunesmith.inference.engine import Engine
 from tunesmith.recipe import ChatConfig
@@ -54,6 +55,50 @@ def test_blocks_and_expected_size_change_nothing(tmp_path, tiny_base, monkeypatc
     write_gguf(tiny_base, tmp_path / "b.gguf", "F16", ABOUT)
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
     assert abs(expected_bytes(tiny_base, "F16") - (tmp_path / "a.gguf").stat().st_size) < 50_000
+
+
+KINDS = {
+    "UINT8": 200, "INT8": -3, "UINT16": 60_000, "INT16": -300, "UINT32": 4_000_000_000, "INT32": -70_000,
+    "UINT64": 2**63, "INT64": -(2**40), "FLOAT32": 0.5, "FLOAT64": 0.1, "BOOL": True, "STRING": "größer",
+}  # fmt: skip
+
+
+@pytest.fixture
+def every_kind(tmp_path):
+    """A file whose metadata has a value of every kind, and arrays between them."""
+    path, types = tmp_path / "kinds.gguf", gguf.GGUFValueType
+    writer = gguf.GGUFWriter(path, "llama")
+    for name, value in KINDS.items():
+        writer.add_key_value(f"one.{name}", value, types[name])
+        writer.add_key_value(f"many.{name}", [value] * 3, types.ARRAY, types[name])
+    writer.add_array("nested", [["a", "bc"], ["def"]])
+    writer.add_uint32("last", 7)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
+def test_single_values_are_read_as_the_gguf_package_reads_them(tmp_path, tiny_base, every_kind):
+    write_gguf(tiny_base, tmp_path / "a.gguf", "F16", ABOUT)
+    singles = {k: v for k, v in fields_of(tmp_path / "a.gguf").items() if not isinstance(v, list)}
+    assert read_singles(tmp_path / "a.gguf") == {k: v for k, v in singles.items() if not k.startswith("GGUF.")}
+    wanted = {f"one.{name}": value for name, value in KINDS.items()}
+    assert read_singles(every_kind) == {"general.architecture": "llama", **wanted, "last": 7}
+
+
+def test_metadata_that_are_cut_or_spoilt_are_refused_by_name(every_kind):
+    whole, start = every_kind.read_bytes(), 24
+    for end in range(len(whole)):
+        every_kind.write_bytes(whole[:end])
+        with pytest.raises(BaseError, match=r"kinds\.gguf is no whole GGUF file"):
+            read_singles(every_kind)
+    for place in range(start, len(whole) - 8):
+        every_kind.write_bytes(whole[:place] + b"\xff" * 8 + whole[place + 8 :])
+        try:
+            read_singles(every_kind)
+        except BaseError as error:
+            assert "kinds.gguf is no whole GGUF file" in error.what
 
 
 def test_metadata_says_what_the_file_is(tmp_path, tiny_base):

@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+from forked import forked
 from tiny import write_rows
 
 from tunesmith.pipeline import run_stages
@@ -19,12 +21,19 @@ from tunesmith.runs import Run, checkpoint_folders, read_record
 from tunesmith.stages import STAGES
 from tunesmith.training.checkpoint import damage
 
-LEADER = (  # of a session of its own whose terminal is standard input
-    "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
-    "os.execvp(sys.argv[1], sys.argv[1:])"
-)
-TUNESMITH = [sys.executable, "-c", "from tunesmith.cli import main; main()"]
 LIMIT_S = 240
+
+
+def lead(terminal, command=(), hangs_up=True):
+    """Make this process the leader of a session of its own with that terminal; then be the command, if there is one."""
+    os.setsid()
+    slave = os.open(terminal, os.O_RDWR)  # the leader's first terminal is the session's
+    for number in range(3):
+        os.dup2(slave, number)
+    if not hangs_up:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    if command:
+        os.execvp(command[0], command)
 
 
 @pytest.fixture(scope="module")
@@ -47,33 +56,28 @@ def steps(run):
     return sum('"loss"' in line for line in run.metrics.read_text().splitlines()[:-1])
 
 
-def hung_up_while_training(prepared, run, before=()):
+def hung_up_while_training(prepared, run, command=(), hangs_up=True):
     """Train on a terminal of its own, take that away in the middle; the exit code, and the steps done till then."""
     run.path.mkdir()
     for path in (Run(prepared / "prepared").data, Run(prepared / "prepared").recipe):
         subprocess.run(["cp", "-r", str(path), str(run.path)], check=True)
     master, slave = pty.openpty()
-    command = [*before, *TUNESMITH, "train", str(prepared / "recipe.yaml"), "--run-dir", str(run.path)]
-    child = subprocess.Popen(
-        [sys.executable, "-c", LEADER, *command], stdin=slave, stdout=slave, stderr=slave, cwd=run.path.parent
-    )
-    os.close(slave)
-    shown, deadline = b"", time.monotonic() + LIMIT_S
-    try:
+    arguments = ("train", str(prepared / "recipe.yaml"), "--run-dir", str(run.path))
+    given = (os.ttyname(slave), [*command, *arguments] if command else [], hangs_up)
+    with forked(run.path.parent / "output", *arguments, before=lead, given=given) as child:
+        shown, deadline = b"", time.monotonic() + LIMIT_S
         while steps(run) < 3:
-            assert child.poll() is None and time.monotonic() < deadline, f"it did not train: {shown.decode()}"
+            assert child.process.is_alive() and time.monotonic() < deadline, f"it did not train: {shown.decode()}"
             time.sleep(0.02)
             if select.select([master], [], [], 0)[0]:  # a terminal that nobody reads is full soon
                 with contextlib.suppress(OSError):  # under nohup nobody holds the other end
                     shown += os.read(master, 1 << 16)
+        os.close(slave)
         os.close(master)  # what a lost ssh does: SIGHUP to the leader, and the terminal can no longer be written
-        if before:
+        if command or not hangs_up:
             child.send_signal(signal.SIGHUP)  # and once more, to be sure that it came
         done = steps(run)
-        return child.wait(timeout=LIMIT_S), done
-    finally:
-        child.kill()
-        child.wait()
+        return child.wait(LIMIT_S), done
 
 
 def test_a_hang_up_saves_the_state_and_stops(prepared, tmp_path):
@@ -87,13 +91,12 @@ def test_a_hang_up_saves_the_state_and_stops(prepared, tmp_path):
     assert damage(newest) == "" and run.loss_plot.exists() and not run.adapter.exists()
 
 
-@pytest.mark.parametrize("before", [["nohup"], ["sh", "-c", "trap '' HUP; \"$@\"", "sh"]], ids=["nohup", "disowned"])
-def test_under_nohup_it_goes_on_to_the_end_also_where_its_terminal_is_gone(prepared, tmp_path, before):
-    run = Run(tmp_path / "run")
-    code, done = hung_up_while_training(prepared, run, before)
+@pytest.mark.parametrize("way", ["nohup", "disowned"])
+def test_under_nohup_it_goes_on_to_the_end_also_where_its_terminal_is_gone(prepared, tmp_path, way):
+    run, command = Run(tmp_path / "run"), ["nohup", sys.executable, "-c", "from tunesmith.cli import main; main()"]
+    code, done = hung_up_while_training(prepared, run, command if way == "nohup" else (), hangs_up=way == "nohup")
     record = read_record(run.adapter)
     assert code == 0 and record is not None
     assert record.counts["steps"] == record.counts["planned_steps"] > done + 20, "it was over before the hang-up"
     assert record.counts["interruptions"] == 0
-    log = tmp_path / "nohup.out"
-    assert not log.exists() or "going on" not in log.read_text()
+    assert way != "nohup" or "going on" not in Path("nohup.out").read_text()

@@ -19,7 +19,8 @@ from tunesmith.inference.engine import Engine
 from tunesmith.proof import gguf as proof
 from tunesmith.proof.gguf import Prefix, check_equal, divergence, pick_prefixes, prove_gguf
 from tunesmith.recipe import ChatConfig, Recipe
-from tunesmith.release.export import export, export_base
+from tunesmith.release.base_gguf import export_base
+from tunesmith.release.export import export
 from tunesmith.release.merge import merge_weights
 from tunesmith.runs import Run, commit_stage
 from tunesmith.tokens.prepare import prepare

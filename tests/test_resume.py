@@ -3,12 +3,11 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
+import kill_worker
 import pytest
 import torch
+from forked import forked
 from kill_worker import RECIPE
 from safetensors.torch import load_file
 from training_runs import prepare_rows, recipe_with
@@ -53,12 +52,10 @@ def history(run):
 
 def test_killed_at_random_moments_the_bits_are_the_same(base, whole, tmp_path):
     runs = [prepare_rows(tmp_path / f"run{number}", base.folder) for number in range(RUNS)]
-    paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-W", "error", str(Path(__file__).parent / "kill_worker.py"), str(base.folder)]
-    command += [str(KILLS), *(str(run.path) for run in runs)]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    folders = [run.path for run in runs]
+    with forked(tmp_path / "output", base.folder, KILLS, *folders, of=kill_worker.main) as killer:
+        assert killer.wait() == 0, killer.stderr
+        report = json.loads(killer.stdout)
     assert report["killed"] >= KILLS and len(report["steps"]) >= 5, report  # and not all at one place
     for run in runs[: len(report["ended"])]:
         assert report["ended"][str(run.path)] == 0, (run.path / "log.txt").read_text()

@@ -14,7 +14,7 @@ from tunesmith.files import fingerprint
 from tunesmith.inference.child import Child
 from tunesmith.machine import processor, versions
 from tunesmith.recipe import Recipe
-from tunesmith.release.export import export_base
+from tunesmith.release.base_gguf import export_base
 from tunesmith.runs import Record, Run, commit_stage
 from tunesmith.weights.cache import cache_folder, made_once
 from tunesmith.weights.locate import LocatedBase

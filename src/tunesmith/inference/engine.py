@@ -95,6 +95,7 @@ class Engine:
                 fix="make it again with `tunesmith export`, or check that it fits in memory", where=str(gguf),
             ) from error  # fmt: skip
         self.url: str = self._server.listening_address
+        self._ask("/slots")  # answered by its loop: closed before that has begun, it would wait for itself for ever
         self.vocabulary: int = self._ask("/v1/models")["data"][0]["meta"]["n_vocab"]
         self._drawn = self.tokenize("a", special=False)[-1]
 

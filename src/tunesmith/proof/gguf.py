@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from tunesmith.console import progress, warn
 from tunesmith.data.split import HELD_OUT
 from tunesmith.errors import BaseError, ProofError
+from tunesmith.gguf.metadata import read_singles
 from tunesmith.inference.engine import Engine
 from tunesmith.model.streamed import StreamedModel, roomiest
 from tunesmith.recipe import GgufType, Recipe
@@ -217,8 +218,8 @@ def check_tokens(recipe: Recipe, run: Run, file: Path, engine: Engine) -> int:
     Returns how many tokens of held-out conversations were compared. Raises ProofError with the first difference.
     """
     tokenizer = load_tokenizer(run.model)
-    fields, keys = gguf.GGUFReader(file).fields, (gguf.Keys.Tokenizer.EOS_ID, gguf.Keys.Tokenizer.EOT_ID)
-    _same([end_of_turn_id(tokenizer)], [fields[key].contents() for key in keys if key in fields][-1:], "stop token")
+    said, keys = read_singles(file), (gguf.Keys.Tokenizer.EOS_ID, gguf.Keys.Tokenizer.EOT_ID)
+    _same([end_of_turn_id(tokenizer)], [said[key] for key in keys if key in said][-1:], "stop token")
     bare, started = tokenizer("A text", add_special_tokens=False)["input_ids"], tokenizer("A text")["input_ids"]
     _same(started, engine.tokenize("A text"), "'A text', with the start token that add_bos_token says")
     bos = tokenizer.bos_token if started[1:] == bare else ""  # llama.cpp adds it, so it must not be in the text too

@@ -18,7 +18,7 @@ from tunesmith.gguf.read import convert
 from tunesmith.inference.child import Child
 from tunesmith.machine import free_memory_bytes
 from tunesmith.recipe import Recipe
-from tunesmith.release.export import export_base
+from tunesmith.release.base_gguf import export_base
 from tunesmith.runs import Run
 from tunesmith.study.named import BASE, first_run, named_once
 from tunesmith.weights.locate import locate_base
