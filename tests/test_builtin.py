@@ -4,6 +4,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from gguf_reader import reader_of
 from transformers import AutoModelForCausalLM
 
 from tunesmith.gguf.read import convert
@@ -49,7 +50,7 @@ def test_tokens_are_those_of_llama_cpp(builtin_base, engine, hard_texts):
 
 
 def test_weights_are_bit_for_bit_what_gguf_dequantises(builtin_base, gguf_file):
-    reader = gguf.GGUFReader(gguf_file)
+    reader = reader_of(gguf_file)
     index = read_index(builtin_base.folder)
     assert len(index) == len(reader.tensors) and "lm_head.weight" not in index
     ours = [(info.dtype, sorted(info.shape)) for info in index.values()]

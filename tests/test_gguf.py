@@ -6,6 +6,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from gguf_reader import fields_of
 from safetensors.torch import load_file, save_file
 from tiny import save_base
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -28,10 +29,6 @@ LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq
 
 def edit(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def fields_of(path):
-    return {name: field.contents() for name, field in gguf.GGUFReader(path).fields.items()}
 
 
 @pytest.mark.parametrize("tied", [True, False])

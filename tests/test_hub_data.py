@@ -6,7 +6,11 @@ import subprocess
 import sys
 
 import pytest
+from forked import forked
 from hub_server import HubServer
+
+from tunesmith.data.read import conversations
+from tunesmith.recipe import Source
 
 FIRST, SECOND = "b" * 40, "c" * 40
 TOKEN = "hf_secretsecretsecret"
@@ -116,12 +120,15 @@ def test_each_way_to_fail_says_what_to_do(hub, tmp_path, source, refusal, parts)
     assert not [part for part in parts if part not in said], said
 
 
+def read_without_datasets(path):
+    """Print whether a file was read in a process that never imported `datasets`, though it has every stage."""
+    rows = list(conversations(Source(path=path)))
+    print(len(rows), "datasets" in sys.modules, "tunesmith.tokens.prepare" in sys.modules)
+
+
 def test_a_local_file_needs_no_datasets(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text('{"prompt": "q", "completion": "a"}')
-    code = (
-        "import sys; from tunesmith.tokens.prepare import prepare; from tunesmith.data.read import conversations; "
-        f"from tunesmith.recipe import Source; list(conversations(Source(path={str(path)!r}))); "
-        "sys.exit('datasets' in sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    with forked(tmp_path / "output", path, of=read_without_datasets) as child:
+        assert child.wait() == 0, child.stderr
+        assert child.stdout == "1 False True\n"

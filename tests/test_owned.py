@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked import forked
 from tiny import write_rows
 
 from tunesmith import past
@@ -79,10 +80,11 @@ def test_nor_is_one_without_a_recipe_whose_data_folder_was_lost_before(project):
     assert tree(project) == before
 
 
-def test_a_run_in_a_folder_of_its_own_leaves_the_project_as_it_is(project):
+def test_a_run_in_a_folder_of_its_own_leaves_the_project_as_it_is(project, tmp_path, monkeypatch):
     before = tree(project)
-    done = tunesmith("prepare", "recipe.yaml", cwd=project)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(project)
+    with forked(tmp_path / "output", "prepare", "recipe.yaml") as process:
+        assert process.wait() == 0, process.stderr
     assert read_record(project / "runs" / "small" / "data").counts["read"] == 8
     assert (project / "runs" / "small" / "recipe.yaml").read_text().startswith(MADE_BY)
     shutil.rmtree(project / "runs")
