@@ -1,6 +1,7 @@
 """The machine: disk, memory, processor, versions. Limits of containers count; nothing here imports torch."""
 
 import contextlib
+import ctypes
 import os
 import platform
 import re
@@ -15,6 +16,7 @@ from tunesmith.errors import ResourceError
 
 VERSIONED = ("torch", "transformers", "tokenizers", "gguf", "xllamacpp", "numpy", "pyarrow")
 CGROUPS = Path("/sys/fs/cgroup")
+M_MMAP_THRESHOLD = -3  # its number in malloc.h of glibc
 
 
 def disk_of(folder: Path) -> Path:
@@ -89,6 +91,16 @@ def peak_memory_bytes() -> int:
             return 1024 * int(found[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak  # bytes on macOS, KiB elsewhere
+
+
+def give_back_what_is_freed() -> None:
+    """From now on, memory of 1 MB and more goes back to the system as soon as it is freed, where libc is glibc.
+
+    It keeps up to 32 MB each for later otherwise (mallopt(3), M_MMAP_THRESHOLD), and where sizes vary the holes between
+    them add up: 0.9 GB in ten layers of Llama 3.2 3B's shape.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another libc
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)
 
 
 def processor() -> str:

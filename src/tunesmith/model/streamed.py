@@ -38,6 +38,7 @@ class StreamedModel:
 
     def __init__(self, folder: Path) -> None:
         """Make the model without its weights. Raises BaseError where the folder lacks one by transformers' name."""
+        machine.give_back_what_is_freed()
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with _NoRoomForWeights():
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=PACKED)
@@ -84,7 +85,9 @@ class StreamedModel:
         lengths = tuple(map(len, rows))
         ids_T = torch.tensor(list(chain.from_iterable(rows)), device=self.device)
         positions_T = torch.cat([torch.arange(length) for length in lengths]).to(self.device)
-        return hidden_states(self.model, ids_T, positions_T, Packing(lengths, None, max(lengths)))
+        states_TD = hidden_states(self.model, ids_T, positions_T, Packing(lengths, None, max(lengths)))
+        self._room.clear()
+        return states_TD
 
     def head_pieces(self, words: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Weight [C, D] and bias [C] or None of the output layer, so many words of the vocabulary at a time."""
