@@ -46,27 +46,27 @@ class Forked:
         os.kill(self.process.pid, number)
 
 
+def command_line(*arguments):
+    from tunesmith.cli import main
+
+    sys.argv = ["tunesmith", *arguments]
+    main()
+
+
 @contextlib.contextmanager
-def forked(folder, *arguments, of=None, before=None, given=(), **environment):
+def forked(folder, *arguments, of=command_line, before=None, given=(), **environment):
     """`tunesmith ARGUMENTS`, or the function `of` with them, after `before(*given)`; killed at the end of the block."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = [str(argument) for argument in arguments]
     (folder / "stderr").write_text("")
     around = (str(folder), os.getcwd(), os.environ | environment)
-    process = SERVER.Process(target=_work, args=(*around, of or command_line, texts, before, given))
+    process = SERVER.Process(target=_work, args=(*around, of, texts, before, given))
     process.start()
     try:
         yield Forked(process, folder)
     finally:
         process.kill()
         process.join()
-
-
-def command_line(*arguments):
-    from tunesmith.cli import main
-
-    sys.argv = ["tunesmith", *arguments]
-    main()
 
 
 def _work(folder, where, environment, of, arguments, before, given):

@@ -101,6 +101,14 @@ def ask(page, question):
     answers.nth(before).wait_for()
 
 
+def wait_until(holds, else_said, limit_s=60):
+    """Wait until `holds()` is true; fail with what is then to be said."""
+    deadline = time.monotonic() + limit_s
+    while not holds():
+        assert time.monotonic() < deadline, else_said
+        time.sleep(0.02)
+
+
 def shown(page):
     """The newest answer as the page shows it; empty before its first token."""
     answer = page.get_by_label("Assistant message with actions").last.locator(".markdown-content")
@@ -113,15 +121,19 @@ def get(port, path, body=None):
         return json.loads(connection.getresponse().read())
 
 
+def idle(server):
+    return not any(slot["is_processing"] for slot in get(server, "/slots"))
+
+
 def test_page_shows_an_answer_that_ends_by_itself(page, server):
     answer = get(server, "/v1/chat/completions", {"messages": [{"role": "user", "content": "Say hello."}]})
     assert answer["choices"][0]["finish_reason"] == "stop" and answer["model"] == "sailor"
     sent = []
     page.on("request", lambda request: sent.append(request) if request.url.endswith("/completions") else None)
     ask(page, "Say hello.")
-    wanted, deadline = answer["choices"][0]["message"]["content"], time.monotonic() + 60
-    while shown(page).strip() != wanted:  # greedy in the page too: the recipe's sampling
-        assert time.monotonic() < deadline, shown(page)
+    wanted = answer["choices"][0]["message"]["content"]
+    # greedy in the page too: the recipe's sampling
+    wait_until(lambda: shown(page).strip() == wanted, "another answer than the API's")
     page.get_by_role("button", name="Stop", exact=True).wait_for(state="hidden")
     assert shown(page).strip() == wanted and "temperature" not in json.loads(sent[0].post_data)
     assert "sailor" in page.get_by_label("Assistant message with actions").last.inner_text()
@@ -129,26 +141,20 @@ def test_page_shows_an_answer_that_ends_by_itself(page, server):
 
 def test_page_streams_an_answer_and_stops_it(page, server):
     ask(page, LONG)
-    seen, deadline = [], time.monotonic() + 60
-    while len(seen) < 4:  # the text grows before our eyes
-        assert time.monotonic() < deadline, seen
-        if (text := shown(page)) and text not in seen:
-            seen.append(text)
+    seen = [""]
+    for _ in range(4):  # the text grows before our eyes
+        wait_until(lambda: shown(page) != seen[-1], seen)
+        seen.append(shown(page))
     page.get_by_role("button", name="Stop", exact=True).click()
     page.get_by_role("button", name="Stop", exact=True).wait_for(state="hidden")
     text = shown(page)
     assert all(text.startswith(earlier.rstrip()) for earlier in seen), (seen, text)
-    deadline = time.monotonic() + 10
-    while any(slot["is_processing"] for slot in get(server, "/slots")):
-        assert time.monotonic() < deadline, "the engine goes on after the stop button"
-        time.sleep(0.05)
+    wait_until(lambda: idle(server), "the engine goes on after the stop button", limit_s=10)
     time.sleep(0.3)
     assert shown(page) == text
     ask(page, "Say hello.")  # and the conversation goes on
     assert page.get_by_label("Assistant message with actions").count() == 2
-    deadline = time.monotonic() + 60
-    while not shown(page):
-        assert time.monotonic() < deadline, "no second answer"
+    wait_until(lambda: shown(page), "no second answer")
 
 
 def test_page_and_api_use_the_sampling_of_the_recipe(server):
@@ -166,8 +172,7 @@ def test_a_signal_ends_it_while_the_page_reads_an_answer(run_folder, browser, nu
         page = browser.new_page()
         page.goto(f"http://127.0.0.1:{port}/")
         ask(page, LONG)
-        while not shown(page):
-            time.sleep(0.02)
+        wait_until(lambda page=page: shown(page), "no answer")
         process.send_signal(number)
         assert process.wait(timeout=20) == 0
         assert process.stdout.read() == "" and process.stderr.read() == "stopped\n"

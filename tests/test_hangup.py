@@ -24,16 +24,16 @@ from tunesmith.training.checkpoint import damage
 LIMIT_S = 240
 
 
-def lead(terminal, command=(), hangs_up=True):
-    """Make this process the leader of a session of its own with that terminal; then be the command, if there is one."""
+def lead(terminal, way, arguments):
+    """Let this process lead a session of its own with that terminal; disowned, or under nohup, if so asked."""
     os.setsid()
     slave = os.open(terminal, os.O_RDWR)  # the leader's first terminal is the session's
     for number in range(3):
         os.dup2(slave, number)
-    if not hangs_up:
+    if way == "disowned":
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    if command:
-        os.execvp(command[0], command)
+    if way == "nohup":
+        os.execvp(way, [way, sys.executable, "-c", "from tunesmith.cli import main; main()", *arguments])
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +56,14 @@ def steps(run):
     return sum('"loss"' in line for line in run.metrics.read_text().splitlines()[:-1])
 
 
-def hung_up_while_training(prepared, run, command=(), hangs_up=True):
+def hung_up_while_training(prepared, run, way=""):
     """Train on a terminal of its own, take that away in the middle; the exit code, and the steps done till then."""
     run.path.mkdir()
     for path in (Run(prepared / "prepared").data, Run(prepared / "prepared").recipe):
         subprocess.run(["cp", "-r", str(path), str(run.path)], check=True)
     master, slave = pty.openpty()
     arguments = ("train", str(prepared / "recipe.yaml"), "--run-dir", str(run.path))
-    given = (os.ttyname(slave), [*command, *arguments] if command else [], hangs_up)
+    given = (os.ttyname(slave), way, arguments)
     with forked(run.path.parent / "output", *arguments, before=lead, given=given) as child:
         shown, deadline = b"", time.monotonic() + LIMIT_S
         while steps(run) < 3:
@@ -74,7 +74,7 @@ def hung_up_while_training(prepared, run, command=(), hangs_up=True):
                     shown += os.read(master, 1 << 16)
         os.close(slave)
         os.close(master)  # what a lost ssh does: SIGHUP to the leader, and the terminal can no longer be written
-        if command or not hangs_up:
+        if way:
             child.send_signal(signal.SIGHUP)  # and once more, to be sure that it came
         done = steps(run)
         return child.wait(LIMIT_S), done
@@ -93,8 +93,8 @@ def test_a_hang_up_saves_the_state_and_stops(prepared, tmp_path):
 
 @pytest.mark.parametrize("way", ["nohup", "disowned"])
 def test_under_nohup_it_goes_on_to_the_end_also_where_its_terminal_is_gone(prepared, tmp_path, way):
-    run, command = Run(tmp_path / "run"), ["nohup", sys.executable, "-c", "from tunesmith.cli import main; main()"]
-    code, done = hung_up_while_training(prepared, run, command if way == "nohup" else (), hangs_up=way == "nohup")
+    run = Run(tmp_path / "run")
+    code, done = hung_up_while_training(prepared, run, way)
     record = read_record(run.adapter)
     assert code == 0 and record is not None
     assert record.counts["steps"] == record.counts["planned_steps"] > done + 20, "it was over before the hang-up"

@@ -6,7 +6,6 @@ Llama 3.2 3B has in fp32 are computed in two.
 Shapes: T tokens of all rows, D hidden width, C words of the vocabulary at a time.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain
@@ -47,7 +46,6 @@ class StreamedModel:
         self._head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
         self._layers = {layer: self._places(layer.modules()) for layer in decoder_layers(model)}
         inside = {self._head, embedding, *(owner for places in self._layers.values() for owner, _, _ in places)}
-        self._room: defaultdict[tuple[int, ...], list[Tensor]] = defaultdict(list)
         self._rest = self._places(module for module in model.modules() if module not in inside)
         self._words = self._info(embedding, "weight")
         tied = self._head.weight is embedding.weight and f"{self._names[self._head]}.weight" not in self._infos
@@ -85,9 +83,7 @@ class StreamedModel:
         lengths = tuple(map(len, rows))
         ids_T = torch.tensor(list(chain.from_iterable(rows)), device=self.device)
         positions_T = torch.cat([torch.arange(length) for length in lengths]).to(self.device)
-        states_TD = hidden_states(self.model, ids_T, positions_T, Packing(lengths, None, max(lengths)))
-        self._room.clear()
-        return states_TD
+        return hidden_states(self.model, ids_T, positions_T, Packing(lengths, None, max(lengths)))
 
     def head_pieces(self, words: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Weight [C, D] and bias [C] or None of the output layer, so many words of the vocabulary at a time."""
@@ -113,15 +109,11 @@ class StreamedModel:
         return nn.Parameter(read_f32(info, 0, info.shape[0], self.device), requires_grad=False)
 
     def _fill(self, layer: nn.Module, arguments: Any) -> None:
-        """Read a layer's weights, into the room that the layer before had: freed, it would not all be used again."""
         for owner, name, info in self._layers[layer]:
-            read = read_f32(info, 0, info.shape[0], self.device)
-            room = self._room[info.shape].pop().copy_(read) if self._room[info.shape] else read
-            setattr(owner, name, nn.Parameter(room, requires_grad=False))
+            setattr(owner, name, self._parameter(info))
 
     def _empty(self, layer: nn.Module, arguments: Any, output: Any) -> None:
         for owner, name, info in self._layers[layer]:
-            self._room[info.shape].append(getattr(owner, name).data)
             setattr(owner, name, nn.Parameter(torch.empty(info.shape, device=META), requires_grad=False))
 
     def _read_words(self, embedding: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
