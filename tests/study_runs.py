@@ -6,7 +6,7 @@ from training_runs import prepare_rows
 
 from tunesmith.decides import adapter_needs, data_settings, evaluation_needs, gguf_needs, model_needs
 from tunesmith.evaluation.speeds import SPEEDS, summary
-from tunesmith.files import write_file
+from tunesmith.files import digest_folder, write_file
 from tunesmith.recipe_file import dump_recipe
 from tunesmith.runs import Proof, commit_stage
 
@@ -77,12 +77,8 @@ def change_json(path, **values):
     held = json.loads(path.read_text()) | values
     path.write_text(json.dumps({name: value for name, value in held.items() if value is not None}))
     change(
-        path.parent, lambda record: {"outputs": record["outputs"] | {path.name: {"sha256": "", "bytes": size(path)}}}
+        path.parent, lambda record: {"outputs": record["outputs"] | {path.name: digest_folder(path.parent)[path.name]}}
     )
-
-
-def size(path):
-    return path.stat().st_size
 
 
 def _adapter(draft, loss):

@@ -1,5 +1,6 @@
 """The command line: wrong arguments, error texts and exit codes, what stands is skipped at once."""
 
+import errno
 import fcntl
 import os
 import signal
@@ -13,7 +14,7 @@ from forked import forked
 from small_project import write_project
 from tiny import write_rows
 
-from tunesmith import __version__
+from tunesmith import __version__, cli
 from tunesmith.decides import as_begun, stands
 from tunesmith.errors import BaseError, DataError, ProofError, RecipeError, ResourceError, ResumeError
 from tunesmith.gguf.read import convert
@@ -91,6 +92,25 @@ def test_wrong_arguments_end_with_2_and_a_hint(arguments, said, tmp_path):
     done = tunesmith(*arguments, cwd=tmp_path)
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.EROFS, "may not be written"), (errno.ENOTDIR, "is in the way"), (errno.EISDIR, "is in the way"),
+        (errno.EIO, "could not be written or read: its drive fails"), (errno.ENOTCONN, "could not be written or read: its drive fails"),
+        (errno.ENAMETOOLONG, "has a name that is too long"), (errno.ELOOP, "is a link that leads back to itself"),
+    ],
+)  # fmt: skip
+def test_what_the_system_refuses_is_said_with_its_file(monkeypatch, capsys, number, said):
+    def refused():
+        raise OSError(number, os.strerror(number), "/drive/run/file")
+
+    monkeypatch.setattr(cli, "app", refused)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    error = capsys.readouterr().err
+    assert ended.value.code == 7 and f"error: /drive/run/file {said}" in error and "\n  fix: " in error
 
 
 def test_version_and_every_verb_in_the_help():

@@ -125,9 +125,10 @@ def test_quartiles():
     ],
 )
 def test_speeds_of_two_sessions_are_not_comparable(own, tmp_path, changed, why):
-    change_json(own / "fast" / "evaluation" / "scores.json", **changed)
+    change_json(own / "fast" / "evaluation" / "scores.json", **changed, peak_memory_bytes=300_000_000)
     page = report(own, ["good", "fast"], tmp_path / "report.html")
-    assert "speed, not comparable" in page and f"Speeds are not comparable: they were measured {why}" in page
+    assert f"Speeds and memory are not comparable: they were measured {why}" in page
+    assert "speed, not comparable" in page and ">300 MB<" in page
     assert set(best_of(page)) == {"held-out loss, nats", "bits per byte"} and ">90<" in page
 
 
@@ -234,13 +235,34 @@ def test_what_is_gone_is_left_out(own, tmp_path, gone):
     assert ("Held-out losses are not comparable" in page) == (gone == "data")
 
 
-@pytest.mark.parametrize("name", ["scores.json", "answers.jsonl", "base-scores.json"])
-def test_what_is_damaged_is_named_with_the_fix(own, tmp_path, name):
-    path = own / "good" / "evaluation" / name
+@pytest.mark.parametrize("name", ["evaluation/scores.json", "evaluation/answers.jsonl", "evaluation/base-scores.json",
+                                  "data/tokens.npy", "data/offsets.npy"])  # fmt: skip
+def test_what_is_not_as_it_was_written_is_named_with_the_fix(own, tmp_path, name):
+    path = own / "good" / name
     path.write_bytes(b"{" * path.stat().st_size)
-    with pytest.raises(ResumeError, match=rf"{name}.* is damaged") as caught:
+    with pytest.raises(ResumeError, match=rf"{name} is not as it was written") as caught:
         report(own, ["good", "base"], tmp_path / "report.html")
-    assert "tunesmith run" in caught.value.fix
+    verb = {"data": "prepare", "evaluation": "evaluate"}[path.parent.name]
+    assert f"delete {path.parent}, type `tunesmith {verb} {own / 'good'}`" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"F16": []}', '{"F16": {"bytes": "many"}}', '{"F16": {"against_model": {"mean_kl": "no"}}}',
+             '{"F16": {"tensor_types": 3}}', "\xff", "[" * 9000]
+)  # fmt: skip
+def test_a_damaged_proof_is_named_with_the_fix(own, tmp_path, text):
+    (own / "good" / "gguf" / "proof.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ResumeError, match=r"proof\.json is damaged: .") as caught:
+        report(own, ["good", "base"], tmp_path / "report.html")
+    assert f"type `tunesmith export {own / 'good'}`" in caught.value.fix
+
+
+@pytest.mark.parametrize("name", ["held_out_loss", "bits_per_byte", "tokens", "train_seconds",
+                                  "bits_per_byte_definition"])  # fmt: skip
+def test_a_count_that_is_no_number_is_named(own, tmp_path, name):
+    change(own / "good" / "adapter", lambda record: {"counts": record["counts"] | {name: "value"}})
+    with pytest.raises(ResumeError, match=r"record.json is damaged: .* is 'value', no number"):
+        report(own, ["good"], tmp_path / "report.html")
 
 
 @pytest.mark.parametrize("field", ["spread", "processor", "threads", "xllamacpp", "session", "measured_at", "gguf",
@@ -267,6 +289,22 @@ def test_a_cut_last_line_of_the_metrics_is_left_out(own, tmp_path):
     with (own / "good" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 11, "lo')
     assert "Learning curves" in report(own, ["good"], tmp_path / "report.html")
+
+
+def test_a_damaged_line_of_the_metrics_is_named_and_left_out(own, tmp_path):
+    path = own / "good" / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:3], b'{"step": 3, "lo', *lines[3:], b"\xff\xfe\n"]))
+    page = report(own, ["good"], tmp_path / "report.html")
+    assert "metrics.jsonl: line 4 is damaged" in page and "and 1 more; they are left out" in page
+    [good] = read_models([str(own / "good")], None)
+    assert [line["step"] for line in good.metrics] == [
+        0,
+        1,
+        2,
+        *range(4, 11),
+        10,
+    ]  # the half line took the next one with it
 
 
 def test_what_is_missing_is_named_with_the_command(runs, tmp_path):

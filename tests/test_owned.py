@@ -13,11 +13,12 @@ from tiny import write_rows
 
 from tunesmith import past
 from tunesmith.errors import RecipeError, ResumeError
-from tunesmith.files import DRAFT, GONE, OLD, RECORD, commit_folder, sweep
+from tunesmith.files import DRAFT, GONE, OLD, RECORD, commit_folder, sweep, write_user_file
 from tunesmith.pipeline import locked, run_stages
 from tunesmith.recipe_file import read_recipe
 from tunesmith.runs import MADE_BY, Run, checkpoint_folders, commit_stage, read_record, write_manifest
 from tunesmith.stages import STAGES
+from tunesmith.starter import Answers, write_starter
 from tunesmith.study.compare import compare
 from tunesmith.tokens.prepare import prepare
 
@@ -289,6 +290,27 @@ def test_a_report_does_not_replace_a_file_of_the_users(tmp_path, name):
     put(tmp_path, "report.html", text="<title>a, b: tunesmith report</title>")
     with pytest.raises(ResumeError, match="is no run folder"):  # one of ours is made again
         compare(["run"], tmp_path / "report.html")
+
+
+def test_a_report_below_a_file_is_refused_at_once(tmp_path):
+    put(tmp_path, "thesis.html")
+    with pytest.raises(RecipeError, match=r"cannot be written: .*thesis.html is no folder"):
+        compare(["run"], tmp_path / "thesis.html" / "more" / "report.html")
+
+
+@pytest.mark.parametrize("stands", [False, True])
+def test_what_is_written_among_files_of_the_users_touches_no_other_and_leaves_a_link_one(tmp_path, stands):
+    put(tmp_path, ".page.html.draft", ".recipe.yaml.draft", ".schema.json.draft", "elsewhere/notes.txt")
+    (tmp_path / "page.html").symlink_to(tmp_path / "elsewhere" / "real.html")
+    (tmp_path / "schema.json").symlink_to(tmp_path / "elsewhere" / "schema.json")
+    if stands:
+        put(tmp_path, "elsewhere/real.html", text="old")
+    before = tree(tmp_path)
+    write_user_file(tmp_path / "page.html", "new")
+    assert write_starter(tmp_path / "recipe.yaml", Answers()) == [tmp_path / "recipe.yaml"]
+    made = {name: found for name, found in tree(tmp_path).items() if found != before.get(name)}
+    assert (tmp_path / "page.html").is_symlink() and made.pop("page.html") == made.pop("elsewhere/real.html") == b"new"
+    assert list(made) == ["recipe.yaml"] and (tmp_path / "schema.json").is_symlink()
 
 
 def test_a_proof_that_is_done_later_in_a_run_of_version_0_1_is_remembered(tmp_path):

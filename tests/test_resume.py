@@ -14,6 +14,8 @@ from training_runs import prepare_rows, recipe_with
 
 from tunesmith.runs import Run
 from tunesmith.training import loop
+from tunesmith.training.metrics import Metrics
+from tunesmith.training.state import Progress
 from tunesmith.training.stop import Paused, signals_heeded
 from tunesmith.training.train import train
 from tunesmith.weights.locate import LocatedBase
@@ -85,6 +87,22 @@ def test_told_to_stop_inside_accumulation(base, whole, tmp_path, monkeypatch, nu
     monkeypatch.undo()
     train(recipe_with(**RECIPE), run, base)
     same(run, whole)
+
+
+BAD_LINES = [b"\xff\x00 bytes", b"[]", b'{"loss": 2.0}', b'{"step": "2"}', b'{"step": 2, "loss": "low"}', b"[" * 9000]
+
+
+@pytest.mark.parametrize("bad", BAD_LINES)
+def test_a_damaged_metrics_line_is_named_and_the_others_are_kept(base, whole, tmp_path, capsys, bad):
+    run = Run(tmp_path / "run")
+    run.path.mkdir()
+    lines = whole.metrics.read_bytes().splitlines(keepends=True)
+    run.metrics.write_bytes(damaged := b"".join([*lines[:2], bad + b"\n", *lines[2:], b'{"step"']))
+    Metrics(run.metrics).cut_back(Progress(step=10**6, evaluated_step=10**6))
+    assert run.metrics.read_bytes() == whole.metrics.read_bytes()
+    [aside] = run.path.glob(".damaged-metrics.jsonl-*")
+    said = capsys.readouterr().err
+    assert aside.read_bytes() == damaged and "metrics.jsonl: line 3 is damaged" in said and aside.name in said
 
 
 def test_torn_newest_checkpoint_falls_back(base, whole, tmp_path, capsys):

@@ -14,7 +14,7 @@ from tunesmith import cli
 from tunesmith.errors import ResourceError, ResumeError
 from tunesmith.files import RECORD, commit_folder, digest_folder, fingerprint, full_disk_named, sweep, write_file
 from tunesmith.machine import need_disk
-from tunesmith.pipeline import run_stages
+from tunesmith.pipeline import locked, run_stages
 from tunesmith.recipe_file import read_recipe
 from tunesmith.runs import Run, commit_stage, output_digest, read_record, write_manifest
 from tunesmith.stages import STAGES, stage_of
@@ -60,6 +60,51 @@ def test_a_damaged_record_is_said(tmp_path):
     with pytest.raises(ResumeError, match="is damaged") as caught:
         read_record(tmp_path / "data")
     assert "delete" in caught.value.fix and caught.value.exit_code == 5
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("counts", [], "counts"),
+        ("outputs", {"a": {"bytes": 1}}, "outputs"),
+        ("inputs", {"base": 1}, "inputs.base"),
+        ("proofs", [{"name": "equal", "value": "text", "limit": 1, "positions": 2}], "proofs.0.value"),
+        ("proofs", [{"value": 0}], "proofs.0.name"),
+        ("stage", None, "stage"),
+    ],
+)
+def test_a_record_with_other_values_is_damaged(tmp_path, field, value, said):
+    commit_stage(tmp_path / "data", {}, {}, writes("hello"))
+    record = tmp_path / "data" / RECORD
+    record.write_text(json.dumps(json.loads(record.read_text()) | {field: value}))
+    with pytest.raises(ResumeError, match=f"record.json is damaged: {said}"):
+        read_record(tmp_path / "data")
+
+
+@pytest.mark.parametrize("text", [b"[]", b"\xff", b"[" * 9000, b"1" * 5000, b""])
+def test_nor_is_any_other_text_a_record(tmp_path, text):
+    commit_stage(tmp_path / "data", {}, {}, writes("hello"))
+    (tmp_path / "data" / RECORD).write_bytes(text)
+    with pytest.raises(ResumeError, match="is damaged"):
+        read_record(tmp_path / "data")
+
+
+def test_a_folder_in_the_place_of_a_record_is_said(tmp_path):
+    (tmp_path / "data" / RECORD).mkdir(parents=True)
+    with pytest.raises(ResumeError, match="is damaged"):
+        read_record(tmp_path / "data")
+
+
+@pytest.mark.parametrize("name", [".lock", "recipe.yaml", "metrics.jsonl", "loss.png", "report.html", "manifest.json"])
+def test_a_folder_where_a_file_belongs_is_refused_before_the_work(tmp_path, name):
+    run = Run(tmp_path / "run")
+    (run.path / name).mkdir(parents=True)
+    with pytest.raises(ResumeError, match=f"{name} is not a file"), locked(run):
+        pass
+    (run.path / name).rmdir()
+    run.checkpoints.write_text("the user's own")
+    with pytest.raises(ResumeError, match="checkpoints is not a folder"), locked(run):
+        pass
 
 
 def replaces(target):
@@ -123,7 +168,10 @@ def test_a_file_too_large_for_its_place_and_a_place_that_is_read_only(tmp_path, 
     assert ended.value.code == 7 and "error: /input/run/.lock may not be written" in said and "--run-dir" in said
 
 
-@pytest.mark.parametrize(("name", "stage"), [("tokens.npy", "train"), ("adapter_model.safetensors", "merge")])
+@pytest.mark.parametrize(("name", "stage"), [
+    ("tokens.npy", "train"), ("adapter_model.safetensors", "merge"), ("adapter_config.json", "merge"),
+    ("tokenizer.json", "export"), ("config.json", "export"),
+])  # fmt: skip
 def test_nothing_is_made_from_a_file_that_is_not_as_it_was_written(tmp_path, tiny_base, name, stage):
     recipe, run = read_recipe(write_project(tmp_path, tiny_base)), Run(tmp_path / "run")
     before = STAGES[: STAGES.index(stage_of(stage))]
@@ -133,7 +181,9 @@ def test_nothing_is_made_from_a_file_that_is_not_as_it_was_written(tmp_path, tin
     path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
     with pytest.raises(ResumeError, match=rf"{name} is not as it was written") as caught:
         run_stages(recipe, run, [stage_of(stage)])
-    assert f"delete {path.parent}" in caught.value.fix and not (run.path / stage_of(stage).folder).exists()
+    verb = before[-1].verb
+    assert f"delete {path.parent}, type `tunesmith {verb} {run.path}`" in caught.value.fix
+    assert not (run.path / stage_of(stage).folder).exists()
     path.write_bytes(whole)
     assert run_stages(recipe, run, [stage_of(stage)]).done
 

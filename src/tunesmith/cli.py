@@ -19,6 +19,20 @@ app = typer.Typer(
     name="tunesmith", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True
 )  # plain help: loading rich for it costs more than everything else here
 INTERRUPTED = 130
+_PERMISSIONS = ("may not be written or read", "change its permissions, or put the run elsewhere with --run-dir")
+_OTHER_KIND = ("is in the way: a file stands where a folder belongs, or the other way round", "move it elsewhere")
+_DRIVE = (
+    "could not be written or read: its drive fails or is gone",
+    "mount or mend it and type the same again; what was committed before is whole",
+)
+REFUSED = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _PERMISSIONS),
+    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST), _OTHER_KIND),
+    **dict.fromkeys((errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.ENODEV), _DRIVE),
+    errno.ENAMETOOLONG: ("has a name that is too long for its drive", "choose a shorter one"),
+    errno.ELOOP: ("is a link that leads back to itself", "remove it"),
+}
+"""What the system may refuse to do with a file: what to say of it, and the fix."""
 
 Target = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, or the folder of a run.")]
 Changes = Annotated[
@@ -39,10 +53,10 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno not in REFUSED:
             raise
-        fix = "change its permissions, or put the run elsewhere with --run-dir"
-        print(f"error: {error.filename} may not be written or read\n  fix: {fix}", file=sys.stderr)
+        what, fix = REFUSED[error.errno]
+        print(f"error: {error.filename or 'a file'} {what}\n  fix: {fix}", file=sys.stderr)
         sys.exit(ResourceError.exit_code)
     except SystemExit as end:
         if end.code == INTERRUPTED and not isinstance(end, PausedExit):  # train says itself where it paused

@@ -10,11 +10,13 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import ProofError, ResourceError, ResumeError
+from tunesmith.json_file import json_object
 
 RECORD, DIGESTS, PROOFS, FINISHED = "record.json", "digests.json", "proof.json", ".finished.json"
 SAID_OF_FILES = (RECORD, DIGESTS, PROOFS, FINISHED)
@@ -149,9 +151,12 @@ def finished(draft: Path) -> dict[str, dict[str, Any]]:
 
 
 def _note(draft: Path) -> dict[str, Any]:
+    """What is noted of a draft; nothing where that cannot be read: its files are then made anew."""
     try:
-        return dict(json.loads((draft / FINISHED).read_text()))
-    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
+        note = json_object((draft / FINISHED).read_bytes())
+        whole = all({"digest", "facts"} <= file.keys() for file in note["files"].values())
+        return note if whole else {}
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, TypeError, KeyError, AttributeError):
         return {}
 
 
@@ -223,18 +228,30 @@ def remove(path: Path) -> None:
 
 
 def write_file(target: Path, content: str | bytes) -> None:
-    """Create or replace one file completely or not at all, also when the power goes out."""
-    draft = beside(target, DRAFT)
+    """Create or replace one file completely or not at all, also when the power goes out.
+
+    For a folder of ours: what has the draft's name there is of no use.
+    """
+    _write_file(target, beside(target, DRAFT), content)
+
+
+def write_user_file(target: Path, content: str | bytes) -> None:
+    """As `write_file`, in a folder of the user's: nothing there but `target` is touched, and a link stays one."""
+    target = Path(os.path.realpath(target))
+    _write_file(target, beside(target, f"{uuid.uuid4().hex[:8]}.{DRAFT}"), content)
+
+
+def _write_file(target: Path, draft: Path, content: str | bytes) -> None:
     with full_disk_named(target):
         make_folder(target.parent)
         try:
             draft.write_bytes(content.encode() if isinstance(content, str) else content)
             flush(draft)
+            draft.rename(target)
         except OSError:
             with contextlib.suppress(OSError):
                 draft.unlink(missing_ok=True)  # a full disk has no room for it
             raise
-        draft.rename(target)
         flush(target.parent)
 
 

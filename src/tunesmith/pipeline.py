@@ -151,7 +151,7 @@ def locked(run: Run) -> Iterator[None]:
             make_folder(run.path)
             lock.acquire()
     except filelock.Timeout as error:
-        other = run.lock.read_text().strip()
+        other = run.lock.read_text(errors="replace").strip()
         raise ResumeError(
             f"process {other or 'unknown'} is already working in this run folder",
             fix="wait for it or stop it, or put this run elsewhere with --run-dir",

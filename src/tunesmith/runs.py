@@ -10,9 +10,11 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from tunesmith import __version__, past
 from tunesmith.errors import ResumeError
@@ -33,6 +35,7 @@ from tunesmith.files import (
     sweep,
     write_file,
 )
+from tunesmith.json_file import json_object
 from tunesmith.machine import versions
 from tunesmith.recipe import Recipe, without_defaults
 from tunesmith.recipe_file import dump_recipe, lasting
@@ -44,7 +47,7 @@ CHECKPOINT = re.compile(r"step-(\d+)")
 LEFT = re.compile(rf"\.(step-\d+)\.(?:{DRAFT}|{OLD}|{GONE})")
 """What a killed save of a checkpoint leaves."""
 ELSEWHERE = "put the run elsewhere: --run-dir takes a new or an empty folder, and without it the run is in runs/NAME"
-NO_RECORD = (ValueError, TypeError, KeyError, AttributeError)
+NO_RECORD = (ValueError, TypeError, KeyError, AttributeError, IsADirectoryError)
 """What reading a record.json that is none of ours ends with."""
 
 
@@ -96,6 +99,9 @@ class Record:
         return [proof for proof in self.proofs if proof.skipped_because]
 
 
+RECORDS = TypeAdapter(Record)
+
+
 class Run:
     """Names inside one run folder."""
 
@@ -119,7 +125,7 @@ class Run:
         if self.recipe.exists() and not self._made_recipe():
             raise ResumeError(f"{self.recipe} was not made by tunesmith and is not replaced", fix=ELSEWHERE)
         text = f"{MADE_BY}{__version__}\n" + dump_recipe(lasting(recipe, self._file) if self._file else recipe)
-        if not self.recipe.exists() or self.recipe.read_text() != text:
+        if not self.recipe.exists() or self.recipe.read_text(errors="replace") != text:
             write_file(self.recipe, text)
 
     @property
@@ -138,6 +144,7 @@ class Run:
             return
         if not self.path.is_dir():
             raise ResumeError(f"{self.path} is a file, so it cannot be a run folder", fix=ELSEWHERE)
+        self._refuse_other_kinds()
         if self.recipe.exists():
             if not self._made_recipe():
                 fix = f"{ELSEWHERE}; to use this recipe, name the file: {self.recipe}"
@@ -159,6 +166,13 @@ class Run:
                 f"{', '.join(others[:3])}{more}", fix=ELSEWHERE
             )  # fmt: skip
 
+    def _refuse_other_kinds(self) -> None:
+        """Raise ResumeError if a folder stands where a file belongs, or the other way round."""
+        for path in (*self.files, self.lock, self.checkpoints):
+            wanted = "a folder" if path == self.checkpoints else "a file"
+            if path.exists() and path.is_dir() != (path == self.checkpoints):
+                raise ResumeError(f"{path} is not {wanted}, and tunesmith keeps {wanted} there", fix=ELSEWHERE)
+
     def _made_recipe(self) -> bool:
         """Whether recipe.yaml is ours: by its first line, or, as version 0.1 wrote none, by its form and what lies
         beside it; a lock alone says nothing of a recipe that somebody wrote.
@@ -172,7 +186,7 @@ class Run:
     def _made_manifest(self) -> bool:
         try:
             text = self.manifest.read_text()
-            files = json.loads(text)["files"]
+            files = json_object(text)["files"]
             listed = bool(files) or text == _manifest_text({})  # of a prepare that failed
             return listed and all({"sha256", "bytes"} <= entry.keys() for entry in files.values())
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
@@ -221,15 +235,26 @@ def refuse_damaged(folder: Path) -> None:
     for name, output in record.outputs.items() if record else ():
         if name not in SAID_OF_FILES and digest_file(folder / name) != output["sha256"]:
             what = f"{folder / name} is not as it was written, so nothing is made from it"
-            raise ResumeError(what, fix=f"delete {folder} and type the same again: it is made anew")
+            raise ResumeError(what, fix=made_anew(folder))
+
+
+def made_anew(folder: Path) -> str:
+    """The fix for a damaged file in a stage's folder."""
+    verb = next(stage.verb for stage in STAGES if stage.folder == folder.name)
+    return f"delete {folder}, type `tunesmith {verb} {folder.parent}`, which makes it anew, and then the same again"
 
 
 def _parsed(folder: Path) -> Record:
     """The record in a folder. Raises OSError if there is none, one of NO_RECORD if it is none of ours."""
-    raw = past.record_as_now(json.loads((folder / RECORD).read_text()))
-    known = {field.name: raw[field.name] for field in fields(Record) if field.name in raw}
-    proofs = tuple(Proof(**proof) for proof in raw["proofs"])
-    return Record(**known | {"outputs": dict(raw["outputs"]), "proofs": proofs})
+    raw = past.record_as_now(json_object((folder / RECORD).read_bytes()))
+    try:
+        record = RECORDS.validate_python(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    if not all({"sha256", "bytes"} <= output.keys() for output in record.outputs.values()):
+        raise ValueError("outputs: one has no digest or no size")
+    return record
 
 
 def is_own(folder: Path) -> bool:

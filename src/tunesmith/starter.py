@@ -1,12 +1,13 @@
 """VERB init: a commented starter recipe after a few questions."""
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import typer
 
 from tunesmith.errors import RecipeError
-from tunesmith.files import write_file
+from tunesmith.files import write_user_file
 from tunesmith.recipe_file import read_recipe, schema_text
 
 SMALL, LLAMA = "builtin:smollm2-135m-instruct", "meta-llama/Llama-3.2-1B-Instruct"
@@ -73,23 +74,23 @@ def write_starter(path: Path, answers: Answers) -> list[Path]:
 
     Raises RecipeError if the recipe's file exists, or if an answer makes no valid recipe.
     """
-    if path.exists():
+    if os.path.lexists(path):
         raise RecipeError(
             f"{path} exists already and is not overwritten", fix="name another file: tunesmith init NAME.yaml"
         )
     quoted = replace(answers, base=_quoted(answers.base), data=_quoted(answers.data))
     train = GPU if answers.gpu else CPU
     text = TEMPLATE.format(file=path, name=_quoted(quoted.name), base=quoted.base, data=quoted.data, train=train)
-    write_file(path, text)
+    write_user_file(path, text)
     try:
         read_recipe(path)
     except RecipeError:
         path.unlink()  # only the file this call made
         raise
     schema = path.with_name("schema.json")
-    if schema.exists():
+    if os.path.lexists(schema):
         return [path]
-    write_file(schema, schema_text())
+    write_user_file(schema, schema_text())
     return [path, schema]
 
 

@@ -2,8 +2,9 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,19 @@ def export(recipe: Recipe, run: Run, base: LocatedBase) -> tuple[Record, bool]:
     """
     types: list[GgufType] = ["F16", *(kind for kind in recipe.export.gguf if kind != "F16")]
     names = {kind: run.gguf_file(recipe.name, kind).name for kind in types}
-    stop = end_of_turn_id(load_tokenizer(run.model))
-    about = About(recipe.name, base.name, base.licence, recipe.chat, end_of_turn=stop)
     written: dict[str, dict[str, Any]] = {}
+
+    @cache
+    def about() -> About:  # only of a model that is as it was written, which commit_stage sees to
+        stop = end_of_turn_id(load_tokenizer(run.model))
+        return About(recipe.name, base.name, base.licence, recipe.chat, end_of_turn=stop)
 
     def work(draft: Path) -> dict[str, Any]:
         left = [kind for kind in types if names[kind] not in finished(draft)]
         need_disk(run.path, sum(expected_bytes(run.model, kind) for kind in left), "export")
         for kind in types:
             if kind in left:
-                _write(run.model, draft / names[kind], kind, about)
+                _write(run.model, draft / names[kind], kind, about())
             else:
                 say(f"export: {names[kind]} was finished before")
             written[kind] = finished(draft)[names[kind]]["facts"]
@@ -70,14 +74,14 @@ def _write(model: Path, path: Path, kind: GgufType, about: About) -> None:
 
 
 @contextmanager
-def _with_f16(run: Run, folder: Path, name: str, about: About) -> Iterator[Path]:
+def _with_f16(run: Run, folder: Path, name: str, about: Callable[[], About]) -> Iterator[Path]:
     """The F16 file of a folder; where it was not kept, one that is written again, for a proof that is done later."""
     if (folder / name).exists():
         yield folder / name
         return
     need_disk(run.path, expected_bytes(run.model, "F16"), "the F16 file that the proof compares with")
     with scratch_folder(run.scratch) as scratch:
-        write_gguf(run.model, scratch / name, "F16", about)
+        write_gguf(run.model, scratch / name, "F16", about())
         yield scratch / name
 
 

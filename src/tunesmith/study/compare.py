@@ -14,7 +14,8 @@ from rich.text import Text
 
 from tunesmith import __version__
 from tunesmith.console import console_for, warn
-from tunesmith.files import write_file
+from tunesmith.files import write_file, write_user_file
+from tunesmith.runs import Run
 from tunesmith.study.measures import (
     Cell,
     Group,
@@ -58,7 +59,8 @@ def compare(names: Sequence[str], report: Path, speeds: Mapping[str, Mapping[str
         curves_plot=image(plot_curves(models)),
         version=__version__,
     )
-    write_file(report, page)
+    of_the_run = report == Run(Path(first_run(names))).report
+    (write_file if of_the_run else write_user_file)(report, page)
     _print(models, groups, reason)
     return report
 

@@ -154,14 +154,16 @@ def _file(models: Sequence[Model]) -> Group:
 
 def _speeds(models: Sequence[Model]) -> Group:
     why = why_not_comparable(models)
-    same_engine = len({(model.scores.get("threads"), model.scores.get("xllamacpp")) for model in models}) == 1
-    rows = [(measure.title, measure.cells(models, not why)) for measure in SPEED]
-    rows.append((MEMORY.title, MEMORY.cells(models, same_engine)))
+    rows = [(measure.title, measure.cells(models, not why)) for measure in (*SPEED, MEMORY)]
     return Group("speed, not comparable" if why else "speed", rows, f"{why} {_measured(models)}".strip())
 
 
 def why_not_comparable(models: Sequence[Model]) -> str:
-    """Why the speeds of the models say nothing about each other; empty if they do."""
+    """Why the speeds of the models say nothing about each other; empty if they do.
+
+    Nor does the memory then: it grows with the length of the answers, which have one length only where all are measured
+    in turn.
+    """
     scores = [model.scores for model in models if model.scores]
     if len(scores) < 2:
         return ""
@@ -169,11 +171,12 @@ def why_not_comparable(models: Sequence[Model]) -> str:
                        ("xllamacpp", "with different versions of llama.cpp")):  # fmt: skip
         found = sorted({str(score.get(name) or "unknown") for score in scores})
         if len(found) > 1:
-            return f"Speeds are not comparable: they were measured {what} ({', '.join(found)})."
+            return f"Speeds and memory are not comparable: they were measured {what} ({', '.join(found)})."
     sessions = {score.get("session") for score in scores}
     if len(sessions) > 1 or None in sessions:
         return (
-            "Speeds are not comparable: they were measured at different times; --measure measures all of them in turn."
+            "Speeds and memory are not comparable: they were measured at different times; "
+            "--measure measures all of them in turn."
         )
     return ""
 

@@ -1,7 +1,6 @@
 """The candidates of a comparison, read from what the stages left behind; no model is loaded."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,12 +9,14 @@ from typing import Any
 from tunesmith.decides import as_begun, kept_recipe
 from tunesmith.errors import ResumeError
 from tunesmith.evaluation.speeds import summary
-from tunesmith.files import fingerprint
-from tunesmith.runs import Proof, Record, Run, output_digest, read_record
+from tunesmith.files import RECORD, fingerprint
+from tunesmith.json_file import json_lines, json_object
+from tunesmith.runs import Proof, Record, Run, made_anew, output_digest, read_record, refuse_damaged
 from tunesmith.stages import STAGES
 from tunesmith.stale import cut_from_training, stale
 from tunesmith.study.named import BASE, first_run, titles
 from tunesmith.tokens.rows import load_rows
+from tunesmith.training.metrics import Metrics, damage_in_words
 
 COLOURS = ("#3457d5", "#c2410c", "#0f766e", "#9333ea", "#b45309", "#be123c", "#4d7c0f", "#0369a1")
 BASE_COLOUR = "#6b7280"
@@ -74,14 +75,17 @@ def _read(run: Run, of_base: bool) -> Model:
     if evaluated is None and recipe.export.gguf:
         raise ResumeError(f"{run.path} has no evaluation yet", fix=f"type `tunesmith evaluate {run.path}` first")
     prefix, key = ("base-", "base_") if of_base else ("", "")
-    answers = read_lines(run.evaluation / f"{prefix}answers.jsonl") if evaluated else []
+    refuse_damaged(run.evaluation)
+    refuse_damaged(run.data)
+    answers = _answers(run.evaluation / f"{prefix}answers.jsonl") if evaluated else []
     scores = _scores(run.evaluation / f"{prefix}scores.json", evaluated, answers) if evaluated else {}
     counts = trained.counts if trained else {}
-    losses = {name: counts[key + name] for name in ("held_out_loss", "bits_per_byte") if counts.get(key + name)}
+    losses = _numbers(run, counts, {name: key + name for name in ("held_out_loss", "bits_per_byte")})
+    definition = _numbers(run, counts, {"version": "bits_per_byte_definition"})
     rows, text = _held_out(run, trained)
     model = Model(
         name="", colour="", base=recipe.base, scores=scores, answers=answers, losses=losses,
-        precision=counts.get("precision", "unknown precision"), definition=counts.get("bits_per_byte_definition", 1),
+        precision=str(counts.get("precision", "unknown precision")), definition=definition.get("version", 1),
         rows=rows, text=text,
     )  # fmt: skip
     if of_base:
@@ -92,10 +96,13 @@ def _read(run: Run, of_base: bool) -> Model:
     if cut_from_training(run):
         model = replace(model, losses={})
         old.append("so the losses of its training, which are another adapter's than its answers, are left out")
+    metrics, wrong = Metrics(run.metrics).read()
+    if wrong:
+        old.append(f"{run.metrics}: {damage_in_words(wrong)}")
     return replace(
         model,
-        training=_training(counts),
-        metrics=read_lines(run.metrics, may_be_cut=True),
+        training=_training(run, counts),
+        metrics=metrics,
         files=_files(run),
         proofs=_proofs(run),
         old=old,
@@ -104,7 +111,7 @@ def _read(run: Run, of_base: bool) -> Model:
 
 def _scores(path: Path, evaluated: Record, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What evaluate measured. Version 0.1 recorded neither the spread, which the answers hold, nor the engine."""
-    scores = {"xllamacpp": evaluated.versions.get("xllamacpp")} | _json(path)
+    scores = {"xllamacpp": evaluated.versions.get("xllamacpp")} | json_object(path.read_bytes())
     return scores if "spread" in scores or not answers else scores | {"spread": summary(answers)["spread"]}
 
 
@@ -119,9 +126,20 @@ def _held_out(run: Run, trained: Record | None) -> tuple[str | None, str | None]
     return digest, fingerprint(held_out.answer_bytes_N.tolist())
 
 
-def _training(counts: Mapping[str, Any]) -> dict[str, Any]:
+def _training(run: Run, counts: Mapping[str, Any]) -> dict[str, Any]:
     """Tokens, seconds and device, where the record has them."""
-    return {name: counts[name] for name in ("tokens", "train_seconds", "device") if name in counts}
+    numbers = _numbers(run, counts, {name: name for name in ("tokens", "train_seconds")})
+    return numbers | {name: str(counts[name]) for name in ("device",) if name in counts}
+
+
+def _numbers(run: Run, counts: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Numbers that training counted: name here -> name in its record, where that has them."""
+    found = {name: counts[there] for name, there in names.items() if counts.get(there) is not None}
+    for name, value in found.items():
+        if not isinstance(value, int | float):
+            what = f"{run.adapter / RECORD} is damaged: {name} is {str(value)[:40]!r}, no number"
+            raise ResumeError(what, fix=made_anew(run.adapter))
+    return found
 
 
 def _proofs(run: Run) -> list[tuple[str, Proof]]:
@@ -135,38 +153,25 @@ def _files(run: Run) -> list[dict[str, Any]]:
     if not record or not path.exists():
         return []
     skipped = next((proof.skipped_because for proof in record.unproved), "no comparison was recorded")
-    rows = []
-    for kind, file in _json(path).items():
-        against = file.get("against_F16") or (file.get("against_model") if kind == "F16" else None)
-        rows.append({
-            "type": kind,
-            "bytes": file.get("bytes"),
-            "kl": f"{against['mean_kl']:.2g}" if against else f"not proved: {skipped}",
-            "top1": f"{against['top1']:.1%}" if against else "",
-            "tensors": ", ".join(f"{count} {name}" for name, count in file.get("tensor_types", {}).items()),
-            "fallbacks": file.get("fallbacks", 0),
-        })  # fmt: skip
-    return rows
-
-
-def _json(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise ResumeError(
-            f"{path} is damaged: {error}", fix=f"delete {path.parent} and type `tunesmith run` again"
-        ) from error
+        return [_file(kind, file, skipped or "") for kind, file in json_object(path.read_bytes()).items()]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ResumeError(f"{path} is damaged: {error}", fix=made_anew(run.gguf)) from error
 
 
-def read_lines(path: Path, may_be_cut: bool = False) -> list[dict[str, Any]]:
-    """The lines of a JSONL file, if it exists. `may_be_cut`: a last one that a kill cut is left out."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    found = []
-    for number, line in enumerate(lines):
-        try:
-            found.append(dict(json.loads(line)))
-        except (ValueError, TypeError) as error:
-            if not (may_be_cut and number + 1 == len(lines)):
-                fix = f"delete {path.parent} and type `tunesmith run` again"
-                raise ResumeError(f"{path}, line {number + 1} is damaged: {error}", fix=fix) from error
-    return found
+def _file(kind: str, file: Mapping[str, Any], skipped: str) -> dict[str, Any]:
+    if not isinstance(file.get("bytes", 0), int):
+        raise ValueError(f"the size of {kind} is no number")
+    against = file.get("against_F16") or (file.get("against_model") if kind == "F16" else None)
+    return {
+        "type": kind,
+        "bytes": file.get("bytes"),
+        "kl": f"{against['mean_kl']:.2g}" if against else f"not proved: {skipped}",
+        "top1": f"{against['top1']:.1%}" if against else "",
+        "tensors": ", ".join(f"{count} {name}" for name, count in file.get("tensor_types", {}).items()),
+        "fallbacks": file.get("fallbacks", 0),
+    }
+
+
+def _answers(path: Path) -> list[dict[str, Any]]:
+    return [line for _, line in json_lines(path)[0]]

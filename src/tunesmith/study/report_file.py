@@ -1,5 +1,6 @@
 """Where a report may be written: not onto a file of the user's."""
 
+import os
 from pathlib import Path
 
 from tunesmith.errors import RecipeError
@@ -12,6 +13,9 @@ def refuse_other_file(report: Path) -> None:
     """Raise RecipeError if something is there that is no report of ours."""
     if report.is_dir():
         raise RecipeError(f"{report} is a folder", fix="name a file with --report, such as report.html")
+    above = next(place for place in report.absolute().parents if os.path.lexists(place))
+    if not above.is_dir():
+        raise RecipeError(f"{report} cannot be written: {above} is no folder", fix="name a file in a folder, --report")
     if report.exists() and MARK not in report.read_bytes():
         raise RecipeError(
             f"{report} is there already and is no report of tunesmith's; it is not overwritten",

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from tunesmith.errors import DataError
-from tunesmith.runs import read_record
+from tunesmith.runs import made_anew, read_record
 
 Array = np.ndarray[Any, Any]
 COLUMNS = {"tokens": np.int32, "supervised": np.bool_, "offsets": np.int64, "answer_bytes": np.int64}
@@ -42,7 +42,10 @@ def load_rows(data_folder: Path) -> tuple[TokenRows, TokenRows]:
     record = read_record(data_folder)
     if record is None:
         raise DataError("the prepared data are missing", fix="run `tunesmith prepare` first", where=str(data_folder))
-    rows, train = map_rows(data_folder), record.counts["train_rows"]
+    rows, train = map_rows(data_folder), record.counts.get("train_rows")
+    if not isinstance(train, int) or not 0 <= train <= len(rows):
+        what = f"record.json says {train} training rows, and there are {len(rows)} rows"
+        raise DataError(what, fix=made_anew(data_folder), where=str(data_folder))
     return (
         replace(rows, offsets_N1=rows.offsets_N1[: train + 1], answer_bytes_N=rows.answer_bytes_N[:train]),
         replace(rows, offsets_N1=rows.offsets_N1[train:], answer_bytes_N=rows.answer_bytes_N[train:]),

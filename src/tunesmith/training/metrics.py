@@ -2,16 +2,24 @@
 
 import io
 import json
+import shutil
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 
+from tunesmith.console import warn
 from tunesmith.files import flush, full_disk_named, write_file
-from tunesmith.training.state import Progress
+from tunesmith.json_file import json_lines
+
+if TYPE_CHECKING:  # it brings torch, which the report does not need
+    from tunesmith.training.state import Progress
 
 matplotlib.use("Agg")  # no screen needed
 from matplotlib import pyplot
+
+LOSSES = ("loss", "held_out_loss")
 
 
 class Metrics:
@@ -20,10 +28,18 @@ class Metrics:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def cut_back(self, progress: Progress) -> None:
-        """Drop the lines of steps and evaluations that the state knows nothing of, and a half line at the end."""
+    def cut_back(self, progress: "Progress") -> None:
+        """Drop the lines of steps and evaluations that the state knows nothing of, and a half line at the end.
+
+        Lines that something else has damaged are named and left out; the file as it was is kept beside it.
+        """
+        lines, wrong = self.read()
+        if wrong:
+            aside = self.path.with_name(f".damaged-{self.path.name}-{time.time_ns()}")
+            shutil.copyfile(self.path, aside)
+            warn(f"{self.path}: {damage_in_words(wrong)}; the file as it was is kept as {aside.name}")
         kept = []
-        for line in self.lines():
+        for line in lines:
             known = progress.evaluated_step if "held_out_loss" in line else progress.step
             if line["step"] <= known:
                 kept.append(json.dumps(line))
@@ -39,20 +55,28 @@ class Metrics:
         if self.path.exists():
             flush(self.path)
 
-    def lines(self) -> list[dict[str, Any]]:
-        """All whole lines."""
-        found = []
-        for text in self.path.read_text().splitlines() if self.path.exists() else []:
-            try:
-                found.append(json.loads(text))
-            except ValueError:
-                break  # the line that was being written when the process was killed
-        return found
+    def read(self) -> tuple[list[dict[str, Any]], dict[int, str]]:
+        """All whole lines; and what is wrong with each line that is none, by its number."""
+        found, wrong = json_lines(self.path)
+        for number, line in found:
+            if not isinstance(line.get("step"), int):
+                wrong[number] = "it has no step"
+            elif not all(isinstance(line.get(name, 0.0), int | float) for name in LOSSES):
+                wrong[number] = "its loss is no number"
+        return [line for number, line in found if number not in wrong], dict(sorted(wrong.items()))
+
+
+def damage_in_words(wrong: dict[int, str]) -> str:
+    """Lines that are none, such as "line 3 is damaged (it has no step), and 4 more; they are left out"."""
+    (first, why), more = next(iter(wrong.items())), len(wrong) - 1
+    if not more:
+        return f"line {first} is damaged ({why}) and left out"
+    return f"line {first} is damaged ({why}) and {more} more; they are left out"
 
 
 def plot_losses(metrics: Metrics, target: Path) -> None:
     """Training and held-out loss over the steps, as a PNG."""
-    lines = metrics.lines()
+    lines, _ = metrics.read()
     train = [(line["step"], line["loss"]) for line in lines if "loss" in line]
     held_out = [(line["step"], line["held_out_loss"]) for line in lines if "held_out_loss" in line]
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")

@@ -1,0 +1,34 @@
+"""JSON that tunesmith wrote and something else may have changed: what is no object is said, never a traceback."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def json_object(text: str | bytes) -> dict[str, Any]:
+    """The JSON object that a text holds. Raises ValueError that says what it holds instead."""
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"no JSON from character {error.pos + 1} on") from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"it is no object but a {type(found).__name__}")
+    return found
+
+
+def json_lines(path: Path) -> tuple[list[tuple[int, dict[str, Any]]], dict[int, str]]:
+    """The objects of a JSONL file, each with the number of its line; and of every other line what is wrong with it.
+
+    A last line that was cut is neither: it was being written when its process was killed.
+    """
+    found, wrong = list[tuple[int, dict[str, Any]]](), dict[int, str]()
+    *lines, last = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    for number, line in enumerate([*lines, last], 1):
+        try:
+            found.append((number, json_object(line)))
+        except ValueError as error:
+            if number <= len(lines):
+                wrong[number] = str(error)
+    return found, wrong
