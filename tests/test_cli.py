@@ -98,7 +98,7 @@ def test_wrong_arguments_end_with_2_and_a_hint(arguments, said, tmp_path):
     ("number", "said"),
     [
         (errno.EROFS, "may not be written"), (errno.ENOTDIR, "is in the way"), (errno.EISDIR, "is in the way"),
-        (errno.EIO, "could not be written or read: its drive fails"), (errno.ENOTCONN, "could not be written or read: its drive fails"),
+        (errno.EIO, "could not be written or read"), (errno.ENOTCONN, "could not be written or read"),
         (errno.ENAMETOOLONG, "has a name that is too long"), (errno.ELOOP, "is a link that leads back to itself"),
     ],
 )  # fmt: skip
