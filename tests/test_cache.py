@@ -147,7 +147,7 @@ def test_the_one_that_waits_is_told(own_cache, tmp_path, capsys):
     assert "waiting for another process, which is making" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("store", ["{half", "[]", '{"x": 3}', "null"])
+@pytest.mark.parametrize("store", ["{half", "[]", '{"x": 3}', "null", "[" * 9000])
 def test_a_damaged_memory_of_digests_is_made_anew(own_cache, tmp_path, store):
     (tmp_path / "file").write_text("content")
     expected = [digest_file(tmp_path / "file")]

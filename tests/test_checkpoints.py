@@ -112,7 +112,8 @@ def test_where_no_checkpoint_is_whole_training_stops_with_the_reasons_and_nothin
     assert tree(begun.path) == before and "from a copy" in caught.value.fix
 
 
-@pytest.mark.parametrize("fault", ["digests.json gone", "digests.json cut", "digests.json empty", "a file is a folder"])
+@pytest.mark.parametrize("fault", ["digests.json gone", "digests.json cut", "digests.json empty", "digests.json deep",
+                                   "digests.json a folder", "a file is a folder"])  # fmt: skip
 def test_a_damaged_newest_falls_back_and_is_kept(begun, whole, base, capsys, fault):
     newest = begun.checkpoints / "step-000004"
     if fault == "digests.json gone":
@@ -121,6 +122,11 @@ def test_a_damaged_newest_falls_back_and_is_kept(begun, whole, base, capsys, fau
         (newest / "digests.json").write_text('{"adapter')
     elif fault == "digests.json empty":
         (newest / "digests.json").write_text("{}")  # lists nothing, which is not the same as nothing wrong
+    elif fault == "digests.json deep":
+        (newest / "digests.json").write_text("[" * 9000)
+    elif fault == "digests.json a folder":
+        (newest / "digests.json").unlink()
+        (newest / "digests.json").mkdir()
     else:
         (newest / "state.json").unlink()
         (newest / "state.json").mkdir()

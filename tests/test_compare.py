@@ -257,6 +257,13 @@ def test_a_damaged_proof_is_named_with_the_fix(own, tmp_path, text):
     assert f"type `tunesmith export {own / 'good'}`" in caught.value.fix
 
 
+def test_a_folder_in_the_place_of_a_proof_is_named(own, tmp_path):
+    (own / "good" / "gguf" / "proof.json").unlink()
+    (own / "good" / "gguf" / "proof.json").mkdir()
+    with pytest.raises(ResumeError, match=r"proof\.json is damaged: .*directory"):
+        report(own, ["good", "base"], tmp_path / "report.html")
+
+
 @pytest.mark.parametrize("name", ["held_out_loss", "bits_per_byte", "tokens", "train_seconds",
                                   "bits_per_byte_definition"])  # fmt: skip
 def test_a_count_that_is_no_number_is_named(own, tmp_path, name):

@@ -379,9 +379,9 @@ def write_manifest(run: Run) -> None:
         if record:
             files |= {f"{folder.name}/{name}": output for name, output in record.outputs.items()}
             said = (folder / RECORD, folder / PROOFS)
-            files |= {f"{folder.name}/{path.name}": _file_entry(path) for path in said if path.exists()}
+            files |= {f"{folder.name}/{path.name}": _file_entry(path) for path in said if path.is_file()}
     for path in (run.recipe, run.metrics, run.loss_plot, run.report):
-        if path.exists():
+        if path.is_file():
             files[path.name] = _file_entry(path)
     write_file(run.manifest, _manifest_text(files))
 

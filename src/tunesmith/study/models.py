@@ -155,7 +155,7 @@ def _files(run: Run) -> list[dict[str, Any]]:
     skipped = next((proof.skipped_because for proof in record.unproved), "no comparison was recorded")
     try:
         return [_file(kind, file, skipped or "") for kind, file in json_object(path.read_bytes()).items()]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, IsADirectoryError) as error:
         raise ResumeError(f"{path} is damaged: {error}", fix=made_anew(run.gguf)) from error
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save
 from tunesmith.console import say, warn
 from tunesmith.errors import ResumeError
 from tunesmith.files import DIGESTS, commit_folder, digest_file, digest_folder, discard, strangers
+from tunesmith.json_file import json_object
 from tunesmith.model.adapter import adapter_tensors
 from tunesmith.recipe import Keep
 from tunesmith.runs import CHECKPOINT, checkpoint_folders, sweep_checkpoints
@@ -142,9 +143,9 @@ def is_own(checkpoint: Path) -> bool:
 def _listed(checkpoint: Path) -> dict[str, dict[str, Any]] | None:
     """Digest and size of each file of a checkpoint, as written; None where that cannot be read."""
     try:
-        digests = json.loads((checkpoint / DIGESTS).read_text())
+        digests = json_object((checkpoint / DIGESTS).read_bytes())
         entries = {name: {"sha256": entry["sha256"], "bytes": int(entry["bytes"])} for name, entry in digests.items()}
-    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
+    except (FileNotFoundError, IsADirectoryError, ValueError, TypeError, KeyError, AttributeError):
         return None
     return entries if {ADAPTER, OPTIMIZER, STATE} <= entries.keys() else None
 

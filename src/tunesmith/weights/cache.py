@@ -15,6 +15,7 @@ import filelock
 
 from tunesmith.console import say, warn
 from tunesmith.files import DIGESTS, commit_folder, digest_file, digest_folder, write_file
+from tunesmith.json_file import json_object
 
 
 def cache_folder() -> Path:
@@ -81,19 +82,18 @@ def digests(files: Sequence[Path]) -> list[str]:
 
 def _remembered(store: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError):  # no memory yet, or a damaged one: it is made anew
-        known = json.loads(store.read_text())
-        return known if isinstance(known, dict) else {}
+        return json_object(store.read_bytes())
     return {}
 
 
 def _is_whole(folder: Path) -> bool:
     """Whether an entry's files have the bytes that were written; others beside them do not count."""
     try:
-        written = json.loads((folder / DIGESTS).read_text())
+        written = json_object((folder / DIGESTS).read_bytes())
         files = [folder / name for name in written]
         sizes = [path.stat().st_size for path in files]
         return bool(files) and [[size, digest] for size, digest in zip(sizes, digests(files), strict=True)] == [
             [entry["bytes"], entry["sha256"]] for entry in written.values()
         ]
-    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError, AttributeError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, TypeError, KeyError, AttributeError):
         return False
