@@ -300,7 +300,7 @@ def test_a_report_below_a_file_is_refused_at_once(tmp_path):
 
 @pytest.mark.parametrize("stands", [False, True])
 def test_what_is_written_among_files_of_the_users_touches_no_other_and_leaves_a_link_one(tmp_path, stands):
-    put(tmp_path, ".page.html.draft", ".recipe.yaml.draft", ".schema.json.draft", "elsewhere/notes.txt")
+    put(tmp_path, ".recipe.yaml.draft", ".schema.json.draft", "elsewhere/.real.html.draft")
     (tmp_path / "page.html").symlink_to(tmp_path / "elsewhere" / "real.html")
     (tmp_path / "schema.json").symlink_to(tmp_path / "elsewhere" / "schema.json")
     if stands:
