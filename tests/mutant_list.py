@@ -460,6 +460,8 @@ HOUSE = (
        "test_room.py::test_a_disk_too_small_for_the_end_is_said_before_any_work"),
     _m("later stages run after a pause", "pipeline.py", "return Result(run, recipe, paused)", "continue",
        "test_cli.py::test_a_pause_ends_the_run_without_the_later_stages"),
+    _m("what a process printed is not shown", "cli.py", '*getattr(error, "__notes__", ()), ', "",
+       "test_child.py::test_the_command_line_shows_what_was_printed_before_the_error"),
     _m("every error ends with 1", "cli.py", "sys.exit(error.exit_code)", "sys.exit(1)",
        "test_cli.py::test_wrong_arguments_end_with_2_and_a_hint"),
     _m("a full disk is found while writing", "machine.py", "if free_bytes < needed_bytes:", "if free_bytes < 0:",

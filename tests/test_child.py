@@ -6,8 +6,10 @@ import threading
 
 import pytest
 
+from tunesmith import cli
 from tunesmith.errors import ResourceError
 from tunesmith.inference.child import Child
+from tunesmith.inference.ended import ended
 
 PRINTS = """
 import os, sys
@@ -65,6 +67,18 @@ def test_a_child_that_ends_without_its_line_is_named(child_of, ends):
     child.close()
     with pytest.raises(ResourceError, match="code -6"):  # it was not we who ended it
         child.wait()
+
+
+def test_the_command_line_shows_what_was_printed_before_the_error(monkeypatch, capsys):
+    def fails():
+        raise ended("tiny", 1, "Traceback\n  in line 3\nKeyError: 'half'\n")
+
+    monkeypatch.setattr(cli, "app", fails)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    said = capsys.readouterr().err
+    assert end.value.code == ResourceError.exit_code
+    assert said.startswith("Traceback\n  in line 3\nKeyError: 'half'\nerror: the process that answers with tiny ended")
 
 
 def test_waiting_for_what_we_closed_ends_well(child_of):
