@@ -20,6 +20,7 @@ from forked import forked
 from small_project import write_project
 
 import tunesmith
+from tunesmith import machine
 from tunesmith.errors import BaseError, RecipeError, ResourceError, ResumeError
 from tunesmith.recipe import ChatConfig
 from tunesmith.recipe_file import read_recipe
@@ -65,7 +66,7 @@ def gone(pid, within_s=15):
         try:
             if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
                 return True
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):  # the second where it goes as it is read
             return True
         time.sleep(0.05)
     return False
@@ -237,6 +238,8 @@ def test_errors_of_the_engine_are_raised_here(project, tmp_path):
         os.kill(chat.pid, signal.SIGKILL)
         with pytest.raises(ResourceError, match="ended with code -9"):
             chat.wait()
+        assert repr(chat) == "small has ended (code -9)"
+    assert repr(chat) == "small is closed"
     with pytest.raises(ResourceError, match="ended with code -9"):  # closed since, and not ended by that
         chat.wait()
 
@@ -283,6 +286,41 @@ def test_an_engine_that_aborts_is_an_error_of_ours(project):
     file = project[1].run.gguf_file("small", "Q8_0")
     with pytest.raises(ResourceError, match="that answers with small ended with code -6"):
         Chat(file, alias="small", chat=ChatConfig(context=256), port=None, threads=0)
+
+
+@pytest.mark.parametrize("name", ["new\nline", "quo\"te's", "spa ce", "[b]{x}*?", "\U0001f642", "back\\slash"])
+@pytest.mark.filterwarnings("ignore:Glyph")  # matplotlib has no picture of some letters
+def test_any_text_is_a_name_of_a_run(project, tmp_path, name, capsys):
+    run = Path(shutil.copytree(project[1], tmp_path / name))
+    assert tunesmith.run(run).done and tunesmith.compare(run).exists()
+    with tunesmith.chat(run) as chat:
+        assert get(f"{chat.url}/v1/models")["data"][0]["id"] == "small"
+
+
+def test_a_name_that_is_no_text_is_refused_before_any_work(project, tmp_path, monkeypatch):
+    recipe, result = project
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    with pytest.raises(ResourceError, match=r"caf\\udce9 is no name in UTF-8") as caught:
+        tunesmith.run(recipe, folder)
+    assert "--run-dir" in caught.value.fix and "rename" in caught.value.fix and not folder.exists()
+    shutil.copytree(result, folder)
+    (file,) = folder.glob("gguf/*.gguf")
+    for call, named in ((tunesmith.run, folder), (tunesmith.chat, folder), (tunesmith.chat, file),
+                        (tunesmith.compare, folder), (tunesmith.load_recipe, folder / "recipe.yaml")):  # fmt: skip
+        with pytest.raises(ResourceError, match="is no name in UTF-8"):
+            call(named)
+    monkeypatch.chdir(folder)
+    with pytest.raises(ResourceError, match="is no name in UTF-8"):
+        tunesmith.run(recipe, "run")
+
+
+def test_more_threads_than_cores_are_said(project, capsys, monkeypatch):
+    monkeypatch.setattr(machine, "_cgroup_files", list)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {4, 7, 9})
+    tunesmith.chat(project[1], threads=3).close()
+    assert capsys.readouterr().err == ""
+    tunesmith.chat(project[1], threads=4).close()
+    assert capsys.readouterr().err == ("warning: threads is 4, and 3 cores can be used: answers will be slow; say 3\n")
 
 
 def said_by_chat(run, capsys, *changes):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tunesmith.errors import ResourceError
+from tunesmith.errors import DataError, ResourceError
 from tunesmith.inference.engine import Answer
 from tunesmith.recipe import ChatConfig
 from tunesmith.server.app import _talk
@@ -11,18 +11,21 @@ CHAT = ChatConfig(system="Be brief.", temperature=0.5, top_p=0.8, context=300)
 SYSTEM = {"role": "system", "content": "Be brief."}
 
 
+TOO_LONG = ResourceError("the conversation is too long", fix="start a new one")
+
+
 class Engine:
     """Answers with the number of the question, and keeps what it was asked."""
 
-    def __init__(self, *fails):
-        self.asked, self.settings, self.fails = [], [], fails
+    def __init__(self, *fails, error=TOO_LONG):
+        self.asked, self.settings, self.fails, self.error = [], [], fails, error
 
     def chat(self, messages, *, on_text, **settings):
         self.asked.append([dict(message) for message in messages])
         self.settings.append(settings)
         number = len(self.asked)
         if number in self.fails:
-            raise ResourceError("the conversation is too long", fix="start a new one")
+            raise self.error
         on_text(f"answer {number}")
         return Answer(f"answer {number}", True, 1, 2, 0.1, 3.0, 4.0)
 
@@ -52,6 +55,13 @@ def test_after_an_error_a_new_conversation_starts(monkeypatch, capsys):
     talk(monkeypatch, engine, "one", "two", "three")
     assert engine.asked[1:] == [said("one", "answer 1", "two"), said("three")]
     assert "too long; a new conversation starts" in capsys.readouterr().err
+
+
+def test_after_a_text_that_is_none_the_conversation_goes_on(monkeypatch, capsys):
+    engine = Engine(2, error=DataError("the text has half a character", fix="write it in UTF-8"))
+    talk(monkeypatch, engine, "one", "tw\udcf6", "three")
+    assert engine.asked[1:] == [said("one", "answer 1", "tw\udcf6"), said("one", "answer 1", "three")]
+    assert "half a character; the conversation goes on without it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("system", [None, ""])

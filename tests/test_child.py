@@ -1,12 +1,15 @@
 """The process beside ours: only what it tells is read, whatever else is printed, and its end has one meaning."""
 
 import os
+import signal
 import threading
 
 import pytest
 
+from tunesmith import cli
 from tunesmith.errors import ResourceError
 from tunesmith.inference.child import Child
+from tunesmith.inference.ended import ended
 
 PRINTS = """
 import os, sys
@@ -18,6 +21,11 @@ def work(job):
     if job["tells"]:
         tell({"text": job["tells"]})
     print("Attaching to process", os.getpid(), flush=True)
+    print("GGML_ASSERT(n > 0) failed", file=sys.stderr, flush=True)
+    if job["ends"] == "raise":
+        raise KeyError("half")
+    if isinstance(job["ends"], int):
+        os.kill(os.getpid(), job["ends"]) if job["ends"] < 100 else os._exit(job["ends"])
     if job["ends"] == "abort":
         os.abort()
     if job["ends"] == "cut":
@@ -61,6 +69,18 @@ def test_a_child_that_ends_without_its_line_is_named(child_of, ends):
         child.wait()
 
 
+def test_the_command_line_shows_what_was_printed_before_the_error(monkeypatch, capsys):
+    def fails():
+        raise ended("tiny", 1, "Traceback\n  in line 3\nKeyError: 'half'\n")
+
+    monkeypatch.setattr(cli, "app", fails)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    said = capsys.readouterr().err
+    assert end.value.code == ResourceError.exit_code
+    assert said.startswith("Traceback\n  in line 3\nKeyError: 'half'\nerror: the process that answers with tiny ended")
+
+
 def test_waiting_for_what_we_closed_ends_well(child_of):
     child, ended = child_of("never", "up"), []
     assert child.read() == {"text": "up"}
@@ -77,3 +97,39 @@ def test_no_pipe_is_left_open(child_of):
     for _ in range(3):
         child_of("well", "up").close()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(
+    ("ends", "said", "fix"),
+    [
+        (signal.SIGKILL, "code -9: it was killed, as the system does without memory", "free some memory"),
+        (128 + signal.SIGKILL, "code 137: it was killed, as the system does without memory", "free some memory"),
+        (signal.SIGABRT, "code -6: llama.cpp gave up; GGML_ASSERT(n > 0) failed", "tunesmith export"),
+        (signal.SIGSEGV, "code -11: llama.cpp crashed; GGML_ASSERT(n > 0) failed", "tunesmith export"),
+        (signal.SIGBUS, "code -7: its file was cut or could not be read", "tunesmith export"),
+        (signal.SIGILL, "code -4: the processor lacks instructions", "--no-binary xllamacpp"),
+        (signal.SIGTERM, "code -15: it was ended by signal 15 (Terminated)", "start it again"),
+        ("raise", "code 1: Python ended it; KeyError: 'half'", "install tunesmith again"),
+    ],
+)
+def test_memory_is_blamed_only_where_it_was_killed(child_of, ends, said, fix):
+    child = child_of(ends)
+    with pytest.raises(ResourceError) as caught:
+        child.read()
+    assert f"answers with tiny ended with {said}" in caught.value.what and fix in caught.value.fix
+    assert ("memory" in str(caught.value)) == (fix == "free some memory")
+
+
+def test_what_it_printed_is_known_after_it_is_closed(child_of):
+    child = child_of("abort")
+    child._process.wait()
+    child.close()
+    with pytest.raises(ResourceError, match=r"code -6: llama\.cpp gave up; GGML_ASSERT\(n > 0\) failed"):
+        child.wait()
+
+
+def test_all_that_was_printed_is_a_note_of_the_error(child_of):
+    with pytest.raises(ResourceError) as caught:
+        child_of("raise").read()
+    (note,) = caught.value.__notes__
+    assert note.startswith("GGML_ASSERT(n > 0) failed\nTraceback") and note.endswith("KeyError: 'half'")

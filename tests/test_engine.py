@@ -12,7 +12,7 @@ import torch
 from gguf import GGUFReader
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tunesmith.errors import BaseError, ProofError, ResourceError
+from tunesmith.errors import BaseError, DataError, ProofError, ResourceError
 from tunesmith.gguf.write import About, write_gguf
 from tunesmith.inference.engine import Engine, _check_version
 from tunesmith.recipe import ChatConfig
@@ -140,8 +140,25 @@ def test_every_slot_has_the_whole_context(tiny_engine):
 
 
 def test_refusals_of_llama_cpp_are_errors_of_ours(tiny_engine):
-    with pytest.raises(BaseError, match="must contain 'content'"):
+    with pytest.raises(BaseError, match="must contain 'content'") as caught:
         tiny_engine.chat([{"role": "user"}], max_tokens=5)
+    assert caught.value.fix == "check the model's chat template, and that each message has a role and a text"
+    with pytest.raises(BaseError, match="which is 1000000000") as caught:
+        tiny_engine.detokenize([10**9])
+    assert "template" not in caught.value.fix and "tunesmith export" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("caf\udce9", r"U\+DCE9 \(the byte E9 in another encoding\)"), ("\ud83d", r"half a character, U\+D83D\n")],
+)
+def test_half_a_character_is_named(tiny_engine, text, said):
+    messages = [{"role": "user", "content": text}]
+    for call in (lambda: tiny_engine.chat(messages, max_tokens=5), lambda: tiny_engine.render(messages),
+                 lambda: tiny_engine.tokenize(text)):  # fmt: skip
+        with pytest.raises(DataError, match=said) as caught:
+            call()
+        assert "UTF-8" in caught.value.fix
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Evaluation on a real tiny GGUF: answers, speeds and memory in a process of its own, and the base answered once."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from tunesmith.evaluation.evaluate import answer_prompts, evaluate
 from tunesmith.evaluation.speeds import SPEEDS, quartiles
 from tunesmith.gguf.read import convert
 from tunesmith.gguf.write import About, write_gguf
+from tunesmith.inference import threads
 from tunesmith.inference.child import Child
 from tunesmith.inference.engine import Engine
 from tunesmith.recipe import ChatConfig
@@ -118,6 +120,21 @@ def test_a_killed_worker_is_an_error_with_the_fix(run, recipe, tmp_path):
     assert "memory" in caught.value.fix and not (tmp_path / "scores.json").exists()
 
 
+def test_a_prompt_that_is_too_long_is_named_and_what_helps(run, recipe, tmp_path):
+    (tmp_path / "prompts.yaml").write_text(f"- Why?\n- {'long ' * 5000}\n")
+    with pytest.raises(ResourceError, match=r"tokens, the context holds \d+: the prompt 'long long .*is too") as caught:
+        answer_prompts(recipe, run.gguf_file(recipe.name, "Q8_0"), tmp_path)
+    assert caught.value.fix == "shorten it in evaluate.prompts, or chat.system" and len(caught.value.what) < 200
+
+
+def test_more_threads_than_cores_are_said_once(run, recipe, tiny_base, own_cache, capsys, monkeypatch):
+    monkeypatch.setattr(threads, "usable_cores", lambda: 1)
+    more = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"threads": 2})})
+    evaluate(more, run, locate_base(str(tiny_base), convert))
+    warned = "warning: evaluate.threads is 2, and 1 cores can be used: answers will be slow; say 1\n"
+    assert capsys.readouterr().err.count(warned) == 1
+
+
 def kill_worker():
     """SIGKILL to the worker that this process started, as the kernel does when memory is out."""
     deadline = time.monotonic() + 30
@@ -206,9 +223,10 @@ def test_a_worker_ends_with_its_parent(run, recipe, tmp_path):
         time.sleep(1)
         parent.kill()
     deadline = time.monotonic() + 20
-    while Path(f"/proc/{pid}").exists() and Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
-        assert time.monotonic() < deadline, "it goes on without its parent"
-        time.sleep(0.05)
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it is gone, maybe as we look
+        while Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
+            assert time.monotonic() < deadline, "it goes on without its parent"
+            time.sleep(0.05)
 
 
 def test_an_error_of_a_child_is_the_same_error_here(tmp_path):

@@ -42,3 +42,13 @@ def test_peak_memory_is_in_bytes():
     block[::4096] = b"x" * len(block[::4096])  # every page is touched
     assert 20_000_000 < before <= machine.peak_memory_bytes() < 100 * GB
     assert machine.peak_memory_bytes() >= len(block)
+
+
+def test_cores_are_those_that_this_process_may_use(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    (tmp_path / "inner").mkdir()
+    monkeypatch.setattr(machine, "_cgroup_files", lambda: [(tmp_path / "inner", "", ""), (tmp_path, "", "")])
+    assert machine.usable_cores() == 8
+    for share, cores in (("max 100000", 8), ("250000 100000", 3), ("20000 100000", 1), ("900000 100000", 8)):
+        (tmp_path / "cpu.max").write_text(f"{share}\n")
+        assert machine.usable_cores() == cores

@@ -63,11 +63,14 @@ def compare(runs: Sequence[Named] | Named, report: Named | None = None, *, measu
     `report`: default report.html in the first run. `measure`: measure the speed of all anew, in turn, so that it can
     be compared. Raises TunesmithError.
     """
+    from tunesmith.machine import need_utf8
     from tunesmith.runs import Run, write_manifest
     from tunesmith.study.compare import compare as write_report
     from tunesmith.study.named import first_run
 
     names = [os.fspath(name) for name in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
+    for name in names:
+        need_utf8(Path(name).absolute())
     first = Run(Path(first_run(names)))
     speeds = None
     if measure:
@@ -83,6 +86,7 @@ def compare(runs: Sequence[Named] | Named, report: Named | None = None, *, measu
 def opened(target: "Recipe | Named", changes: Sequence[str] = (), run_dir: Named | None = None) -> "tuple[Recipe, Run]":
     """The recipe and run folder that are named: by a recipe, its file, or a run folder with its recipe.yaml."""
     from tunesmith.decides import kept_recipe
+    from tunesmith.machine import need_utf8
     from tunesmith.recipe import Recipe
     from tunesmith.recipe_file import read_recipe, with_changes
     from tunesmith.runs import Run
@@ -93,6 +97,7 @@ def opened(target: "Recipe | Named", changes: Sequence[str] = (), run_dir: Named
         recipe, file = with_changes(target, changes), target
     else:
         path = Path(target)
+        need_utf8(path.absolute())
         if path.is_dir():
             folder, path = path, path / "recipe.yaml"
             if not path.is_file():
@@ -103,7 +108,9 @@ def opened(target: "Recipe | Named", changes: Sequence[str] = (), run_dir: Named
         else:
             recipe = read_recipe(path, changes)
             file = read_recipe(path) if changes else recipe
-    return recipe, Run(Path(run_dir or folder or Path("runs") / recipe.name), file if changes else None)
+    place = Path(run_dir or folder or Path("runs") / recipe.name)
+    need_utf8(place.absolute())
+    return recipe, Run(place, file if changes else None)
 
 
 def to_serve(model: Path, gguf: str | None, changes: Sequence[str]) -> "tuple[Path, str, ChatConfig]":
@@ -111,8 +118,10 @@ def to_serve(model: Path, gguf: str | None, changes: Sequence[str]) -> "tuple[Pa
 
     Raises RecipeError for what is neither a run nor a file, or no type; ResumeError for one that the run does not have.
     """
+    from tunesmith.machine import need_utf8
     from tunesmith.recipe import ChatConfig, GgufType
 
+    need_utf8(model)
     if gguf is not None and gguf not in (types := get_args(GgufType)):
         raise RecipeError(f"{gguf or repr(gguf)} is no type of GGUF file", fix=f"choose one of {', '.join(types)}")
     if model.is_file() and model.suffix not in (".yaml", ".yml"):

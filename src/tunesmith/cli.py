@@ -50,7 +50,7 @@ def main() -> None:
     try:
         app()
     except TunesmithError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(*getattr(error, "__notes__", ()), f"error: {error}", sep="\n", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
         if error.errno not in REFUSED:

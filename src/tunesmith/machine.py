@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import math
 import os
 import platform
 import re
@@ -36,6 +37,29 @@ def need_disk(
             fix=fix,
             where=str(place),
         )
+
+
+def need_utf8(path: Path) -> None:
+    """Raise ResourceError for a name that is no text: llama.cpp cannot open it, and no recipe can keep it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        name = str(path).encode(errors="backslashreplace").decode()
+        fix = "rename it; a run can also be elsewhere, with --run-dir"
+        raise ResourceError(f"{name} is no name in UTF-8, which recipes and llama.cpp need", fix=fix) from error
+
+
+def usable_cores() -> int:
+    """Processor cores that this process may use, or what its container gives it if that is less.
+
+    Containers: cgroup v2 cpu.max, microseconds of each period (Linux, Documentation/admin-guide/cgroup-v2.rst).
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for folder, _, _ in _cgroup_files():
+        with contextlib.suppress(OSError, ValueError):
+            share, period = map(int, (folder / "cpu.max").read_text().split())  # "max" is no number: no limit
+            cores = min(cores, math.ceil(share / period))
+    return cores
 
 
 def free_memory_bytes() -> int:

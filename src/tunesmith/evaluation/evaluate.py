@@ -12,6 +12,7 @@ from tunesmith.decides import evaluation_needs, read_prompts
 from tunesmith.evaluation.speeds import session, summary
 from tunesmith.files import fingerprint
 from tunesmith.inference.child import Child
+from tunesmith.inference.threads import warn_of_threads
 from tunesmith.machine import processor, versions
 from tunesmith.recipe import Recipe
 from tunesmith.release.base_gguf import export_base
@@ -31,6 +32,7 @@ def evaluate(recipe: Recipe, run: Run, base: LocatedBase) -> tuple[Record, bool]
     settings, inputs = evaluation_needs(recipe, run, base.digest)
 
     def work(draft: Path) -> dict[str, Any]:
+        warn_of_threads(recipe.evaluate.threads, "evaluate.threads")
         answer_prompts(recipe, run.gguf_file(recipe.name, recipe.evaluate.gguf), draft)
         kept = _base_answers(recipe, base, settings)
         shutil.copy(kept / ANSWERS, draft / f"base-{ANSWERS}")

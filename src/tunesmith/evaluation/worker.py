@@ -3,15 +3,18 @@
 Takes a job and tells (inference/child.py) one line an answer, then {"peak_memory_bytes": n}.
 """
 
+import textwrap
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tunesmith.errors import ResourceError
 from tunesmith.inference.child import serve_parent, tell, wait_for_turn
 from tunesmith.inference.engine import Engine
 from tunesmith.machine import peak_memory_bytes
 
 CONTEXT = 4096  # as in the chat, so that the memory is the chat's
+SHOWN = 60  # letters of a prompt in an error
 
 
 def answer_all(job: dict[str, Any]) -> None:
@@ -30,7 +33,11 @@ def answer_all(job: dict[str, Any]) -> None:
             if in_turn:
                 wait_for_turn()
             messages = [*opening, {"role": "user", "content": prompt}]
-            answer = engine.chat(messages, max_tokens=job["max_tokens"], cache=False, ignore_end=in_turn)
+            try:
+                answer = engine.chat(messages, max_tokens=job["max_tokens"], cache=False, ignore_end=in_turn)
+            except ResourceError as error:  # each prompt is a new conversation, in a context that is not the chat's
+                what = f"{error.what}: the prompt {textwrap.shorten(prompt, SHOWN)!r} is too long"
+                raise ResourceError(what, fix="shorten it in evaluate.prompts, or chat.system") from error
             tell({"prompt": prompt} | asdict(answer))
         tell({"peak_memory_bytes": peak_memory_bytes()})
 

@@ -12,15 +12,18 @@ import os
 import select
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from tunesmith import errors
-from tunesmith.errors import ResourceError, TunesmithError
+from tunesmith.errors import TunesmithError
+from tunesmith.inference.ended import ended
 
 _turns = threading.Semaphore(0)
 LOOK_EVERY_S = 1.0  # at the parent's number: a process that the parent forked may hold the lifeline open
+KEPT_BYTES = 20_000  # of what it prints: a traceback, or what llama.cpp says as it aborts
 
 
 class Child:
@@ -30,10 +33,13 @@ class Child:
         """Start `python -m module` on `job`; `name` is what answers, for the user."""
         self._name, self._owner = name, os.getpid()
         self._closed = False
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`; a pipe would have to be read
+        self._last = ""
         ours, theirs = os.pipe()
         self._output = os.fdopen(ours, encoding="utf-8")
         command = [sys.executable, "-P", "-m", module, str(theirs)]  # -P: a json.py in the working folder is not ours
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "pass_fds": [theirs]}
+        pipes["stderr"] = self._errors
         pipes["env"] = {"GGML_NO_BACKTRACE": "1"} | os.environ  # an abort is one line, not a debugger's screens
         try:
             # a session of its own: Ctrl+C in the terminal, or a notebook's interrupt, is for the parent to act on
@@ -48,6 +54,11 @@ class Child:
     def pid(self) -> int:
         """Number of the process."""
         return self._process.pid
+
+    @property
+    def code(self) -> int | None:
+        """Its exit code; None while it runs, as far as this process can know."""
+        return self._process.poll() if os.getpid() == self._owner else None
 
     @property
     def _input(self) -> Any:
@@ -80,8 +91,14 @@ class Child:
     def wait(self) -> None:
         """Until it ends. Raises ResourceError if that is not well, and not by `close`."""
         if (code := self._process.wait()) and not self._closed:
-            what = f"the process that answers with {self._name} ended with code {code}"
-            raise ResourceError(what, fix="free some memory, or take a smaller GGUF type")
+            raise ended(self._name, code, self._printed())
+
+    def _printed(self) -> str:
+        """The last of what it printed to standard error."""
+        with contextlib.suppress(ValueError):  # closed: it was read then. No seek: the child's place would move too
+            start = max(0, os.fstat(self._errors.fileno()).st_size - KEPT_BYTES)
+            self._last = os.pread(self._errors.fileno(), KEPT_BYTES, start).decode(errors="replace")
+        return self._last
 
     def close(self) -> None:
         """End it whatever it does; nothing where it has ended. It has nothing to save."""
@@ -91,7 +108,8 @@ class Child:
             self._closed = True
             self._process.kill()
             self._process.wait()
-        for pipe in (self._input, self._output):
+        self._printed()
+        for pipe in (self._input, self._output, self._errors):
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()
 

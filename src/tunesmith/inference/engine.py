@@ -21,7 +21,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.errors import BaseError, ProofError, ResourceError
+from tunesmith.errors import BaseError, DataError, ProofError, ResourceError
+from tunesmith.machine import need_utf8
 from tunesmith.recipe import ChatConfig
 
 try:
@@ -66,6 +67,7 @@ class Engine:
         Raises BaseError for a file that is no GGUF or cannot be loaded, ResourceError for a port in use.
         """
         _check_version(xllamacpp.__version__)
+        need_utf8(gguf)
         _check_gguf(gguf)
         if port is not None:
             _check_port(port)
@@ -187,11 +189,22 @@ class Engine:
         connection = http.client.HTTPConnection(self.url.removeprefix("http://"))
         with contextlib.closing(connection):
             headers = {"Content-Type": "application/json"}
-            connection.request("POST" if body else "GET", path, json.dumps(body) if body else None, headers)
+            connection.request("POST" if body else "GET", path, _encoded(body) if body else None, headers)
             with connection.getresponse() as response:  # it holds the socket open as well
                 if response.status != 200:
                     _checked(json.loads(response.read()))
                 yield from response
+
+
+def _encoded(body: Mapping[str, Any]) -> bytes:
+    """JSON. Raises DataError for a text that is none, which llama.cpp would call a mistake in the JSON."""
+    try:
+        return json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        found = ord(error.object[error.start])
+        byte = f" (the byte {found - 0xDC00:02X} in another encoding)" if 0xDC80 <= found <= 0xDCFF else ""  # PEP 383
+        what = f"the text has half a character, U+{found:04X}{byte}"
+        raise DataError(what, fix="write it in UTF-8; a terminal must be set to UTF-8 as well") from error
 
 
 def _checked(answer: Any) -> Any:
@@ -202,7 +215,10 @@ def _checked(answer: Any) -> Any:
     if error.get("type") == "exceed_context_size_error":
         what = f"the conversation has {error['n_prompt_tokens']} tokens, the context holds {error['n_ctx']}"
         raise ResourceError(what, fix="start a new conversation, or raise chat.context in the recipe")
-    raise BaseError(f"llama.cpp refused: {error.get('message', error)}", fix="check the model's chat template")
+    fix = "check the model's chat template, and that each message has a role and a text"
+    if error.get("type") == "server_error":
+        fix = "make the GGUF file again with `tunesmith export`; if that does not help, report it to xllamacpp"
+    raise BaseError(f"llama.cpp refused: {error.get('message', error)}", fix=fix)
 
 
 def _check_version(version: str) -> None:

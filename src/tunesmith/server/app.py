@@ -1,14 +1,16 @@
 """VERB chat: the model in the browser, through llama.cpp's own page and API, or in the terminal."""
 
 import contextlib
+import io
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from tunesmith.console import say, warn
-from tunesmith.errors import TunesmithError
+from tunesmith.errors import DataError, TunesmithError
 from tunesmith.inference.engine import Answer, Engine
+from tunesmith.inference.threads import warn_of_threads
 from tunesmith.recipe import ChatConfig
 from tunesmith.server.handle import Chat
 
@@ -19,6 +21,8 @@ def chat(gguf: Path, *, alias: str, chat: ChatConfig, port: int, threads: int, c
     Raises BaseError for a file that is missing or no GGUF, ResourceError for a port in use or a killed engine.
     """
     if cli:
+        warn_of_threads(threads, "--threads")
+        _take_any_bytes()
         with Engine(gguf, threads=threads, context=chat.context, alias=alias, chat=chat) as engine:
             _talk(engine, alias, chat)
     else:
@@ -49,6 +53,13 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _take_any_bytes() -> None:
+    """Where the terminal's encoding is not what Python thinks: no letter that is typed or answered is a traceback."""
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
 def _talk(engine: Engine, alias: str, chat: ChatConfig) -> None:
     """Questions from standard input, answers to standard output, until /exit or Ctrl+D."""
     opening = [{"role": "system", "content": chat.system}] if chat.system else []
@@ -60,6 +71,9 @@ def _talk(engine: Engine, alias: str, chat: ChatConfig) -> None:
         messages.append({"role": "user", "content": question})
         try:
             text = _answer(engine, messages, chat)
+        except DataError as error:
+            warn(f"{error.what}; the conversation goes on without it")
+            messages.pop()
         except TunesmithError as error:
             warn(f"{error.what}; a new conversation starts")
             messages = list(opening)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Self
 
 from tunesmith.inference.child import Child
+from tunesmith.inference.threads import warn_of_threads
 from tunesmith.recipe import ChatConfig
 
 
@@ -20,12 +21,13 @@ class Chat:
         Raises BaseError for a file that is missing or no GGUF, ResourceError for a port in use.
         """
         job = {
-            "gguf": str(gguf.absolute()),
+            "gguf": str(gguf),
             "alias": alias,
             "chat": chat.model_dump(),
             "port": port,
             "threads": threads,
         }
+        warn_of_threads(threads, "threads")
         self._child = Child("tunesmith.server.worker", job, alias)
         self._closing = weakref.finalize(self, self._child.close)
         try:
@@ -36,7 +38,10 @@ class Chat:
         assert first is not None, "the worker ends only with its parent"
         self.alias = alias
         self.url: str = first["url"]
-        """Where the page is, such as http://127.0.0.1:7860; the API is at /v1/chat/completions below it."""
+        """Where the page is, such as http://127.0.0.1:7860; the API is at /v1/chat/completions below it.
+
+        It stays what it was when the engine has ended.
+        """
 
     def __enter__(self) -> Self:
         return self
@@ -45,8 +50,11 @@ class Chat:
         self.close()
 
     def __repr__(self) -> str:
-        where = f"answers at {self.url} (API: {self.url}/v1/chat/completions)" if self._closing.alive else "is closed"
-        return f"{self.alias} {where}"
+        if not self._closing.alive:
+            return f"{self.alias} is closed"
+        if (code := self._child.code) is not None:
+            return f"{self.alias} has ended (code {code})"
+        return f"{self.alias} answers at {self.url} (API: {self.url}/v1/chat/completions)"
 
     @property
     def pid(self) -> int:
