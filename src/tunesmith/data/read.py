@@ -1,6 +1,7 @@
 """Files and Hub data sets in, conversations out; every row is used or named with the reason."""
 
 import csv
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -56,7 +57,7 @@ def _rows(source: Source) -> Iterator[tuple[str, Row | str]]:
 
 def _refuse_missing(path: str) -> None:
     """Raise DataError for what is meant as a file; the id of a data set on the Hub passes."""
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         raise DataError(f"{path} is a folder", fix=f"name its files, such as {path.rstrip('/')}/*.jsonl")
     if Path(path).suffix.lower() in READERS or path.startswith((".", "/", "~")) or path.count("/") > 1 or "*" in path:
         raise DataError(

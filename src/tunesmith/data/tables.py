@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pyarrow
 
@@ -11,7 +12,8 @@ from tunesmith.errors import DataError
 
 BATCH_ROWS = 1000
 BAD_CELL = "a cell that cannot be read"
-Table = pyarrow.RecordBatch | pyarrow.Table
+Table = Any
+"""A pyarrow.Table or a RecordBatch, which can do the same."""
 
 
 def table_rows(name: str, tables: Iterable[Table], fix: str) -> Numbered:
@@ -49,8 +51,10 @@ def _without_times(table: Table) -> Table:
 def _values(table: Table) -> list[Row | str]:
     """The rows; where one cannot be read, what is wrong with it."""
     try:
-        return table.to_pylist()
+        rows: list[Row | str] = table.to_pylist()
     except (ValueError, OverflowError) as error:
         if table.num_rows == 1:
             return [BAD_TEXT if isinstance(error, UnicodeDecodeError) else BAD_CELL]
+    else:
+        return rows
     return [row for place in range(table.num_rows) for row in _values(table.slice(place, 1))]
