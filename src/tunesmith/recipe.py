@@ -246,6 +246,11 @@ class EvaluateConfig(Section):
     """Longest answer in tokens."""
 
 
+def evaluation_context(max_tokens: int) -> int:
+    """Tokens of a prompt and its answer that the engine has room for: the chat's, so that the memory is the chat's."""
+    return max(ChatConfig().context, 2 * max_tokens)
+
+
 class ChatConfig(Section):
     """How the model is spoken to: alike in training, evaluation, GGUF metadata and chat."""
 

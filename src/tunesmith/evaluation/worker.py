@@ -10,8 +10,7 @@ from typing import Any
 from tunesmith.inference.child import serve_parent, tell, wait_for_turn
 from tunesmith.inference.engine import Engine
 from tunesmith.machine import peak_memory_bytes
-
-CONTEXT = 4096  # as in the chat, so that the memory is the chat's
+from tunesmith.recipe import evaluation_context
 
 
 def answer_all(job: dict[str, Any]) -> None:
@@ -22,7 +21,7 @@ def answer_all(job: dict[str, Any]) -> None:
     """
     opening = [{"role": "system", "content": job["system"]}] if job["system"] else []
     in_turn = job.get("in_turn", False)
-    context = max(CONTEXT, 2 * job["max_tokens"])
+    context = evaluation_context(job["max_tokens"])
     with Engine(Path(job["gguf"]), threads=job["threads"], context=context) as engine:
         if in_turn:
             tell({"ready": True})
