@@ -2,8 +2,10 @@
 
 import bz2
 import csv
+import errno
 import gzip
 import io
+import itertools
 import json
 import lzma
 import random
@@ -237,6 +239,79 @@ def test_two_columns_of_one_name(tmp_path):
         read(tmp_path / "x.parquet")
     path.write_text('messages\n"[{""role"": ""user"", ""role"": ""assistant"", ""content"": ""a""}]"\n')
     assert read(path) == [Dropped("x.csv:2", "a key twice: role")]
+
+
+def damaged(path, part, cut=False):
+    """The file with bytes turned over, or cut out, in some part of it."""
+    data = bytearray(path.read_bytes())
+    place = int(part * len(data))
+    data[place : place + 20] = b"" if cut else bytes(byte ^ 0xFF for byte in data[place : place + 20])
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])
+def test_a_damaged_parquet_file_is_an_error_or_its_rows_are_named(tmp_path, compression):
+    rows = [row | {"nested": [{"a": f"{number} é"}]} for number, row in enumerate(ROWS * 40)]
+    path, said = tmp_path / "x.parquet", set()
+    for part, cut in itertools.product(range(100), (True, False)):
+        pyarrow.parquet.write_table(
+            pyarrow.Table.from_pylist(rows), path, compression=compression, use_dictionary=False, row_group_size=50
+        )
+        damaged(path, part / 100, cut)
+        try:
+            said |= {row.reason if isinstance(row, Dropped) else "" for row in read(path)}
+        except DataError as error:
+            assert str(path) in error.what
+            said.add("from row" if "from row 1 on" in error.what else "not a whole file")
+    assert {"from row", "not a whole file"} <= said
+
+
+TIMES = pyarrow.array([2**62, 1, 2], pyarrow.timestamp("ms"))  # the first is no year of Python's
+
+
+@pytest.mark.parametrize(
+    ("column", "reasons"),
+    [
+        (pyarrow.array(["a", b"\xff", "c"], pyarrow.binary()), [None, "not valid UTF-8", None]),
+        (TIMES, [None, None, None]),
+        (
+            pyarrow.StructArray.from_arrays([TIMES], ["time"]),
+            ["a cell that cannot be read", None, None],
+        ),
+    ],
+)
+def test_a_cell_that_cannot_be_read_is_a_bad_row_of_a_table(tmp_path, monkeypatch, column, reasons):
+    if pyarrow.types.is_binary(column.type):
+        column = pyarrow.Array.from_buffers(pyarrow.string(), len(column), column.buffers())
+    table = pyarrow.table({"prompt": ["p"] * 3, "completion": ["c"] * 3, "other": column})
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    monkeypatch.setattr("tunesmith.data.read.hub_tables", lambda source: iter([table]))
+    for path, where in ((tmp_path / "x.parquet", "x.parquet:"), ("o/rows", "o/rows row ")):
+        found = read(path)
+        assert [row.reason if isinstance(row, Dropped) else None for row in found] == reasons
+        assert [row.where for row in found] == [f"{where}{number}" for number in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [(OSError("Corrupt data"), DataError), (OSError(errno.EIO, "disk"), OSError), (pyarrow.ArrowInvalid(), DataError)],
+)
+def test_damage_in_the_cache_is_named_and_a_disk_that_fails_is_no_damage(monkeypatch, raised, expected):
+    def tables(source):
+        yield pyarrow.table({"prompt": ["p"], "completion": ["c"]})
+        raise raised
+
+    monkeypatch.setattr("tunesmith.data.read.hub_tables", tables)
+    with pytest.raises(expected) as caught:
+        read("o/rows")
+    if expected is DataError:
+        assert "the data set o/rows is damaged: from row 2 on" in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_half_a_character_in_a_row_drops_it_by_name(tmp_path, suffix):
+    found = [clean(row)[0] for row in read(write(tmp_path / f"x{suffix}", [ROWS[0], ROWS[1] | {"prompt": "a\ud800"}]))]
+    assert [row.reason if isinstance(row, Dropped) else "" for row in found] == ["", "text that is not valid Unicode"]
 
 
 def cleaned(*turns):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from tiny import CHATML, save_tokenizer, write_rows
 
 from tunesmith.decides import read_prompts
-from tunesmith.errors import BaseError, DataError, ResumeError
+from tunesmith.errors import BaseError, DataError, RecipeError, ResumeError
 from tunesmith.recipe import Recipe
 from tunesmith.runs import Run, read_record
 from tunesmith.tokens import spool
@@ -338,6 +339,43 @@ def test_a_template_that_refuses_rows_says_so(tmp_path):
     expected = r"the chat template refuses 60 of 60 conversations.*refuses it: long.*\n  fix: correct these rows"
     with pytest.raises(DataError, match=expected):
         prepare(recipe_of(path), Run(tmp_path / "run"), base, [])
+
+
+@pytest.mark.parametrize(
+    ("positions", "words", "max_tokens", "said"),
+    [
+        (None, 4060, 8, "but evaluate holds 4096"),
+        (None, 3000, 3500, None),
+        (None, 3600, 3500, "but evaluate holds 7000"),
+        (1000, 900, 200, "but the base holds 1000"),
+        (1000, 20, 950, "but the base holds 1000"),
+        (1000, 700, 200, None),
+    ],
+)
+def test_a_prompt_that_evaluation_cannot_hold_is_refused_before_training(tmp_path, positions, words, max_tokens, said):
+    save_tokenizer(tmp_path / "base")
+    (tmp_path / "base" / "config.json").write_text(
+        json.dumps({"vocab_size": 10_000, "max_position_embeddings": positions or 10**6})
+    )
+    base = LocatedBase("tiny", tmp_path / "base", "digest", None, None)
+    (tmp_path / "prompts.yaml").write_text(yaml.safe_dump(["Why?", "what is " + "a " * words]))
+    recipe = recipe_of(
+        write_rows(tmp_path / "x.jsonl", CHATS),
+        evaluate={"prompts": str(tmp_path / "prompts.yaml"), "max_tokens": max_tokens},
+    )
+    if said is None:
+        prepare(recipe, Run(tmp_path / "run"), base)
+        return
+    with pytest.raises(RecipeError, match=r"prompt 2 \('what is a a .*\) has \d+ tokens") as caught:
+        prepare(recipe, Run(tmp_path / "run"), base)
+    assert said in caught.value.what and "shorten the prompt" in caught.value.fix
+    if found := re.search(r"lower evaluate.max_tokens to (\d+)", caught.value.fix):
+        shorter = recipe.evaluate.model_copy(update={"max_tokens": int(found[1])})
+        prepare(recipe.model_copy(update={"evaluate": shorter}), Run(tmp_path / "run"), base)
+    else:
+        assert words == 4060
+    nothing_asked = recipe.export.model_copy(update={"gguf": ()})
+    prepare(recipe.model_copy(update={"export": nothing_asked}), Run(tmp_path / "merged"), base)
 
 
 def test_checkpoints_keep_their_data(tmp_path, base):

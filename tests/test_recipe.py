@@ -1,13 +1,20 @@
 """Recipes: every one validates, problems come all at once with file and line, YAML's traps are met."""
 
+import json
+import shutil
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from tunesmith.decides import missing_files, source_files
-from tunesmith.errors import RecipeError
-from tunesmith.recipe import Recipe, cadence
+from tunesmith.data.read import conversations
+from tunesmith.decides import missing_files, read_prompts, source_files
+from tunesmith.errors import RecipeError, TunesmithError
+from tunesmith.files import DRAFT, beside
+from tunesmith.recipe import LONGEST_NAME, GgufType, Recipe, cadence
 from tunesmith.recipe_file import dump_recipe, read_recipe, schema_text
+from tunesmith.runs import Run
+from tunesmith.weights.locate import locate_base
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 MINIMAL = "name: a\nbase: b\ndata: {sources: [{path: rows.jsonl}]}\n"
@@ -92,6 +99,119 @@ def test_a_cadence_is_steps_or_seconds(text, steps, seconds):
 def test_what_is_no_cadence_is_refused(text):
     with pytest.raises(ValueError, match="steps"):
         cadence(text)
+
+
+NO_VALUES = {
+    "2026-02-30": "2026-02-30 cannot be read",
+    "9" * 5000: "a number of 5,000 digits",
+    "0x" + "f" * 5000: "a number of 5,002 digits",
+    "&a [*a]": "in themselves",
+    "&a {b: *a}": "in themselves",
+    "&a {<<: *a}": "in themselves",
+    "[" * 3000: "more than 50 deep",
+    "{a: " * 3000: "more than 50 deep",
+    "{? [a] : b}": "the key that is a list or mapping is no name",
+    "{1: x}": 'the key "1" is no name',
+    "{null: x}": 'the key "null" is no name',
+    '{"\\uD800": x}': r'the key "\\ud800" is no name',
+    "!!set {F16, Q8_0}": "a value of the type set",
+    "!!binary YQ==": "a value of the type binary",
+    "!!python/name:os.system": "a value of the type os.system",
+    "!!int ''": "cannot be read",
+    "!!bool maybe": "cannot be read",
+    "!!timestamp soon": "cannot be read",
+    "2026-01-01T00:00:00+99:99": "cannot be read",
+    "a\x07b": r'it holds "\\u0007"',
+}
+"""What YAML or Python cannot make a value of, or a recipe cannot hold, and what is said of it."""
+
+
+@pytest.mark.parametrize(("value", "problem"), NO_VALUES.items())
+def test_what_no_recipe_can_hold_is_named_with_its_line_wherever_it_is_said(tmp_path, value, problem):
+    with pytest.raises(RecipeError, match=rf"(?s)recipe is not valid YAML: .*{problem}.*recipe\.yaml, line 4\)"):
+        read(tmp_path, f"{MINIMAL}chat: {value}\n")
+    with pytest.raises(RecipeError, match=rf"(?s)^--set .*{problem}"):
+        read(tmp_path, MINIMAL, f"chat={value}")
+    path = tmp_path / "prompts.yaml"
+    path.write_text(f"- Why?\n- {value}\n")
+    with pytest.raises(
+        RecipeError, match=rf"(?s)^evaluate\.prompts is not valid YAML: .*{problem}.*prompts\.yaml, line 2\)"
+    ):
+        read_prompts(read(tmp_path, MINIMAL, f"evaluate.prompts={path}"))
+
+
+@pytest.mark.parametrize("levels", [6, 12])
+def test_aliases_of_aliases_end_at_once(tmp_path, levels):
+    laughs = "".join(f"x{n}: &x{n} [{f'*x{n - 1}, ' * 9}]\n" for n in range(1, levels))
+    with pytest.raises(RecipeError, match="more than 100,000 values"):
+        read(tmp_path, f"{MINIMAL}x0: &x0 [a]\n{laughs}")
+    assert read(tmp_path, "name: &n a\nbase: *n\ndata: {sources: [{path: x}]}\n").base == "a"
+
+
+def test_a_recipe_that_is_not_utf8_is_refused(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(MINIMAL.encode() + b"chat: {system: \xff}\n")
+    with pytest.raises(RecipeError, match=r"recipe\.yaml cannot be read"):
+        read_recipe(path)
+
+
+@pytest.mark.parametrize("letter", ["\ud800", "\udfff", "\0"])
+@pytest.mark.parametrize(
+    "key", ["name", "base", "chat.system", "data.sources.0.path", "data.sources.0.columns.input", "lora.targets.0"]
+)
+def test_what_is_no_character_is_refused_in_every_text(tmp_path, key, letter):
+    text = MINIMAL + "lora: {targets: [q_proj]}\n"
+    escaped = json.dumps("a" + letter)
+    with pytest.raises(RecipeError, match="which is no character of a text") as caught:
+        read(tmp_path, text, f"{key}={escaped}")
+    assert key.removesuffix(".0") in str(caught.value) and str(caught.value).encode()
+    with pytest.raises(RecipeError, match="holds what is no character"):
+        read(tmp_path, text, f"{key}=a{letter}")
+
+
+def test_what_is_no_character_is_refused_in_a_prompt(tmp_path):
+    path = tmp_path / "prompts.yaml"
+    path.write_text('- Why?\n- "a\\uD800"\n')
+    with pytest.raises(RecipeError, match=r'prompt 2 holds "\\ud800"(?s:.*)prompts\.yaml, line 2'):
+        read_prompts(read(tmp_path, MINIMAL, f"evaluate.prompts={path}"))
+
+
+def test_a_name_leaves_room_for_all_that_is_made_of_it(tmp_path):
+    longest = "n" * LONGEST_NAME
+    name = read(tmp_path, MINIMAL, f"name={longest}").name
+    files = [beside(Run(tmp_path).gguf_file(name, kind), DRAFT) for kind in get_args(GgufType)]
+    for file in [*files, beside(Path(name), DRAFT)]:
+        (tmp_path / file.name).touch()
+    assert max(len(file.name) for file in files) == 255
+    with pytest.raises(RecipeError, match=rf"name is .*at most {LONGEST_NAME} characters"):
+        read(tmp_path, MINIMAL, f"name={longest}n")
+
+
+@pytest.mark.parametrize("seed", [2**32, 10**50])
+def test_a_seed_that_torch_cannot_take_is_refused(tmp_path, seed):
+    assert read(tmp_path, MINIMAL, f"seed={2**32 - 1}").seed == 2**32 - 1
+    with pytest.raises(RecipeError, match=r"seed is .*less than 4294967296"):
+        read(tmp_path, MINIMAL, f"seed={seed}")
+
+
+@pytest.mark.parametrize("key", ["data.sources.0.path", "base", "evaluate.prompts"])
+@pytest.mark.parametrize("letter", ["x", "/x", "x/", "./x"])
+def test_a_path_that_no_file_system_can_hold_is_missing(tmp_path, key, letter):
+    recipe = read(tmp_path, MINIMAL, f"{key}={letter * 3000}")
+    assert len(missing_files(recipe)) == 1 + (key != "data.sources.0.path") - (key == "base" and letter[0] == "x")
+    with pytest.raises(RecipeError if key == "evaluate.prompts" else TunesmithError):
+        if key == "base":
+            locate_base(recipe.base, unpack=shutil.copy)
+        elif key == "evaluate.prompts":
+            read_prompts(recipe)
+        else:
+            list(conversations(recipe.data.sources[0]))
+
+
+@pytest.mark.parametrize("item", ["²", "9" * 5000])
+def test_a_number_that_is_none_is_no_item(tmp_path, item):
+    with pytest.raises(RecipeError, match="holds no settings"):
+        read(tmp_path, MINIMAL, f"data.sources.{item}.limit=3")
 
 
 def test_yaml_traps(tmp_path):

@@ -5,20 +5,21 @@ record that stands before it imports anything heavy). Reads records and data fil
 """
 
 import glob
+import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tunesmith.errors import RecipeError, ResumeError
 from tunesmith.files import digest_file, fingerprint
 from tunesmith.past import WORDS_OF_0_1, begun_by
-from tunesmith.recipe import Recipe, Source
+from tunesmith.recipe import NO_TEXT, Recipe, Source
 from tunesmith.recipe_file import read_recipe
 from tunesmith.runs import Run, made_from, output_digest, read_record
 from tunesmith.stages import STAGES, Stage
+from tunesmith.yaml_text import read_yaml
 
 Needs = tuple[dict[str, Any], dict[str, str]]
 """Settings and inputs (name -> digest), as commit_stage takes them."""
@@ -142,7 +143,7 @@ def _base_as_begun(asked: str, begun: str) -> str:
     """The Hub base at the commit that the run began with, unless another commit is asked for."""
     repo, _, revision = asked.partition("@")
     begun_repo, _, commit = begun.partition("@")
-    same = repo == begun_repo and COMMIT.fullmatch(commit) and not Path(asked).expanduser().exists()
+    same = repo == begun_repo and COMMIT.fullmatch(commit) and not os.path.exists(os.path.expanduser(asked))
     return begun if same and _may_be(revision, commit) else asked
 
 
@@ -168,12 +169,19 @@ def read_prompts(recipe: Recipe) -> list[str]:
     """The evaluation prompts. Raises RecipeError if the file is not a YAML list of texts."""
     path = DEFAULT_PROMPTS if recipe.evaluate.prompts == "default" else Path(recipe.evaluate.prompts)
     try:
-        prompts = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
         what = f"evaluate.prompts: {path} cannot be read: {error}"
         raise RecipeError(what, fix="name a YAML file with a list of prompts") from error
+    prompts, lines = read_yaml(text, "evaluate.prompts", str(path))
     if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) for p in prompts):
         raise RecipeError(f"evaluate.prompts: {path} is not a list of prompts", fix="write one `- prompt` a line")
+    for number, prompt in enumerate(prompts):
+        if found := NO_TEXT.search(prompt):
+            what = (
+                f"evaluate.prompts: prompt {number + 1} holds {json.dumps(found[0])}, which is no character of a text"
+            )
+            raise RecipeError(what, fix="take it out", where=f"{path}, line {lines[(number,)]}")
     return prompts
 
 
@@ -185,7 +193,7 @@ def sources_of(recipe: Recipe) -> list[Source]:
 
 def source_files(source: Source) -> list[Path]:
     """The files that a source's path names, sorted; none for the id of a data set on the Hub."""
-    if Path(source.path).is_file():  # also one with brackets in its name
+    if os.path.isfile(source.path):  # also one with brackets in its name
         return [Path(source.path)]
     return [Path(name) for name in sorted(glob.glob(source.path, recursive=True)) if Path(name).is_file()]
 
@@ -203,7 +211,7 @@ def missing_files(recipe: Recipe) -> list[str]:
     missing = [s.path for s in sources_of(recipe) if not source_files(s) and not _may_be_on_hub(s.path)]
     others = [recipe.base] if recipe.base.startswith((".", "/")) else []
     others += [] if recipe.evaluate.prompts == "default" else [recipe.evaluate.prompts]
-    return [f"{path} does not exist" for path in [*missing, *(o for o in others if not Path(o).exists())]]
+    return [f"{path} does not exist" for path in [*missing, *(o for o in others if not os.path.exists(o))]]
 
 
 def _may_be_on_hub(path: str) -> bool:

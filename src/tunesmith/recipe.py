@@ -5,15 +5,18 @@ Reading from YAML, with file and line in every problem, is in recipe_file.py.
 """
 
 import datetime
+import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 GgufType = Literal["F16", "Q8_0", "Q4_K_M"]
 Dedup = Literal["off", "exact", "words"]
+NO_TEXT = re.compile("[\0\ud800-\udfff]")  # NUL, which ends a file name, and half a character, which is in no file
 SECONDS = {"s": 1, "min": 60, "h": 3600}
+LONGEST_NAME = 255 - len(".-Q4_K_M.gguf.draft")  # bytes of a file's name, less what is added to this one
 
 
 class Cadence(NamedTuple):
@@ -67,9 +70,17 @@ EverySteps = Annotated[str, BeforeValidator(_steps_text)]
 
 
 class Section(BaseModel):
-    """Frozen, and no unknown keys."""
+    """Frozen, with no unknown keys, and texts that every file and tokenizer can hold."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_text(cls, value: Any) -> Any:
+        for text in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(text, str) and (found := NO_TEXT.search(text)):
+                raise ValueError(f"it holds {json.dumps(found[0])}, which is no character of a text; take it out")
+        return value
 
 
 class Columns(Section):
@@ -235,6 +246,11 @@ class EvaluateConfig(Section):
     """Longest answer in tokens."""
 
 
+def evaluation_context(max_tokens: int) -> int:
+    """Tokens of a prompt and its answer that the engine has room for: the chat's, so that the memory is the chat's."""
+    return max(ChatConfig().context, 2 * max_tokens)
+
+
 class ChatConfig(Section):
     """How the model is spoken to: alike in training, evaluation, GGUF metadata and chat."""
 
@@ -253,8 +269,8 @@ class ChatConfig(Section):
 class Recipe(Section):
     """Everything that decides the result of a run."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    """Name of the run, of its folder and of its model files."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_NAME)]
+    """Name of the run, of its folder and of its model files, which add endings to it."""
     base: Annotated[str, Field(min_length=1)]
     """Hub id[@revision], folder, GGUF file, or builtin:smollm2-135m-instruct."""
     data: DataConfig
@@ -264,7 +280,7 @@ class Recipe(Section):
     export: ExportConfig = ExportConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     chat: ChatConfig = ChatConfig()
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Start of every random choice."""
 
     @model_validator(mode="after")

@@ -3,7 +3,9 @@
 import difflib
 import glob
 import json
-from collections.abc import Iterator, Sequence
+import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,12 @@ from pydantic import ValidationError
 from tunesmith.console import say
 from tunesmith.errors import RecipeError
 from tunesmith.past import RETIRED
-from tunesmith.recipe import Recipe, sections_in
+from tunesmith.recipe import NO_TEXT, Recipe, sections_in
+from tunesmith.yaml_text import Loc, Places, read_yaml
 
-Loc = tuple[str | int, ...]
-Places = dict[Loc, int | str]
-"""Where each value of a recipe was said: a line of its file, or a `--set` of the command line."""
 UNION_TAGS = {"share", "source", "literal['auto']", "literal['all-linear']", "constrained-int", "tuple[str, ...]"}
 # what pydantic calls the alternatives of a union; users never wrote it
+ITEM = re.compile("[0-9]{1,9}")  # the number of a list item
 
 
 def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
@@ -28,31 +29,14 @@ def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
     Relative data and prompt files are taken from the recipe's folder. Raises RecipeError with all problems.
     """
     try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the path
         raise RecipeError(
             f"recipe {path} cannot be read: {error}", fix="name a YAML file; `tunesmith init` writes one"
         ) from error
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}, line {mark.line + 1}" if mark else str(path)
-        problem = getattr(error, "problem", None) or "no YAML"
-        raise RecipeError(
-            f"recipe is not valid YAML: {problem}", fix="correct the line; indent with spaces", where=where
-        ) from error
+    raw, lines = read_yaml(text, "recipe", str(path))
     if not isinstance(raw, dict):
         raise RecipeError("recipe is not a mapping of settings", fix="start from `tunesmith init`", where=str(path))
-    lines: Places = {}
-    for loc, line in _lines(node) if node else ():
-        if loc in lines:  # YAML would silently take the last one
-            name = ".".join(map(str, loc))
-            raise RecipeError(
-                f"{name} is set twice, in lines {lines[loc]} and {line}", fix="keep one of them", where=str(path)
-            )
-        lines[loc] = line
     return _anchored(_checked(raw, changes, path, lines), path.parent)
 
 
@@ -96,18 +80,6 @@ def schema_text() -> str:
     return json.dumps(Recipe.model_json_schema(), indent=1, sort_keys=True) + "\n"
 
 
-def _lines(node: yaml.Node, loc: Loc = ()) -> Iterator[tuple[Loc, int]]:
-    """Place in the recipe -> line in the file, for every key and list item."""
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            yield (*loc, key.value), key.start_mark.line + 1
-            yield from _lines(value, (*loc, key.value))
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            yield (*loc, index), value.start_mark.line + 1
-            yield from _lines(value, (*loc, index))
-
-
 def _retire(raw: dict[str, Any], path: Path, lines: Places) -> None:
     """Take out fields of earlier versions: one that asks for nothing with a word, one that asks for something fails."""
     for name, (harmless, reason, fix) in RETIRED.items():
@@ -122,8 +94,10 @@ def _retire(raw: dict[str, Any], path: Path, lines: Places) -> None:
 
 def _apply(raw: dict[str, Any], lines: Places, change: str) -> None:
     """Write one `a.b=value` into the raw recipe; a number names a list item."""
+    if NO_TEXT.search(change):
+        raise RecipeError(f"--set {json.dumps(change)} holds what is no character of a text", fix="take it out")
     key, equals, text = change.partition("=")
-    parts: Loc = tuple(int(p) if p.isdigit() else p for p in key.split("."))
+    parts: Loc = tuple(int(p) if ITEM.fullmatch(p) else p for p in key.split("."))
     if not equals or not all(p != "" for p in parts):
         raise RecipeError(f'--set "{change}" is not of the form a.b=value', fix="write --set train.lr=1e-4")
     here: Any = raw
@@ -138,10 +112,7 @@ def _apply(raw: dict[str, Any], lines: Places, change: str) -> None:
             here = None
         if not isinstance(here, dict | list):
             raise RecipeError(f"--set {key}: {part} holds no settings", fix="`tunesmith check RECIPE` prints every key")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f'--set {key}: "{text}" is not valid YAML', fix="quote the value") from error
+    value, _ = read_yaml(text, f'--set {key}: "{text}"')
     if isinstance(here, list) and not (isinstance(parts[-1], int) and parts[-1] < len(here)):
         raise RecipeError(f"--set {key}: the list has no item {parts[-1]}", fix=f"it has items 0 to {len(here) - 1}")
     here[parts[-1] if isinstance(here, list) else str(parts[-1])] = value
@@ -212,7 +183,7 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
     def anchor(path: str) -> str:
         if Path(path).is_absolute() or not path:
             return path
-        if (folder / path).exists():
+        if os.path.exists(folder / path):  # False also for a name that is too long
             return str((folder / path).resolve())
         return str(Path(glob.escape(str(folder.resolve()))) / path) if glob.glob(path, root_dir=folder) else path
 

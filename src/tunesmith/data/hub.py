@@ -3,11 +3,13 @@
 import contextlib
 import json
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Never
 
 import huggingface_hub
+import pyarrow
 from huggingface_hub import constants
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -17,6 +19,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from tunesmith.data.tables import BATCH_ROWS
 from tunesmith.errors import DataError
 from tunesmith.files import write_file
 from tunesmith.recipe import Source
@@ -55,12 +58,18 @@ def _resolve(path: str, revision: str | None) -> str:
     _refuse(what, fix)  # outside: no nested exception text either
 
 
-@lru_cache(maxsize=8)
-def hub_rows(source: Source) -> Any:
-    """One split of a data set as a sequence of rows (dicts), of the commit that `resolve_commit` gives.
+def hub_tables(source: Source) -> Iterator[pyarrow.Table]:
+    """One split of a data set as tables of some rows, of the commit that `resolve_commit` gives.
 
     What was fetched before works without a network. Raises DataError as that does, or if there is no such split.
     """
+    tables: Iterator[pyarrow.Table] = _split(source).with_format("arrow").iter(BATCH_ROWS)
+    return tables
+
+
+@lru_cache(maxsize=8)
+def _split(source: Source) -> Any:
+    """The data set that `datasets` loads."""
     commit = resolve_commit(source)
     try:
         return _load(source, commit)

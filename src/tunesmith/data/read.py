@@ -1,23 +1,25 @@
 """Files and Hub data sets in, conversations out; every row is used or named with the reason."""
 
 import csv
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-import pyarrow
 import pyarrow.parquet
 
 from tunesmith.data.conversation import Conversation, Dropped
 from tunesmith.data.formats import Row, column_names, format_of, to_turns
-from tunesmith.data.hub import hub_rows
+from tunesmith.data.hub import hub_tables
 from tunesmith.data.json_rows import Numbered, json_rows
 from tunesmith.data.not_text import refuse_no_text
+from tunesmith.data.tables import BATCH_ROWS, damage_named, table_rows
 from tunesmith.decides import source_files
 from tunesmith.errors import DataError
 from tunesmith.recipe import Source
 
+AGAIN, FETCH = "fetch or write it again", "delete it from the cache of `datasets`, so that it is fetched again"
 BAD_CSV = "not as many cells as the header"
 CELL = re.compile(r'(?:"[^"]*(?:""[^"]*)*"|[^",\r\n][^,\r\n]*|)(?:,|\r\n|\r|\n)')  # of RFC 4180, and what ends it
 LINE_END = re.compile(r"\r\n|\r|\n")
@@ -40,7 +42,7 @@ def _rows(source: Source) -> Iterator[tuple[str, Row | str]]:
     files = source_files(source)
     if not files:
         _refuse_missing(source.path)
-        for number, row in enumerate(hub_rows(source), 1):
+        for number, row in table_rows(f"the data set {source.path}", hub_tables(source), FETCH):
             yield f"{source.path} row {number}", row
     for path in files:
         suffix = path.suffix.lower()
@@ -55,7 +57,7 @@ def _rows(source: Source) -> Iterator[tuple[str, Row | str]]:
 
 def _refuse_missing(path: str) -> None:
     """Raise DataError for what is meant as a file; the id of a data set on the Hub passes."""
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         raise DataError(f"{path} is a folder", fix=f"name its files, such as {path.rstrip('/')}/*.jsonl")
     if Path(path).suffix.lower() in READERS or path.startswith((".", "/", "~")) or path.count("/") > 1 or "*" in path:
         raise DataError(
@@ -107,16 +109,12 @@ def _bad_quote(path: Path, first_line: int, text: str, error: csv.Error) -> Data
 
 
 def _parquet(path: Path) -> Numbered:
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            _refuse_twice(path, file.schema_arrow.names)
-            number = 0
-            for batch in file.iter_batches(batch_size=1000):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{path} is not a whole Parquet file: {error}", fix="fetch or write it again") from error
+    with damage_named(f"{path} is not a whole Parquet file", AGAIN):
+        file = pyarrow.parquet.ParquetFile(path)
+        columns = file.schema_arrow.names
+    with file:
+        _refuse_twice(path, columns)
+        yield from table_rows(str(path), file.iter_batches(BATCH_ROWS), AGAIN)
 
 
 READERS: dict[str, Callable[[Path], Numbered]] = {

@@ -12,8 +12,8 @@ from tunesmith.errors import ResourceError
 from tunesmith.inference.child import serve_parent, tell, wait_for_turn
 from tunesmith.inference.engine import Engine
 from tunesmith.machine import peak_memory_bytes
+from tunesmith.recipe import evaluation_context
 
-CONTEXT = 4096  # as in the chat, so that the memory is the chat's
 SHOWN = 60  # letters of a prompt in an error
 
 
@@ -25,7 +25,7 @@ def answer_all(job: dict[str, Any]) -> None:
     """
     opening = [{"role": "system", "content": job["system"]}] if job["system"] else []
     in_turn = job.get("in_turn", False)
-    context = max(CONTEXT, 2 * job["max_tokens"])
+    context = evaluation_context(job["max_tokens"])
     with Engine(Path(job["gguf"]), threads=job["threads"], context=context) as engine:
         if in_turn:
             tell({"ready": True})

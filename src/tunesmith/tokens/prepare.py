@@ -25,6 +25,7 @@ from tunesmith.decides import Needs, data_needs, read_prompts, source_files, sou
 from tunesmith.errors import DataError, ResumeError
 from tunesmith.recipe import Dedup, Recipe, Source, without_defaults
 from tunesmith.runs import Proof, Record, Run, checkpoint_folders, commit_stage, made_from, read_record
+from tunesmith.tokens.prompts import refuse_long_prompts
 from tunesmith.tokens.spool import BATCH_ROWS, Spool, Written, wheres, write_split
 from tunesmith.tokens.template import NO_SYSTEM, REFUSED, Encoded, Refused, encode_all, mask_proof
 from tunesmith.tokens.tokenizer import embedding_rows, load_tokenizer
@@ -130,6 +131,8 @@ def _spooled(
     """Every row that can be used, as tokens in `folder`; their signatures, and the first row of a held-out source."""
     tokenizer, asked = load_tokenizer(base.folder), {exact(prompt) for prompt in prompts}
     known_ids = embedding_rows(base.folder)
+    if prompts and recipe.export.gguf:  # else nothing is asked
+        refuse_long_prompts(tokenizer, base.folder, recipe, prompts)
     signed, first_held = list[Signed](), 0
     with Spool(folder) as spool, progress("prepare", None, unit="rows") as advance:
         for index, source in enumerate(sources_of(recipe)):

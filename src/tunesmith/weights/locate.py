@@ -1,5 +1,6 @@
 """Where a base comes from: whatever the recipe names becomes a checked Hugging Face folder with a digest."""
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,12 +49,12 @@ def locate_base(base: str, unpack: Unpack, check: Check | None = None) -> Locate
 
     Raises BaseError, with the fix, if it cannot be found or is no causal language model with a chat template.
     """
-    path = Path(base).expanduser()
+    path = Path(os.path.expanduser(base))
     if base.startswith(builtin.SCHEME):
         return _located(base, _unpacked(builtin.fetch_builtin(base, cache_folder() / "builtin"), unpack))
-    if path.is_dir():
+    if os.path.isdir(path):  # False also for a name that is too long
         return _located(path.resolve().name, path.resolve(), check=check)
-    if path.is_file():
+    if os.path.isfile(path):
         return _located(path.stem, _unpacked(path.resolve(), unpack))
     match = HUB_ID.fullmatch(base)
     if not match or base.endswith(".gguf"):

@@ -1,0 +1,43 @@
+"""The evaluation prompts in the base's tokens: one that the engine could not answer is found before training."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from tunesmith.errors import RecipeError
+from tunesmith.recipe import Recipe, evaluation_context
+from tunesmith.tokens.template import render
+from tunesmith.weights.small_files import CONFIG, read_json
+
+
+def refuse_long_prompts(
+    tokenizer: PreTrainedTokenizerBase, folder: Path, recipe: Recipe, prompts: Sequence[str]
+) -> None:
+    """Raise RecipeError for a prompt that, with an answer of evaluate.max_tokens, is longer than evaluate can hold."""
+    answer, positions = recipe.evaluate.max_tokens, read_json(folder / CONFIG).get("max_position_embeddings")
+    takes = positions if isinstance(positions, int) else sys.maxsize  # llama.cpp gives no conversation more
+    holds, least = (min(evaluation_context(longest), takes) for longest in (answer, 1))  # long answers bring room
+    tokens, number = max((_tokens(tokenizer, recipe, prompt), number) for number, prompt in enumerate(prompts))
+    if tokens + answer > holds:
+        lower = f", or lower evaluate.max_tokens to {least - tokens}" if tokens < least else ""
+        raise RecipeError(
+            f"evaluate.prompts: prompt {number + 1} ({prompts[number][:40]!r}) has {tokens} tokens, and its answer may "
+            f"have {answer} (evaluate.max_tokens), but {'the base' if holds == takes else 'evaluate'} holds {holds}",
+            fix=f"shorten the prompt{lower}",
+            where=recipe.evaluate.prompts,
+        )
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, recipe: Recipe, prompt: str) -> int:
+    """Tokens of a prompt as a conversation; 0 where the template refuses it, which is said of the data as well."""
+    message = {"role": "user", "content": prompt}
+    try:
+        text = render(
+            tokenizer, [message], system=recipe.chat.system, date=recipe.data.date, add_generation_prompt=True
+        )
+    except TemplateError:
+        return 0
+    return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
