@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -363,19 +364,18 @@ def test_a_prompt_that_evaluation_cannot_hold_is_refused_before_training(tmp_pat
         write_rows(tmp_path / "x.jsonl", CHATS),
         evaluate={"prompts": str(tmp_path / "prompts.yaml"), "max_tokens": max_tokens},
     )
+    refused = pytest.raises(RecipeError, match=r"prompt 2 \('what is a a .*\) has \d+ tokens")
+    with refused if said else nullcontext() as caught:
+        record, _ = prepare(recipe, Run(tmp_path / "run"), base)
     if said is None:
-        prepare(recipe, Run(tmp_path / "run"), base)
-        return
-    with pytest.raises(RecipeError, match=r"prompt 2 \('what is a a .*\) has \d+ tokens") as caught:
-        prepare(recipe, Run(tmp_path / "run"), base)
-    assert said in caught.value.what and "shorten the prompt" in caught.value.fix
-    if found := re.search(r"lower evaluate.max_tokens to (\d+)", caught.value.fix):
-        shorter = recipe.evaluate.model_copy(update={"max_tokens": int(found[1])})
-        prepare(recipe.model_copy(update={"evaluate": shorter}), Run(tmp_path / "run"), base)
+        assert record.counts["read"] == len(CHATS)
     else:
-        assert words == 4060
-    nothing_asked = recipe.export.model_copy(update={"gguf": ()})
-    prepare(recipe.model_copy(update={"export": nothing_asked}), Run(tmp_path / "merged"), base)
+        assert said in caught.value.what and "shorten the prompt" in caught.value.fix
+        found = re.search(r"lower evaluate.max_tokens to (\d+)", caught.value.fix)
+        assert bool(found) == (words < 4060)
+        changed = {"evaluate": recipe.evaluate.model_copy(update={"max_tokens": int(found[1])})} if found else {}
+        changed |= {} if found else {"export": recipe.export.model_copy(update={"gguf": ()})}
+        prepare(recipe.model_copy(update=changed), Run(tmp_path / "run"), base)  # as said; or nothing is asked
 
 
 def test_checkpoints_keep_their_data(tmp_path, base):
