@@ -475,7 +475,7 @@ HOUSE = (
        "test_recipe.py::test_what_no_recipe_can_hold_is_named_with_its_line_wherever_it_is_said"),
     _m("a number is taken for a key", "yaml_text.py", "if key.tag not in NAMES or", "if key.tag in TYPES and",
        "test_recipe.py::test_what_no_recipe_can_hold_is_named_with_its_line_wherever_it_is_said"),
-    _m("half a character is taken for text", "recipe.py", "if isinstance(text, str) and (", "if not text and (",
+    _m("half a character is taken for text", "recipe.py", "if isinstance(held, str) and (", "if not held and (",
        "test_recipe.py::test_what_is_no_character_is_refused_in_every_text"),
     _m("half a character is asked as a prompt", "decides.py", "NO_TEXT.search(prompt)", "None",
        "test_recipe.py::test_what_is_no_character_is_refused_in_a_prompt"),
@@ -523,6 +523,8 @@ HOUSE = (
        '    "trust_remote_code": (\n        False,', '    "trust_remote_code": (\n        True,', "test_past.py"),
 )  # fmt: skip
 SAFE = (
+    _m("a number that no counter holds is accepted", "recipe.py", "and held > MOST:", "and held > MOST and not held:",
+       "test_recipe.py::test_a_whole_number_that_no_counter_holds_is_refused"),
     _m("what follows a damaged metrics line is dropped without a word", "json_file.py",
        "            if number <= len(lines):\n                wrong[number] = str(error)", "            break",
        "test_resume.py::test_a_damaged_metrics_line_is_named_and_the_others_are_kept"),

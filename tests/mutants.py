@@ -7,11 +7,11 @@ usage: python tests/mutants.py [--write] [WORD ...]   (only those with all the w
 """
 
 import datetime
+import multiprocessing
 import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
 
+import pytest
 from mutant_list import MUTANTS, Mutant
 
 ROOT = Path(__file__).parents[1]
@@ -29,14 +30,16 @@ COPIED = ("src", "tests", "recipes", "benchmarks", "docs", "README.md", "CHANGEL
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 PROCESSES = 2
 SPARE_S = 60.0  # a mutant may take this long, and ten times what the tests take without it
+PRINTED = "printed"  # file beside a copy
 FAILED, OTHER_SOURCE = 1, 9  # pytest's exit code for tests that failed; and for a copy that is not what was tested
-RUN = f"""
-import sys, tunesmith
-if not tunesmith.__file__.startswith(sys.argv[1]):
-    sys.exit({OTHER_SOURCE})
-import pytest
-sys.exit(pytest.main(sys.argv[2:]))
-"""
+FORK = multiprocessing.get_context("forkserver")
+PACKAGES = (
+    "torch", "transformers", "peft", "pytest", "hypothesis", "pyarrow.parquet", "xllamacpp", "gguf", "typer",
+    "matplotlib.pyplot", "playwright.sync_api", "huggingface_hub", "jinja2", "rich.table", "pydantic",
+)  # fmt: skip
+FORK.set_forkserver_preload(list(PACKAGES))  # imported once, and not for each mutant; nothing of ours
+CHILDREN = {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+"""Environment of the tests: two processes on two cores do not wait by spinning."""
 
 
 @dataclass(frozen=True)
@@ -71,22 +74,33 @@ def mutated(mutant: Mutant, source: Path) -> str:
 def run_tests(copy: Path, tests: Iterable[str], limit_s: float) -> tuple[int | None, str, float]:
     """pytest's exit code (None: out of time), what it printed and the seconds, for tests in a copy."""
     arguments = ["-q", "-x", "-p", "no:cacheprovider", "-o", "timeout=0", "--hypothesis-seed=0"]
-    command = [sys.executable, "-c", RUN, str(copy), *arguments, f"--basetemp={copy.parent / 'tmp'}"]
-    own = {"PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
-    own |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # two processes on two cores do not wait by spinning
+    arguments += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # packages that are imported already
+    arguments += [f"--basetemp={copy.parent / 'tmp'}", *(f"tests/{test}" for test in tests)]
     started = time.monotonic()
-    with subprocess.Popen(
-        [*command, *(f"tests/{test}" for test in tests)], cwd=copy, env=os.environ | own, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
-    ) as child:  # fmt: skip
-        try:
-            printed, _ = child.communicate(timeout=limit_s)
-            code: int | None = child.returncode
-        except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)  # with the servers and children that the tests started
-            printed, _ = child.communicate()
-            code = None
-    return code, printed, time.monotonic() - started
+    child = FORK.Process(target=run_pytest, args=(copy, arguments))
+    child.start()
+    child.join(limit_s)
+    code = child.exitcode
+    if code is None:
+        os.killpg(child.pid, signal.SIGKILL)  # with the servers and children that the tests started
+        child.join()
+    return code, (copy.parent / PRINTED).read_text(errors="replace"), time.monotonic() - started
+
+
+def run_pytest(copy: Path, arguments: list[str]) -> None:
+    """In a process of its own, with the packages of PACKAGES imported: pytest on a copy, as if it was started there."""
+    os.setsid()
+    for number, place in ((0, os.devnull), (1, copy.parent / PRINTED), (2, copy.parent / PRINTED)):
+        flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        os.dup2(os.open(place, flags | (os.O_TRUNC if number == 1 else 0)), number)
+    os.chdir(copy)
+    os.environ["PYTHONPATH"] = str(copy / "src")
+    sys.path[:] = [str(copy / "src"), *(path for path in sys.path if Path(path) not in (ROOT / "src", ROOT / "tests"))]
+    sys.dont_write_bytecode = True
+    import tunesmith
+
+    own = str(tunesmith.__file__).startswith(str(copy))
+    sys.exit(pytest.main(arguments) if own else OTHER_SOURCE)
 
 
 def tried(mutant: Mutant, copy: Path, alone: tuple[int | None, str, float]) -> Outcome:
@@ -218,6 +232,7 @@ def main(arguments: list[str]) -> int:
     if not chosen:
         print("no mutant has these words")
         return 2
+    os.environ.update(CHILDREN)  # before the first is forked
     started = time.monotonic()
     outcomes = run_all(chosen)
     minutes = (time.monotonic() - started) / 60

@@ -187,7 +187,15 @@ def test_a_name_leaves_room_for_all_that_is_made_of_it(tmp_path):
         read(tmp_path, MINIMAL, f"name={longest}n")
 
 
-@pytest.mark.parametrize("seed", [2**32, 10**50])
+@pytest.mark.parametrize(
+    "key", ["data.sources.0.limit", "train.max_length", "evaluate.max_tokens", "lora.rank", "chat.slots"]
+)
+def test_a_whole_number_that_no_counter_holds_is_refused(tmp_path, key):
+    with pytest.raises(RecipeError, match=rf"{key}: it is more than 9,007,199,254,740,992"):
+        read(tmp_path, MINIMAL, f"{key}={2**53 + 1}")
+
+
+@pytest.mark.parametrize("seed", [2**32, 2**53])
 def test_a_seed_that_torch_cannot_take_is_refused(tmp_path, seed):
     assert read(tmp_path, MINIMAL, f"seed={2**32 - 1}").seed == 2**32 - 1
     with pytest.raises(RecipeError, match=r"seed is .*less than 4294967296"):

@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 GgufType = Literal["F16", "Q8_0", "Q4_K_M"]
 Dedup = Literal["off", "exact", "words"]
 NO_TEXT = re.compile("[\0\ud800-\udfff]")  # NUL, which ends a file name, and half a character, which is in no file
+MOST = 2**53  # beyond it not every whole number is one in JSON (RFC 8259, section 6)
 SECONDS = {"s": 1, "min": 60, "h": 3600}
 LONGEST_NAME = 255 - len(".-Q4_K_M.gguf.draft")  # bytes of a file's name, less what is added to this one
 
@@ -70,16 +71,18 @@ EverySteps = Annotated[str, BeforeValidator(_steps_text)]
 
 
 class Section(BaseModel):
-    """Frozen, with no unknown keys, and texts that every file and tokenizer can hold."""
+    """Frozen, with no unknown keys, texts that every file and tokenizer can hold, and numbers that others can."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _is_text(cls, value: Any) -> Any:
-        for text in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(text, str) and (found := NO_TEXT.search(text)):
+    def _can_be_held(cls, value: Any) -> Any:
+        for held in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(held, str) and (found := NO_TEXT.search(held)):
                 raise ValueError(f"it holds {json.dumps(found[0])}, which is no character of a text; take it out")
+            if isinstance(held, int) and held > MOST:
+                raise ValueError(f"it is more than {MOST:,}, the most that a whole number may be")
         return value
 
 
