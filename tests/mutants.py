@@ -37,7 +37,6 @@ PACKAGES = (
     "torch", "transformers", "peft", "pytest", "hypothesis", "pyarrow.parquet", "xllamacpp", "gguf", "typer",
     "matplotlib.pyplot", "playwright.sync_api", "huggingface_hub", "jinja2", "rich.table", "pydantic",
 )  # fmt: skip
-FORK.set_forkserver_preload(list(PACKAGES))  # imported once, and not for each mutant; nothing of ours
 CHILDREN = {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 """Environment of the tests: two processes on two cores do not wait by spinning."""
 
@@ -233,6 +232,7 @@ def main(arguments: list[str]) -> int:
         print("no mutant has these words")
         return 2
     os.environ.update(CHILDREN)  # before the first is forked
+    FORK.set_forkserver_preload(list(PACKAGES))  # imported once, and not for each mutant; nothing of ours
     started = time.monotonic()
     outcomes = run_all(chosen)
     minutes = (time.monotonic() - started) / 60

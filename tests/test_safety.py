@@ -55,6 +55,14 @@ def unsafe(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
             yield from ((node.lineno, f"import {m}") for m in modules if m.partition(".")[0] in PICKLES)
+        if isinstance(node, ast.Attribute | ast.Name):
+            loader = dotted(node, names)
+            if (
+                loader.startswith("yaml.")
+                and loader.endswith("Loader")
+                and loader.rpartition(".")[2] not in SAFE_LOADERS
+            ):
+                yield node.lineno, loader
         if not isinstance(node, ast.Call):
             continue
         name = dotted(node.func, names)
@@ -79,7 +87,7 @@ def test_no_file_reads_or_writes_pickle_or_runs_what_it_reads():
     files = sorted(SRC.rglob("*.py"))
     assert len(files) > 70, "found few files; has the package moved?"
     calls = [node for path in files for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
-    assert sum(getattr(call.func, "attr", "") in ("safe_load", "load") for call in calls) >= 5
+    assert sum(getattr(call.func, "attr", "") in ("load", "loads", "load_file") for call in calls) >= 5
     found = [
         f"{path.relative_to(SRC)}:{line}: {what}"
         for path in files
@@ -96,6 +104,7 @@ def test_no_file_reads_or_writes_pickle_or_runs_what_it_reads():
         "import numpy as np\nnp.load(path)", "import numpy\nnumpy.load(path, allow_pickle=True)",
         "from numpy import save as keep\nkeep(path, x)", "import numpy as np\nnp.load(path, allow_pickle=flag)",
         "import yaml\nyaml.load(text)", "import yaml\nyaml.load(text, Loader=yaml.Loader)",
+        "import yaml\nclass L(yaml.Loader): pass", "from yaml import UnsafeLoader as L\nL(text).get_single_data()",
         "import yaml\nyaml.load(text, yaml.FullLoader)", "from yaml import unsafe_load as load\nload(text)",
         "AutoTokenizer.from_pretrained(path, trust_remote_code=True)", "load(path, trust_remote_code=wanted)",
         "from transformers import AutoModelForCausalLM as M\nM.from_pretrained(path)",
@@ -110,7 +119,8 @@ def test_the_search_looks(wrong):
     "right",
     [
         "import numpy as np\nnp.load(path, allow_pickle=False)", "import yaml\nyaml.safe_load(text)",
-        "import yaml\nyaml.compose(text, Loader=yaml.SafeLoader)", "import re\nre.compile(text)",
+        "import yaml\nclass L(yaml.SafeLoader): pass", "import yaml\nyaml.compose(text, Loader=yaml.SafeLoader)",
+        "import re\nre.compile(text)",
         "import json\njson.load(file)", "import ast\nast.literal_eval(text)", "model.eval()",
         "from safetensors.torch import save\nsave(tensors)",
         "AutoTokenizer.from_pretrained(path, trust_remote_code=False)",
