@@ -289,7 +289,6 @@ def test_an_engine_that_aborts_is_an_error_of_ours(project):
 
 
 @pytest.mark.parametrize("name", ["new\nline", "quo\"te's", "spa ce", "[b]{x}*?", "\U0001f642", "back\\slash"])
-@pytest.mark.filterwarnings("ignore:Glyph")  # matplotlib has no picture of some letters
 def test_any_text_is_a_name_of_a_run(project, tmp_path, name, capsys):
     run = Path(shutil.copytree(project[1], tmp_path / name))
     assert tunesmith.run(run).done and tunesmith.compare(run).exists()
