@@ -15,7 +15,8 @@ from pathlib import Path
 
 from training_runs import recipe_with
 
-from tunesmith.runs import Run, read_record
+from tunesmith.record import read_record
+from tunesmith.runs import Run
 from tunesmith.training.train import train
 from tunesmith.weights.locate import LocatedBase
 

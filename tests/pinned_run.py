@@ -32,7 +32,8 @@ def follow(hub: HubServer, folder: Path, base: Path, other: Path) -> None:
     from tunesmith.errors import ResumeError
     from tunesmith.pipeline import run_stages
     from tunesmith.recipe_file import read_recipe
-    from tunesmith.runs import Run, read_record
+    from tunesmith.record import read_record
+    from tunesmith.runs import Run
     from tunesmith.stages import stage_of
 
     def call(verb, run, *changes):

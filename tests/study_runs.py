@@ -8,7 +8,8 @@ from tunesmith.decides import adapter_needs, data_settings, evaluation_needs, gg
 from tunesmith.evaluation.speeds import SPEEDS, summary
 from tunesmith.files import digest_folder, write_file
 from tunesmith.recipe_file import dump_recipe
-from tunesmith.runs import Proof, commit_stage
+from tunesmith.record import Proof
+from tunesmith.runs import commit_stage
 
 MEASURED = {
     "session": "one",

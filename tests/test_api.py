@@ -24,7 +24,8 @@ from tunesmith import machine
 from tunesmith.errors import BaseError, RecipeError, ResourceError, ResumeError
 from tunesmith.recipe import ChatConfig
 from tunesmith.recipe_file import read_recipe
-from tunesmith.runs import MADE_BY, Run, commit_stage, read_record
+from tunesmith.record import read_record
+from tunesmith.runs import MADE_BY, Run, commit_stage
 from tunesmith.server.handle import Chat
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -12,8 +12,8 @@ import pytest
 
 LAYERS = (
     "errors", "console", "machine", "past", "recipe", "yaml_text", "recipe_file", "json_file", "files", "stages",
-    "runs", "decides", "stale", "weights", "gguf", "data", "tokens", "model", "inference", "proof", "training",
-    "release", "evaluation", "study", "server", "starter", "room", "pipeline", "api", "cli",
+    "record", "runs", "decides", "stale", "weights", "gguf", "data", "tokens", "model", "inference", "proof",
+    "training", "release", "evaluation", "study", "server", "starter", "room", "pipeline", "api", "cli",
 )  # fmt: skip
 SRC = Path(__file__).parents[1] / "src" / "tunesmith"
 FILES = [path for path in sorted(SRC.rglob("*.py")) if path.name != "__init__.py"]

@@ -20,7 +20,8 @@ from tunesmith.errors import BaseError, DataError, ProofError, RecipeError, Reso
 from tunesmith.gguf.read import convert
 from tunesmith.pipeline import run_stages
 from tunesmith.recipe_file import read_recipe
-from tunesmith.runs import Run, commit_stage, read_record
+from tunesmith.record import read_record
+from tunesmith.runs import Run, commit_stage
 from tunesmith.stages import STAGES
 from tunesmith.training.stop import Paused
 from tunesmith.weights.locate import locate_base

@@ -17,9 +17,10 @@ from tunesmith.gguf.read import convert
 from tunesmith.pipeline import run_stages
 from tunesmith.proof import gguf as proof_module
 from tunesmith.recipe_file import read_recipe
+from tunesmith.record import read_record
 from tunesmith.release import export as module
 from tunesmith.release.export import export
-from tunesmith.runs import Run, read_record
+from tunesmith.runs import Run
 from tunesmith.stages import STAGES, stage_of
 from tunesmith.weights.locate import locate_base
 

@@ -23,8 +23,9 @@ from tunesmith.inference.engine import Engine
 from tunesmith.model.base import load_base
 from tunesmith.pipeline import run_stages
 from tunesmith.recipe import ChatConfig, Recipe
+from tunesmith.record import read_record
 from tunesmith.release.base_gguf import export_base
-from tunesmith.runs import Run, read_record
+from tunesmith.runs import Run
 from tunesmith.stages import STAGES, stage_of
 from tunesmith.tokens.tokenizer import load_tokenizer
 from tunesmith.weights.locate import locate_base

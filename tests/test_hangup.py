@@ -17,7 +17,8 @@ from tiny import write_rows
 
 from tunesmith.pipeline import run_stages
 from tunesmith.recipe_file import read_recipe
-from tunesmith.runs import Run, checkpoint_folders, read_record
+from tunesmith.record import read_record
+from tunesmith.runs import Run, checkpoint_folders
 from tunesmith.stages import STAGES
 from tunesmith.training.checkpoint import damage
 

@@ -12,14 +12,16 @@ import pytest
 from tunesmith.errors import ResourceError
 from tunesmith.files import FINISHED, commit_folder, finish, finished, write_file
 from tunesmith.pipeline import locked
-from tunesmith.runs import Run, commit_stage, read_record, write_manifest
+from tunesmith.record import read_record
+from tunesmith.runs import Run, commit_stage, write_manifest
 from tunesmith.training.metrics import Metrics, plot_losses
 
 EACH_POINT = """
     import json, os, pathlib, shutil, sys
     from tunesmith.files import digest_folder
     from tunesmith.pipeline import locked
-    from tunesmith.runs import Run, commit_stage, read_record
+    from tunesmith.record import read_record
+    from tunesmith.runs import Run, commit_stage
 
     CHANGES = ("mkdir", "rename", "replace", "unlink", "rmdir", "fsync", "open")
 

@@ -18,9 +18,10 @@ from tunesmith.errors import ProofError, ResumeError
 from tunesmith.model.lora import LoraLinear
 from tunesmith.proof import merged as proof
 from tunesmith.proof.merged import prove_merged, prove_stored
+from tunesmith.record import read_record
 from tunesmith.release import merge as merge_module
 from tunesmith.release.merge import merge, merge_weights
-from tunesmith.runs import commit_stage, read_record
+from tunesmith.runs import commit_stage
 from tunesmith.tokens.rows import load_rows
 from tunesmith.training.train import train
 from tunesmith.weights import tensorfile

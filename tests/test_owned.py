@@ -16,7 +16,8 @@ from tunesmith.errors import RecipeError, ResumeError
 from tunesmith.files import DRAFT, GONE, OLD, RECORD, commit_folder, sweep, write_user_file
 from tunesmith.pipeline import locked, run_stages
 from tunesmith.recipe_file import read_recipe
-from tunesmith.runs import MADE_BY, Run, checkpoint_folders, commit_stage, read_record, write_manifest
+from tunesmith.record import read_record
+from tunesmith.runs import MADE_BY, Run, checkpoint_folders, commit_stage, write_manifest
 from tunesmith.stages import STAGES
 from tunesmith.starter import Answers, write_starter
 from tunesmith.study.compare import compare

@@ -15,7 +15,8 @@ from tunesmith.errors import RecipeError, ResumeError
 from tunesmith.pipeline import run_stages
 from tunesmith.recipe import Recipe
 from tunesmith.recipe_file import read_recipe
-from tunesmith.runs import MADE_BY, Run, made_from, read_record
+from tunesmith.record import made_from, read_record
+from tunesmith.runs import MADE_BY, Run
 from tunesmith.stages import STAGES, stage_of
 from tunesmith.study.compare import compare
 

@@ -19,7 +19,8 @@ from tiny import CHATML, save_tokenizer, write_rows
 from tunesmith.decides import read_prompts
 from tunesmith.errors import BaseError, DataError, RecipeError, ResumeError
 from tunesmith.recipe import Recipe
-from tunesmith.runs import Run, read_record
+from tunesmith.record import read_record
+from tunesmith.runs import Run
 from tunesmith.tokens import spool
 from tunesmith.tokens.prepare import prepare
 from tunesmith.tokens.rows import COLUMNS, load_rows

@@ -16,7 +16,8 @@ from tunesmith.files import RECORD, commit_folder, digest_folder, fingerprint, f
 from tunesmith.machine import need_disk
 from tunesmith.pipeline import locked, run_stages
 from tunesmith.recipe_file import read_recipe
-from tunesmith.runs import Run, commit_stage, output_digest, read_record, write_manifest
+from tunesmith.record import output_digest, read_record
+from tunesmith.runs import Run, commit_stage, write_manifest
 from tunesmith.stages import STAGES, stage_of
 
 

@@ -17,7 +17,8 @@ from tunesmith.files import digest_file, fingerprint
 from tunesmith.past import WORDS_OF_0_1, begun_by
 from tunesmith.recipe import NO_TEXT, Recipe, Source
 from tunesmith.recipe_file import read_recipe
-from tunesmith.runs import Run, made_from, output_digest, read_record
+from tunesmith.record import made_from, output_digest, read_record
+from tunesmith.runs import Run
 from tunesmith.stages import STAGES, Stage
 from tunesmith.yaml_text import read_yaml
 

@@ -17,8 +17,9 @@ from tunesmith.files import DRAFT, beside, full_disk_named, make_folder, remove
 from tunesmith.gguf.families import supported
 from tunesmith.gguf.read import convert
 from tunesmith.recipe import Recipe
+from tunesmith.record import Record, read_record
 from tunesmith.room import make_sure
-from tunesmith.runs import Record, Run, read_record, write_manifest
+from tunesmith.runs import Run, write_manifest
 from tunesmith.stages import STAGES, Stage
 from tunesmith.stale import may_be_kept
 from tunesmith.training.stop import Paused

@@ -13,7 +13,8 @@ from tunesmith.files import DRAFT, beside
 from tunesmith.gguf.write import expected_bytes
 from tunesmith.machine import disk_of, need_disk
 from tunesmith.recipe import GgufType, Recipe
-from tunesmith.runs import Run, checkpoint_folders, read_record, refuse_foreign, refuse_to_replace
+from tunesmith.record import read_record
+from tunesmith.runs import Run, checkpoint_folders, refuse_foreign, refuse_to_replace
 from tunesmith.stages import STAGES, Stage
 from tunesmith.weights.cache import cache_folder
 from tunesmith.weights.locate import LocatedBase

@@ -1,4 +1,4 @@
-"""The run folder: its names, complete-or-absent writes, digests, and the record each stage leaves.
+"""The run folder: its names, what may stand in it, and how a stage is committed to it.
 
 A stage reads folders and commits a new one with a record.json. A stage whose settings and inputs are those of
 the record that stands is skipped. Nothing else in the package knows these file names. What is not ours (no record of
@@ -10,11 +10,9 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from pydantic import TypeAdapter, ValidationError
 
 from tunesmith import __version__, past
 from tunesmith.errors import ResumeError
@@ -24,7 +22,6 @@ from tunesmith.files import (
     OLD,
     PROOFS,
     RECORD,
-    SAID_OF_FILES,
     beside,
     commit_folder,
     digest_file,
@@ -37,8 +34,19 @@ from tunesmith.files import (
 )
 from tunesmith.json_file import json_object
 from tunesmith.machine import versions
-from tunesmith.recipe import Recipe, without_defaults
+from tunesmith.recipe import Recipe
 from tunesmith.recipe_file import dump_recipe, lasting
+from tunesmith.record import (
+    Proof,
+    Record,
+    is_own,
+    made_from,
+    needs_fingerprint,
+    parsed,
+    read_record,
+    record_text,
+    refuse_damaged,
+)
 from tunesmith.stages import STAGES
 
 MADE_BY = "# The recipe of this run, every setting resolved. Made by tunesmith "
@@ -47,59 +55,6 @@ CHECKPOINT = re.compile(r"step-(\d+)")
 LEFT = re.compile(rf"\.(step-\d+)\.(?:{DRAFT}|{OLD}|{GONE})")
 """What a killed save of a checkpoint leaves."""
 ELSEWHERE = "put the run elsewhere: --run-dir takes a new or an empty folder, and without it the run is in runs/NAME"
-NO_RECORD = (ValueError, TypeError, KeyError, AttributeError, IsADirectoryError)
-"""What reading a record.json that is none of ours ends with."""
-
-
-@dataclass(frozen=True)
-class Proof:
-    """Two things that must be equal, and how equal they were: `value` is at most `limit`."""
-
-    name: str
-    value: float | None
-    limit: float | None
-    """None: measured, and for the user to judge."""
-    positions: int
-    """At how many places they were compared."""
-    skipped_because: str | None = None
-    """Why it was not done: then it is no proof, and is done later where it can be."""
-
-    @property
-    def holds(self) -> bool:
-        """Whether it was done and the value is within the limit; a value that is no number is not."""
-        return self.value is not None and (self.limit is None or self.value <= self.limit)
-
-    def __str__(self) -> str:
-        if self.skipped_because:
-            return f"NOT proved: {self.name}: {self.skipped_because}"
-        limit = f"limit {self.limit:g}, " if self.limit is not None else ""
-        return f"{self.name}: {self.value:.2g} ({limit}{self.positions:,} positions)"
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a stage did: enough to skip it, to report it, and to check its files."""
-
-    stage: str
-    fingerprint: str
-    """Hash of settings and inputs, for people: what decides is `same_needs`."""
-    settings: dict[str, Any]
-    inputs: dict[str, str]
-    """Name of an input -> its digest."""
-    outputs: dict[str, dict[str, Any]]
-    """File below the stage's folder -> its sha256 and size in bytes."""
-    versions: dict[str, str]
-    counts: dict[str, Any]
-    seconds: float
-    proofs: tuple[Proof, ...] = ()
-
-    @property
-    def unproved(self) -> list[Proof]:
-        """The proofs that were skipped."""
-        return [proof for proof in self.proofs if proof.skipped_because]
-
-
-RECORDS = TypeAdapter(Record)
 
 
 class Run:
@@ -209,62 +164,6 @@ class Run:
         return self.gguf / f"{name}-{gguf_type}.gguf"
 
 
-def read_record(folder: Path) -> Record | None:
-    """The record of a committed stage; None if the folder does not stand or a file of it is missing or cut.
-
-    Records of earlier versions come in the form of this one.
-    """
-    try:
-        record = _parsed(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except NO_RECORD as error:
-        fix = f"if tunesmith made {folder.name}/, delete it to make it again; if it is yours, move it elsewhere"
-        raise ResumeError(f"{folder / RECORD} is damaged: {error}", fix=fix) from error
-    whole = all(
-        (folder / name).is_file() and (folder / name).stat().st_size == output["bytes"]
-        for name, output in record.outputs.items()
-        if name not in SAID_OF_FILES  # version 0.1 listed proof.json, which is written again when a proof is
-    )
-    return record if whole else None
-
-
-def refuse_damaged(folder: Path) -> None:
-    """Raise ResumeError if a file of a stage that stands has other bytes than were written. Reads all of them."""
-    record = read_record(folder)
-    for name, output in record.outputs.items() if record else ():
-        if name not in SAID_OF_FILES and digest_file(folder / name) != output["sha256"]:
-            what = f"{folder / name} is not as it was written, so nothing is made from it"
-            raise ResumeError(what, fix=made_anew(folder))
-
-
-def made_anew(folder: Path) -> str:
-    """The fix for a damaged file in a stage's folder."""
-    verb = next(stage.verb for stage in STAGES if stage.folder == folder.name)
-    return f"delete {folder}, type `tunesmith {verb} {folder.parent}`, which makes it anew, and then the same again"
-
-
-def _parsed(folder: Path) -> Record:
-    """The record in a folder. Raises OSError if there is none, one of NO_RECORD if it is none of ours."""
-    raw = past.record_as_now(json_object((folder / RECORD).read_bytes()))
-    try:
-        record = RECORDS.validate_python(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    if not all({"sha256", "bytes"} <= output.keys() for output in record.outputs.values()):
-        raise ValueError("outputs: one has no digest or no size")
-    return record
-
-
-def is_own(folder: Path) -> bool:
-    """Whether the stage of this folder's name made it: its record says so."""
-    try:
-        return _parsed(folder).stage == folder.name
-    except (OSError, *NO_RECORD):
-        return False
-
-
 def refuse_foreign(folder: Path) -> None:
     """Raise ResumeError if what stands at a stage's place is not the stage's own."""
     if os.path.lexists(folder) and not is_own(folder):
@@ -277,7 +176,7 @@ def refuse_foreign(folder: Path) -> None:
 def refuse_to_replace(folder: Path) -> None:
     """Raise ResumeError if what stands at a stage's place is not the stage's own, or holds a file of the user's."""
     refuse_foreign(folder)
-    if folder.exists() and (others := strangers(folder, _parsed(folder).outputs)):
+    if folder.exists() and (others := strangers(folder, parsed(folder).outputs)):
         raise ResumeError(
             f"{folder} is to be made again and holds what tunesmith did not make: {', '.join(others[:3])}",
             fix="move that elsewhere and type the same again",
@@ -294,18 +193,6 @@ def sweep_checkpoints(folder: Path) -> None:
     """Clear what a killed save of a checkpoint left; no other hidden file."""
     left = [LEFT.fullmatch(path.name) for path in folder.glob(".step-*")]
     sweep(sorted({folder / match[1] for match in left if match}))
-
-
-def needs_fingerprint(settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-    """Hash of what decides a stage. A field at its default does not count, so that a new field redoes nothing."""
-    return fingerprint([without_defaults(settings), dict(inputs)])
-
-
-def made_from(record: Record | None, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
-    """Whether a stage that stands was made from these settings and inputs."""
-    return record is not None and needs_fingerprint(record.settings, record.inputs) == needs_fingerprint(
-        settings, inputs
-    )
 
 
 def commit_stage(
@@ -344,7 +231,7 @@ def commit_stage(
             seconds=round(time.monotonic() - started, 2),
             proofs=proofs,
         )
-        (draft / RECORD).write_text(_record_text(record))
+        (draft / RECORD).write_text(record_text(record))
 
     commit_folder(folder, write, refuse_to_replace, fingerprint([needs_fingerprint(settings, inputs), versions()]))
     done = read_record(folder)
@@ -358,17 +245,8 @@ def _proved(folder: Path, record: Record, prove: Callable[[Path], Sequence[Proof
     names = {proof.name for proof in before}
     now = replace(record, proofs=(*before, *(proof for proof in prove(folder) if proof.name not in names)))
     if now.proofs != record.proofs:
-        write_file(folder / RECORD, _record_text(now))
+        write_file(folder / RECORD, record_text(now))
     return now
-
-
-def _record_text(record: Record) -> str:
-    return json.dumps(asdict(record), indent=1) + "\n"
-
-
-def output_digest(record: Record) -> str:
-    """One digest for all outputs of a stage: an input of the next one."""
-    return fingerprint({name: output["sha256"] for name, output in record.outputs.items()})
 
 
 def write_manifest(run: Run) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 from tunesmith.decides import as_begun, data_settings, kept_recipe
 from tunesmith.errors import RecipeError, ResumeError
 from tunesmith.recipe import Recipe, without_defaults
-from tunesmith.runs import Record, Run, checkpoint_folders, output_digest, read_record
+from tunesmith.record import Record, output_digest, read_record
+from tunesmith.runs import Run, checkpoint_folders
 from tunesmith.stages import STAGES, Stage, stage_of
 
 NAMES = {"system": "chat.system", "date": "data.date", "max_length": "train.max_length"}

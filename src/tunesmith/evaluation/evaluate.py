@@ -15,8 +15,9 @@ from tunesmith.inference.child import Child
 from tunesmith.inference.threads import warn_of_threads
 from tunesmith.machine import processor, versions
 from tunesmith.recipe import Recipe
+from tunesmith.record import Record
 from tunesmith.release.base_gguf import export_base
-from tunesmith.runs import Record, Run, commit_stage
+from tunesmith.runs import Run, commit_stage
 from tunesmith.weights.cache import cache_folder, made_once
 from tunesmith.weights.locate import LocatedBase
 

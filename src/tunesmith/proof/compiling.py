@@ -17,7 +17,7 @@ from tunesmith.errors import ProofError
 from tunesmith.model.base import compile_layers, decoder_layers, head, hidden_states
 from tunesmith.model.batch import Batching, MicroBatch
 from tunesmith.model.lora import DropoutKeys, adapted_layers
-from tunesmith.runs import Proof
+from tunesmith.record import Proof
 from tunesmith.tokens.rows import TokenRows
 
 NAME = "compiled = eager, gradients of each layer (relative)"

@@ -28,7 +28,8 @@ from tunesmith.gguf.metadata import read_singles
 from tunesmith.inference.engine import Engine
 from tunesmith.model.streamed import StreamedModel, roomiest
 from tunesmith.recipe import GgufType, Recipe
-from tunesmith.runs import Proof, Run
+from tunesmith.record import Proof
+from tunesmith.runs import Run
 from tunesmith.tokens.rows import TokenRows, load_rows
 from tunesmith.tokens.template import end_of_turn_id, render
 from tunesmith.tokens.tokenizer import load_tokenizer

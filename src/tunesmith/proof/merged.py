@@ -23,7 +23,7 @@ from tunesmith.model.base import decoder_layers
 from tunesmith.model.lora import adapted_layers, attach
 from tunesmith.model.streamed import StreamedModel, read_f32, roomiest
 from tunesmith.recipe import LoraConfig
-from tunesmith.runs import Proof
+from tunesmith.record import Proof
 from tunesmith.tokens.rows import TokenRows
 from tunesmith.weights.tensorfile import TensorInfo, pieces, read_index, read_rows
 

@@ -11,7 +11,7 @@ from tunesmith.errors import ProofError
 from tunesmith.model.attention import PACKED
 from tunesmith.model.base import head, hidden_states
 from tunesmith.model.batch import Batching, MicroBatch
-from tunesmith.runs import Proof
+from tunesmith.record import Proof
 from tunesmith.tokens.rows import TokenRows
 
 NAME = "packed = alone, logits (relative)"

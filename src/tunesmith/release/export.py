@@ -15,7 +15,8 @@ from tunesmith.gguf.write import About, expected_bytes, write_gguf
 from tunesmith.machine import need_disk
 from tunesmith.proof.gguf import prove_gguf
 from tunesmith.recipe import GgufType, Recipe
-from tunesmith.runs import Proof, Record, Run, commit_stage, read_record
+from tunesmith.record import Proof, Record, read_record
+from tunesmith.runs import Run, commit_stage
 from tunesmith.tokens.template import end_of_turn_id
 from tunesmith.tokens.tokenizer import load_tokenizer
 from tunesmith.weights.locate import LocatedBase

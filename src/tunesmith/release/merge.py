@@ -21,7 +21,8 @@ from tunesmith.model.adapter import load_adapter
 from tunesmith.model.lora import merged_weight
 from tunesmith.proof.merged import prove_merged
 from tunesmith.recipe import Recipe
-from tunesmith.runs import Proof, Record, Run, commit_stage, refuse_damaged
+from tunesmith.record import Proof, Record, refuse_damaged
+from tunesmith.runs import Run, commit_stage
 from tunesmith.tokens.rows import load_rows
 from tunesmith.tokens.template import chat_template_with, end_of_turn_id
 from tunesmith.tokens.tokenizer import load_tokenizer

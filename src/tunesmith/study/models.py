@@ -11,7 +11,8 @@ from tunesmith.errors import ResumeError
 from tunesmith.evaluation.speeds import summary
 from tunesmith.files import RECORD, fingerprint
 from tunesmith.json_file import json_lines, json_object
-from tunesmith.runs import Proof, Record, Run, made_anew, output_digest, read_record, refuse_damaged
+from tunesmith.record import Proof, Record, made_anew, output_digest, read_record, refuse_damaged
+from tunesmith.runs import Run
 from tunesmith.stages import STAGES
 from tunesmith.stale import cut_from_training, stale
 from tunesmith.study.named import BASE, first_run, titles

@@ -24,7 +24,8 @@ from tunesmith.data.split import HELD_OUT, TRAIN, Signed, fates
 from tunesmith.decides import Needs, data_needs, read_prompts, source_files, sources_of
 from tunesmith.errors import DataError, ResumeError
 from tunesmith.recipe import Dedup, Recipe, Source, without_defaults
-from tunesmith.runs import Proof, Record, Run, checkpoint_folders, commit_stage, made_from, read_record
+from tunesmith.record import Proof, Record, made_from, read_record
+from tunesmith.runs import Run, checkpoint_folders, commit_stage
 from tunesmith.tokens.prompts import refuse_long_prompts
 from tunesmith.tokens.spool import BATCH_ROWS, Spool, Written, wheres, write_split
 from tunesmith.tokens.template import NO_SYSTEM, REFUSED, Encoded, Refused, encode_all, mask_proof

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from tunesmith.errors import DataError
-from tunesmith.runs import made_anew, read_record
+from tunesmith.record import made_anew, read_record
 
 Array = np.ndarray[Any, Any]
 COLUMNS = {"tokens": np.int32, "supervised": np.bool_, "offsets": np.int64, "answer_bytes": np.int64}

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tunesmith.data.conversation import Conversation, Turn
 from tunesmith.errors import DataError, RecipeError
-from tunesmith.runs import Proof
+from tunesmith.record import Proof
 
 UNPROVED_SHARE = 0.01  # invariant 4; one row alone never refuses a template, or a set of 90 could not have a bad one
 Messages = Sequence[dict[str, str]]

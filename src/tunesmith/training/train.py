@@ -21,7 +21,8 @@ from tunesmith.model.lora import attach
 from tunesmith.proof.compiling import prove_compiling
 from tunesmith.proof.packing import prove_packing
 from tunesmith.recipe import Recipe
-from tunesmith.runs import Proof, Record, Run, checkpoint_folders, commit_stage
+from tunesmith.record import Proof, Record
+from tunesmith.runs import Run, checkpoint_folders, commit_stage
 from tunesmith.tokens.order import rows_of_epoch
 from tunesmith.tokens.rows import TokenRows, load_rows
 from tunesmith.training.checkpoint import ADAPTER, is_whole, resume, save_checkpoint

@@ -1,0 +1,148 @@
+"""What a stage leaves beside its files: record.json, with what it was made from, its files' digests and its proofs."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from tunesmith import past
+from tunesmith.errors import ResumeError
+from tunesmith.files import RECORD, SAID_OF_FILES, digest_file, fingerprint
+from tunesmith.json_file import json_object
+from tunesmith.recipe import without_defaults
+from tunesmith.stages import STAGES
+
+NO_RECORD = (ValueError, TypeError, KeyError, AttributeError, IsADirectoryError)
+"""What reading a record.json that is none of ours ends with."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Two things that must be equal, and how equal they were: `value` is at most `limit`."""
+
+    name: str
+    value: float | None
+    limit: float | None
+    """None: measured, and for the user to judge."""
+    positions: int
+    """At how many places they were compared."""
+    skipped_because: str | None = None
+    """Why it was not done: then it is no proof, and is done later where it can be."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether it was done and the value is within the limit; a value that is no number is not."""
+        return self.value is not None and (self.limit is None or self.value <= self.limit)
+
+    def __str__(self) -> str:
+        if self.skipped_because:
+            return f"NOT proved: {self.name}: {self.skipped_because}"
+        limit = f"limit {self.limit:g}, " if self.limit is not None else ""
+        return f"{self.name}: {self.value:.2g} ({limit}{self.positions:,} positions)"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a stage did: enough to skip it, to report it, and to check its files."""
+
+    stage: str
+    fingerprint: str
+    """Hash of settings and inputs, for people: what decides is `same_needs`."""
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    """Name of an input -> its digest."""
+    outputs: dict[str, dict[str, Any]]
+    """File below the stage's folder -> its sha256 and size in bytes."""
+    versions: dict[str, str]
+    counts: dict[str, Any]
+    seconds: float
+    proofs: tuple[Proof, ...] = ()
+
+    @property
+    def unproved(self) -> list[Proof]:
+        """The proofs that were skipped."""
+        return [proof for proof in self.proofs if proof.skipped_because]
+
+
+RECORDS = TypeAdapter(Record)
+
+
+def read_record(folder: Path) -> Record | None:
+    """The record of a committed stage; None if the folder does not stand or a file of it is missing or cut.
+
+    Records of earlier versions come in the form of this one.
+    """
+    try:
+        record = parsed(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except NO_RECORD as error:
+        fix = f"if tunesmith made {folder.name}/, delete it to make it again; if it is yours, move it elsewhere"
+        raise ResumeError(f"{folder / RECORD} is damaged: {error}", fix=fix) from error
+    whole = all(
+        (folder / name).is_file() and (folder / name).stat().st_size == output["bytes"]
+        for name, output in record.outputs.items()
+        if name not in SAID_OF_FILES  # version 0.1 listed proof.json, which is written again when a proof is
+    )
+    return record if whole else None
+
+
+def refuse_damaged(folder: Path) -> None:
+    """Raise ResumeError if a file of a stage that stands has other bytes than were written. Reads all of them."""
+    record = read_record(folder)
+    for name, output in record.outputs.items() if record else ():
+        if name not in SAID_OF_FILES and digest_file(folder / name) != output["sha256"]:
+            what = f"{folder / name} is not as it was written, so nothing is made from it"
+            raise ResumeError(what, fix=made_anew(folder))
+
+
+def made_anew(folder: Path) -> str:
+    """The fix for a damaged file in a stage's folder."""
+    verb = next(stage.verb for stage in STAGES if stage.folder == folder.name)
+    return f"delete {folder}, type `tunesmith {verb} {folder.parent}`, which makes it anew, and then the same again"
+
+
+def parsed(folder: Path) -> Record:
+    """The record in a folder. Raises OSError if there is none, one of NO_RECORD if it is none of ours."""
+    raw = past.record_as_now(json_object((folder / RECORD).read_bytes()))
+    try:
+        record = RECORDS.validate_python(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    if not all({"sha256", "bytes"} <= output.keys() for output in record.outputs.values()):
+        raise ValueError("outputs: one has no digest or no size")
+    return record
+
+
+def is_own(folder: Path) -> bool:
+    """Whether the stage of this folder's name made it: its record says so."""
+    try:
+        return parsed(folder).stage == folder.name
+    except (OSError, *NO_RECORD):
+        return False
+
+
+def needs_fingerprint(settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """Hash of what decides a stage. A field at its default does not count, so that a new field redoes nothing."""
+    return fingerprint([without_defaults(settings), dict(inputs)])
+
+
+def made_from(record: Record | None, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
+    """Whether a stage that stands was made from these settings and inputs."""
+    return record is not None and needs_fingerprint(record.settings, record.inputs) == needs_fingerprint(
+        settings, inputs
+    )
+
+
+def record_text(record: Record) -> str:
+    """What record.json says."""
+    return json.dumps(asdict(record), indent=1) + "\n"
+
+
+def output_digest(record: Record) -> str:
+    """One digest for all outputs of a stage: an input of the next one."""
+    return fingerprint({name: output["sha256"] for name, output in record.outputs.items()})
