@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -100,6 +101,7 @@ def test_wrong_arguments_end_with_2_and_a_hint(arguments, said, tmp_path):
     [
         (errno.EROFS, "may not be written"), (errno.ENOTDIR, "is in the way"), (errno.EISDIR, "is in the way"),
         (errno.EIO, "could not be written or read"), (errno.ENOTCONN, "could not be written or read"),
+        (errno.EMFILE, "cannot be opened: too many"), (errno.ENOENT, "is not there"),
         (errno.ENAMETOOLONG, "has a name that is too long"), (errno.ELOOP, "is a link that leads back to itself"),
     ],
 )  # fmt: skip
@@ -112,6 +114,32 @@ def test_what_the_system_refuses_is_said_with_its_file(monkeypatch, capsys, numb
         cli.main()
     error = capsys.readouterr().err
     assert ended.value.code == 7 and f"error: /drive/run/file {said}" in error and "\n  fix: " in error
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_end_nothing_and_no_file_takes_their_place(recipe_path, tmp_path, closed):
+    command = (
+        f"{sys.executable} -c 'from tunesmith.cli import main; main()' prepare {recipe_path} --run-dir run {closed}"
+    )
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, check=False)
+    assert done.returncode == 0 and read_record(tmp_path / "run" / "data")
+
+
+def test_a_letter_that_the_locale_lacks_is_written_as_its_number(recipe_path):
+    command = [sys.executable, "-c", "from tunesmith.cli import main; main()", "check", recipe_path]
+    command += ["--set", "chat.system=日本"]
+    latin = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(command, env=latin, capture_output=True, check=False)
+    assert done.returncode == 0 and b"\\u65e5\\u672c" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    "error", [RecipeError("what", fix="fix", where="where"), ResumeError("a", fix="b"), Paused(7, 130)]
+)
+def test_what_is_raised_can_go_from_process_to_process(error):
+    error.add_note("printed before")
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error) and str(again) == str(error) and vars(again) == vars(error)
 
 
 def test_version_and_every_verb_in_the_help():

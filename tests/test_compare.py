@@ -9,8 +9,11 @@ from playwright.sync_api import sync_playwright
 from study_runs import MEASURED, SKIPPED, change, change_json, finished_run, speeds_of
 from training_runs import recipe_with
 
+import tunesmith
 from tunesmith.errors import RecipeError, ResumeError
 from tunesmith.evaluation.speeds import quartiles, summary
+from tunesmith.files import digest_file
+from tunesmith.runs import Run
 from tunesmith.study.compare import compare
 from tunesmith.study.measures import LOSS, MEMORY, MEMORY_NOISE, SPEED
 from tunesmith.study.models import read_models
@@ -235,15 +238,21 @@ def test_what_is_gone_is_left_out(own, tmp_path, gone):
     assert ("Held-out losses are not comparable" in page) == (gone == "data")
 
 
-@pytest.mark.parametrize("name", ["evaluation/scores.json", "evaluation/answers.jsonl", "evaluation/base-scores.json",
-                                  "data/tokens.npy", "data/offsets.npy"])  # fmt: skip
+@pytest.mark.parametrize("name", ["evaluation/scores.json", "evaluation/answers.jsonl", "evaluation/base-scores.json"])
 def test_what_is_not_as_it_was_written_is_named_with_the_fix(own, tmp_path, name):
     path = own / "good" / name
     path.write_bytes(b"{" * path.stat().st_size)
     with pytest.raises(ResumeError, match=rf"{name} is not as it was written") as caught:
         report(own, ["good", "base"], tmp_path / "report.html")
-    verb = {"data": "prepare", "evaluation": "evaluate"}[path.parent.name]
-    assert f"delete {path.parent}, type `tunesmith {verb} {own / 'good'}`" in caught.value.fix
+    assert f"delete {path.parent}, type `tunesmith evaluate {own / 'good'}`" in caught.value.fix
+
+
+@pytest.mark.parametrize("name", ["tokens.npy", "offsets.npy"])
+def test_losses_on_rows_that_are_not_as_they_were_written_are_not_compared(own, tmp_path, name):
+    path = own / "good" / "data" / name
+    path.write_bytes(b"{" * path.stat().st_size)
+    page = report(own, ["good", "fast"], tmp_path / "report.html")
+    assert f"data/{name} is not as it was written" in page and "Held-out losses are not comparable" in page
 
 
 @pytest.mark.parametrize(
@@ -323,6 +332,16 @@ def test_what_is_missing_is_named_with_the_command(runs, tmp_path):
         compare([str(tmp_path / "early"), "base"], tmp_path / "report.html")
     assert f"tunesmith evaluate {tmp_path / 'early'}" in caught.value.fix
     assert not (tmp_path / "report.html").exists()
+
+
+def test_the_report_of_a_run_that_is_a_link_stays_one_and_the_manifest_knows_it(own, tmp_path):
+    run = Run(own / "good")
+    run.report.symlink_to(tmp_path / "public.html")
+    assert tunesmith.compare(run.path).samefile(tmp_path / "public.html") and run.report.is_symlink()
+    run.report.unlink()
+    tunesmith.compare(run.path, run.path / ".." / run.path.name / "report.html")  # named, and still the run's own
+    listed = json.loads(run.manifest.read_text())["files"]["report.html"]
+    assert listed["sha256"] == digest_file(run.report) and not list(run.path.glob(".*draft"))
 
 
 def test_speeds_that_are_measured_now_replace_the_recorded_ones(runs, tmp_path):

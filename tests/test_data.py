@@ -19,7 +19,7 @@ import pytest
 from tunesmith.data.clean import clean
 from tunesmith.data.conversation import Conversation, Dropped, Turn
 from tunesmith.data.read import conversations
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, ResourceError
 from tunesmith.recipe import Source
 
 ROWS = [{"prompt": f"Question {n}, é 😀", "completion": f"Answer\n{n}"} for n in range(5)]
@@ -274,6 +274,8 @@ TIMES = pyarrow.array([2**62, 1, 2], pyarrow.timestamp("ms"))  # the first is no
     [
         (pyarrow.array(["a", b"\xff", "c"], pyarrow.binary()), [None, "not valid UTF-8", None]),
         (TIMES, [None, None, None]),
+        (TIMES.cast(pyarrow.int64()).cast(pyarrow.duration("s")), [None, None, None]),
+        (pyarrow.array([1, 2, 3], pyarrow.date32()), [None, None, None]),
         (
             pyarrow.StructArray.from_arrays([TIMES], ["time"]),
             ["a cell that cannot be read", None, None],
@@ -292,10 +294,28 @@ def test_a_cell_that_cannot_be_read_is_a_bad_row_of_a_table(tmp_path, monkeypatc
         assert [row.where for row in found] == [f"{where}{number}" for number in (1, 2, 3)]
 
 
+def test_a_column_of_dates_is_there_and_no_text(tmp_path):
+    table = pyarrow.table({"prompt": ["p"] * 2, "completion": pyarrow.array([1, 2], pyarrow.date32())})
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    assert [row.reason for row in read(tmp_path / "x.parquet")] == ["turns are not a list of messages"] * 2
+
+
+def test_an_interval_of_months_is_looked_past(monkeypatch):
+    interval = pyarrow.array([(1, 2, 3)], pyarrow.month_day_nano_interval())  # no Parquet file holds one
+    table = pyarrow.table({"prompt": ["p"], "completion": ["c"], "other": interval})
+    monkeypatch.setattr("tunesmith.data.read.hub_tables", lambda source: iter([table]))
+    assert not isinstance(read("o/rows")[0], Dropped)
+
+
 @pytest.mark.parametrize(
     ("raised", "expected"),
-    [(OSError("Corrupt data"), DataError), (OSError(errno.EIO, "disk"), OSError), (pyarrow.ArrowInvalid(), DataError)],
-)
+    [
+        (OSError("Corrupt data"), DataError), (OSError(errno.EIO, "disk"), OSError),
+        (pyarrow.ArrowInvalid(), DataError), (pyarrow.ArrowNotImplementedError("codec"), DataError),
+        (pyarrow.ArrowMemoryError("malloc of size 9 failed"), ResourceError), (MemoryError(), ResourceError),
+        (pyarrow.ArrowException("Failed to launch worker thread"), ResourceError),
+    ],
+)  # fmt: skip
 def test_damage_in_the_cache_is_named_and_a_disk_that_fails_is_no_damage(monkeypatch, raised, expected):
     def tables(source):
         yield pyarrow.table({"prompt": ["p"], "completion": ["c"]})
@@ -304,8 +324,10 @@ def test_damage_in_the_cache_is_named_and_a_disk_that_fails_is_no_damage(monkeyp
     monkeypatch.setattr("tunesmith.data.read.hub_tables", tables)
     with pytest.raises(expected) as caught:
         read("o/rows")
-    if expected is DataError:
+    if expected is DataError and not isinstance(raised, NotImplementedError):
         assert "the data set o/rows is damaged: from row 2 on" in str(caught.value)
+    elif expected is not OSError:
+        assert "the data set o/rows cannot be read" in str(caught.value)
 
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl"])

@@ -22,6 +22,8 @@ from tunesmith.stages import STAGES
 from tunesmith.starter import Answers, write_starter
 from tunesmith.study.compare import compare
 from tunesmith.tokens.prepare import prepare
+from tunesmith.training.metrics import Metrics
+from tunesmith.training.state import Progress
 
 CLUTTER = (".DS_Store", "desktop.ini", "Thumbs.db", "._notes", ".ipynb_checkpoints/a-checkpoint.txt")
 MADE_BY_0_1 = Path(__file__).parent / "data" / "version-0.1"
@@ -293,6 +295,23 @@ def test_a_report_does_not_replace_a_file_of_the_users(tmp_path, name):
         compare(["run"], tmp_path / "report.html")
 
 
+def test_a_report_that_is_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "report.html")
+    with pytest.raises(RecipeError, match="is no report"):
+        compare(["run"], tmp_path / "report.html")
+
+
+def test_what_is_kept_of_damaged_metrics_does_not_make_a_run_folder_strange(tmp_path):
+    run = Run(tmp_path / "run")
+    commit_stage(run.data, {}, {}, lambda draft: {})
+    run.metrics.write_text("no line\n")
+    Metrics(run.metrics).cut_back(Progress())
+    run.refuse_strangers()
+    put(run.path, ".damaged-notes.txt")
+    with pytest.raises(ResumeError, match=r"holds .damaged-notes.txt"):
+        run.refuse_strangers()
+
+
 def test_a_report_below_a_file_is_refused_at_once(tmp_path):
     put(tmp_path, "thesis.html")
     with pytest.raises(RecipeError, match=r"cannot be written: .*thesis.html is no folder"):
@@ -302,6 +321,7 @@ def test_a_report_below_a_file_is_refused_at_once(tmp_path):
 @pytest.mark.parametrize("stands", [False, True])
 def test_what_is_written_among_files_of_the_users_touches_no_other_and_leaves_a_link_one(tmp_path, stands):
     put(tmp_path, ".recipe.yaml.draft", ".schema.json.draft", "elsewhere/.real.html.draft")
+    write_user_file(tmp_path / ("n" * 255), "a name as long as one may be")
     (tmp_path / "page.html").symlink_to(tmp_path / "elsewhere" / "real.html")
     (tmp_path / "schema.json").symlink_to(tmp_path / "elsewhere" / "schema.json")
     if stands:

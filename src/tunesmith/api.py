@@ -78,7 +78,7 @@ def compare(runs: Sequence[Named] | Named, report: Named | None = None, *, measu
 
         speeds = measure_speeds(names)
     path = write_report(names, Path(report) if report else first.report, speeds)
-    if report is None:
+    if path.resolve() == first.report.resolve():
         write_manifest(first)
     return path
 

@@ -1,6 +1,8 @@
 """The command line: one short function per verb. Each imports what it needs itself, so that help comes at once."""
 
 import errno
+import io
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +21,7 @@ app = typer.Typer(
     name="tunesmith", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True
 )  # plain help: loading rich for it costs more than everything else here
 INTERRUPTED = 130
-_PERMISSIONS = ("may not be written or read", "change its permissions, or put the run elsewhere with --run-dir")
+_PERMISSIONS = ("may not be written or read", "change its permissions; a run can also be elsewhere, with --run-dir")
 _OTHER_KIND = ("is in the way: a file stands where a folder belongs, or the other way round", "move it elsewhere")
 _DRIVE = (
     "could not be written or read: its drive fails or is gone",
@@ -29,6 +31,8 @@ REFUSED = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _PERMISSIONS),
     **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST), _OTHER_KIND),
     **dict.fromkeys((errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.ENODEV), _DRIVE),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), ("cannot be opened: too many files are open", "raise `ulimit -n`")),
+    errno.ENOENT: ("is not there, or no longer", "put it back and type the same again"),
     errno.ENAMETOOLONG: ("has a name that is too long for its drive", "choose a shorter one"),
     errno.ELOOP: ("is a link that leads back to itself", "remove it"),
 }
@@ -47,6 +51,7 @@ class PausedExit(SystemExit):
 
 def main() -> None:
     """Entry point: errors on purpose end with their own exit code and no traceback."""
+    _have_streams()
     try:
         app()
     except TunesmithError as error:
@@ -62,6 +67,22 @@ def main() -> None:
         if end.code == INTERRUPTED and not isinstance(end, PausedExit):  # train says itself where it paused
             print("interrupted; the same command goes on from what is committed", file=sys.stderr)
         raise
+
+
+def _have_streams() -> None:
+    """Standard streams that were closed (2>&-) lead nowhere: a file of ours would be opened in their place.
+
+    A letter that the locale cannot write is written as its number.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115 - as long as the process
+        elif number and isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _show_version(wanted: bool) -> None:

@@ -16,6 +16,8 @@ from typing import IO, Any, cast
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+_NOWHERE = io.StringIO()  # for a process that has no standard error (2>&-)
+
 
 class _StandardError(io.TextIOBase):
     """Standard error as it is now; a terminal or pipe that is gone does not end the work it was to tell of."""
@@ -42,7 +44,7 @@ class _StandardError(io.TextIOBase):
 
 def _error() -> IO[str]:
     """Standard error itself: while a bar is shown, sys.stderr is rich's, which would print to our console again."""
-    return cast(IO[str], getattr(sys.stderr, "rich_proxied_file", sys.stderr))
+    return cast(IO[str], getattr(sys.stderr, "rich_proxied_file", sys.stderr) or _NOWHERE)
 
 
 def _to_nowhere() -> None:

@@ -9,6 +9,9 @@ TunesmithError
   ResourceError    the machine lacks disk, memory, a port or a device             (exit code 7)
 """
 
+from functools import partial
+from typing import Any
+
 
 class TunesmithError(Exception):
     """What is wrong, where, and what the user can do next."""
@@ -19,6 +22,9 @@ class TunesmithError(Exception):
         self.what, self.fix, self.where = what, fix, where
         place = f" ({where})" if where else ""
         super().__init__(f"{what}\n  fix: {fix}{place}")
+
+    def __reduce__(self) -> tuple[Any, ...]:  # between processes: an exception is pickled by its positional arguments
+        return partial(type(self), fix=self.fix, where=self.where), (self.what,), self.__dict__
 
 
 class RecipeError(TunesmithError):

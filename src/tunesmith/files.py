@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,8 @@ RECORD, DIGESTS, PROOFS, FINISHED = "record.json", "digests.json", "proof.json",
 SAID_OF_FILES = (RECORD, DIGESTS, PROOFS, FINISHED)
 """Files that speak of the other files of their folder: not among those that are digested."""
 DRAFT, OLD, GONE = "draft", "old", "gone"
+DAMAGED = ".damaged-"
+"""How the name of what is damaged, and kept, begins."""
 CLUTTER = {
     ".DS_Store", "desktop.ini", "Thumbs.db", ".directory",  # of file browsers
     ".ipynb_checkpoints", "__pycache__",
@@ -73,6 +76,11 @@ def strangers(folder: Path, listed: Iterable[str]) -> list[str]:
 def beside(target: Path, kind: str) -> Path:
     """The hidden name next to `target` that its draft, what it replaces, or what is deleted of it has."""
     return target.with_name(f".{target.name}.{kind}")
+
+
+def aside(target: Path) -> Path:
+    """The hidden name next to `target` that what is damaged of it is kept under; a new one each time."""
+    return target.with_name(f"{DAMAGED}{target.name}-{time.time_ns()}")
 
 
 def never(target: Path) -> None:
@@ -238,7 +246,7 @@ def write_file(target: Path, content: str | bytes) -> None:
 def write_user_file(target: Path, content: str | bytes) -> None:
     """As `write_file`, in a folder of the user's: nothing there but `target` is touched, and a link stays one."""
     target = Path(os.path.realpath(target))
-    _write_file(target, beside(target, f"{uuid.uuid4().hex[:8]}.{DRAFT}"), content)
+    _write_file(target, target.with_name(f".{uuid.uuid4().hex[:8]}.{DRAFT}"), content)
 
 
 def _write_file(target: Path, draft: Path, content: str | bytes) -> None:
@@ -283,9 +291,11 @@ def full_disk_named(target: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in FULL:
             raise
-        why = "no file may be so large there (a limit, or FAT32)" if error.errno == errno.EFBIG else "the disk is full"
+        too_large = error.errno == errno.EFBIG
+        why = "no file may be so large there (`ulimit -f`, or FAT32)" if too_large else "the disk is full"
+        free = "raise the limit" if too_large else "free some space"
         raise ResourceError(
             f"{why}: {target.name} could not be written; what was committed before is whole",
-            fix="free some space and run the same command again, or put the run elsewhere with --run-dir",
+            fix=f"{free} and run the same command again, or put the run elsewhere with --run-dir",
             where=str(target.parent),
         ) from error

@@ -1,6 +1,7 @@
 """What a stage leaves beside its files: record.json, with what it was made from, its files' digests and its proofs."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -90,19 +91,35 @@ def read_record(folder: Path) -> Record | None:
     return record if whole else None
 
 
-def refuse_damaged(folder: Path) -> None:
-    """Raise ResumeError if a file of a stage that stands has other bytes than were written. Reads all of them."""
+def damaged_file(folder: Path) -> Path | None:
+    """The first file of a stage that stands that has other bytes than were written. Reads all of them."""
     record = read_record(folder)
-    for name, output in record.outputs.items() if record else ():
-        if name not in SAID_OF_FILES and digest_file(folder / name) != output["sha256"]:
-            what = f"{folder / name} is not as it was written, so nothing is made from it"
-            raise ResumeError(what, fix=made_anew(folder))
+    changed = (
+        folder / name
+        for name, output in (record.outputs.items() if record else ())
+        if name not in SAID_OF_FILES and digest_file(folder / name) != output["sha256"]
+    )
+    return next(changed, None)
+
+
+def refuse_damaged(folder: Path) -> None:
+    """Raise ResumeError if a file of a stage that stands has other bytes than were written."""
+    if file := damaged_file(folder):
+        raise ResumeError(f"{file} is not as it was written, so nothing is made from it", fix=made_anew(folder))
 
 
 def made_anew(folder: Path) -> str:
     """The fix for a damaged file in a stage's folder."""
-    verb = next(stage.verb for stage in STAGES if stage.folder == folder.name)
-    return f"delete {folder}, type `tunesmith {verb} {folder.parent}`, which makes it anew, and then the same again"
+    stage = next(stage for stage in STAGES if stage.folder == folder.name)
+    command = f"`tunesmith {stage.verb} {shlex.quote(str(folder.parent))}`"
+    if stage.folder != STAGES[0].folder:
+        return f"delete {folder}, type {command}, which makes it anew, and then the same again"
+    record = read_record(folder)  # rows that are not the same would end the training that has begun with these
+    by = f"tunesmith {record.versions.get('tunesmith', '0.1')}" if record else "the version that made it"
+    return (
+        f"put the file back from a copy; or move {folder} elsewhere and type {command}, which makes the same rows "
+        f"where the data files are as they were and with {by}"
+    )
 
 
 def parsed(folder: Path) -> Record:

@@ -17,6 +17,7 @@ from typing import Any
 from tunesmith import __version__, past
 from tunesmith.errors import ResumeError
 from tunesmith.files import (
+    DAMAGED,
     DRAFT,
     GONE,
     OLD,
@@ -80,7 +81,7 @@ class Run:
         if self.recipe.exists() and not self._made_recipe():
             raise ResumeError(f"{self.recipe} was not made by tunesmith and is not replaced", fix=ELSEWHERE)
         text = f"{MADE_BY}{__version__}\n" + dump_recipe(lasting(recipe, self._file) if self._file else recipe)
-        if not self.recipe.exists() or self.recipe.read_text(errors="replace") != text:
+        if not self.recipe.exists() or self.recipe.read_text(encoding="utf-8", errors="replace") != text:
             write_file(self.recipe, text)
 
     @property
@@ -109,6 +110,7 @@ class Run:
         own = {folder.name for folder in self.stage_folders if is_own(folder)}
         if own:  # killed before its recipe.yaml was written, or that was deleted
             own |= {path.name for path in (*self.files, self.checkpoints)}
+            own |= {path.name for path in self.path.glob(f"{DAMAGED}{self.metrics.name}-*")}
         elif self._made_manifest():
             own.add(self.manifest.name)
         if self._made_lock():
@@ -121,6 +123,10 @@ class Run:
                 f"{', '.join(others[:3])}{more}", fix=ELSEWHERE
             )  # fmt: skip
 
+    def is_own_report(self, report: Path) -> bool:
+        """Whether a report is to be this run's, in its folder; one that the user has made a link is the user's."""
+        return report.absolute() == self.report.absolute() and not report.is_symlink()
+
     def _refuse_other_kinds(self) -> None:
         """Raise ResumeError if a folder stands where a file belongs, or the other way round."""
         for path in (*self.files, self.lock, self.checkpoints):
@@ -132,7 +138,7 @@ class Run:
         """Whether recipe.yaml is ours: by its first line, or, as version 0.1 wrote none, by its form and what lies
         beside it; a lock alone says nothing of a recipe that somebody wrote.
         """
-        text = self.recipe.read_text(errors="replace")
+        text = self.recipe.read_text(encoding="utf-8", errors="replace")
         if text.startswith(MADE_BY):
             return True
         beside_it = self._made_manifest() or (self.lock.exists() and self._made_lock()) or is_own(self.data)

@@ -109,7 +109,7 @@ def _bad_quote(path: Path, first_line: int, text: str, error: csv.Error) -> Data
 
 
 def _parquet(path: Path) -> Numbered:
-    with damage_named(f"{path} is not a whole Parquet file", AGAIN):
+    with damage_named(str(path), "is not a whole Parquet file", AGAIN):
         file = pyarrow.parquet.ParquetFile(path)
         columns = file.schema_arrow.names
     with file:

@@ -8,7 +8,7 @@ import pyarrow
 
 from tunesmith.data.formats import Row
 from tunesmith.data.json_rows import BAD_TEXT, Numbered
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, ResourceError
 
 BATCH_ROWS = 1000
 BAD_CELL = "a cell that cannot be read"
@@ -20,32 +20,48 @@ def table_rows(name: str, tables: Iterable[Table], fix: str) -> Numbered:
     """Every row of the tables in turn. Raises DataError, with `fix`, where the next table is damaged."""
     number, left = 0, iter(tables)
     while True:
-        with damage_named(f"{name} is damaged: from row {number + 1} on it cannot be read", fix):
+        with damage_named(name, f"is damaged: from row {number + 1} on it cannot be read", fix):
             table = next(left, None)
             if table is None:
                 return
-            rows = _values(_without_times(table))
+            rows = _values(_times_as_numbers(table))
         for row in rows:
             number += 1
             yield number, row
 
 
 @contextmanager
-def damage_named(what: str, fix: str) -> Iterator[None]:
-    """Turn what pyarrow raises for damaged bytes into a DataError; that a disk or network fails is no damage."""
+def damage_named(name: str, what: str, fix: str) -> Iterator[None]:
+    """Turn what pyarrow raises for damaged bytes into a DataError; that a disk or network fails is no damage.
+
+    Raises ResourceError where memory or threads are missing.
+    """
     try:
         yield
-    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+    except (pyarrow.ArrowException, MemoryError, OSError, ValueError, OverflowError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise DataError(f"{what} ({next(iter(str(error).splitlines()), type(error).__name__)})", fix=fix) from error
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        if isinstance(error, MemoryError) or "thread" in reason:
+            raise ResourceError(f"{name} cannot be read: {reason}", fix="free some memory") from error
+        if isinstance(error, NotImplementedError):
+            newer = "write it again with another compression or encoding, or update pyarrow"
+            raise DataError(f"{name} cannot be read by this pyarrow: {reason}", fix=newer) from error
+        raise DataError(f"{name} {what} ({reason})", fix=fix) from error
 
 
-def _without_times(table: Table) -> Table:
-    """The table without columns of dates and times: these say nothing, and Python has none beyond the year 9999."""
-    return table.select(
-        [place for place, field in enumerate(table.schema) if not pyarrow.types.is_temporal(field.type)]
-    )
+def _times_as_numbers(table: Table) -> Table:
+    """Dates and times as the numbers that they are kept as: none is a text, and Python has none past the year 9999."""
+    columns = [_as_number(table.column(place), field.type) for place, field in enumerate(table.schema)]
+    return pyarrow.Table.from_arrays(columns, names=table.schema.names)
+
+
+def _as_number(column: Any, kind: pyarrow.DataType) -> Any:
+    if not pyarrow.types.is_temporal(kind):
+        return column
+    if kind.bit_width > 64:  # an interval of months, days and nanoseconds
+        return pyarrow.nulls(len(column))
+    return column.cast(pyarrow.int32() if kind.bit_width == 32 else pyarrow.int64())
 
 
 def _values(table: Table) -> list[Row | str]:

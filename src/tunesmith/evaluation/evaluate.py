@@ -65,7 +65,9 @@ def answer_prompts(recipe: Recipe, gguf: Path, folder: Path) -> None:
         "answers": len(answers),
         "stopped": sum(answer["stopped"] for answer in answers),
     }
-    (folder / ANSWERS).write_text("".join(f"{json.dumps(answer, ensure_ascii=False)}\n" for answer in answers))
+    (folder / ANSWERS).write_text(
+        "".join(f"{json.dumps(answer, ensure_ascii=False)}\n" for answer in answers), encoding="utf-8"
+    )
     (folder / SCORES).write_text(json.dumps(scores, indent=1) + "\n")
     say(
         f"{gguf.stem}: first token {scores['first_token_s']:.2f} s, {scores['tokens_per_s']:.0f} tokens/s, "

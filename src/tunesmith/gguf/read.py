@@ -106,7 +106,7 @@ def convert(path: Path, folder: Path) -> None:
     _dump(folder / "generation_config.json", stops)
     _write_tokenizer(source, folder, ids)
     if isinstance(licence := source.fields.get("general.license"), str) and licence:
-        (folder / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
+        (folder / "README.md").write_text(f"---\nlicense: {licence}\n---\n", encoding="utf-8")
     _write_weights(source, folder / "model.safetensors", config)
 
 

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import IO, Any
 
 from tunesmith import errors
 from tunesmith.errors import TunesmithError
@@ -33,7 +33,7 @@ class Child:
         """Start `python -m module` on `job`; `name` is what answers, for the user."""
         self._name, self._owner = name, os.getpid()
         self._closed = False
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`; a pipe would have to be read
+        self._errors = _unnamed_file()  # a pipe would have to be read all the time
         self._last = ""
         ours, theirs = os.pipe()
         self._output = os.fdopen(ours, encoding="utf-8")
@@ -112,6 +112,14 @@ class Child:
         for pipe in (self._input, self._output, self._errors):
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()
+
+
+def _unnamed_file() -> IO[bytes]:
+    """A file for what is printed; where there is no place for one, nothing is kept."""
+    try:
+        return tempfile.TemporaryFile()
+    except OSError:
+        return open(os.devnull, "w+b")
 
 
 def tell(line: Mapping[str, Any]) -> None:

@@ -10,4 +10,5 @@ def warn_of_threads(threads: int, name: str) -> None:
     `name`: of the setting, for the user.
     """
     if threads > (cores := usable_cores()):
-        warn(f"{name} is {threads}, and {cores} cores can be used: answers will be slow; say {cores}")
+        have = "1 core" if cores == 1 else f"{cores} cores"
+        warn(f"{name} is {threads}, and {have} can be used: answers will be slow; say {cores}")

@@ -101,12 +101,13 @@ def _copy_rest(base: Path, out: Path, recipe: Recipe) -> None:
         wanted = path.suffix in (".json", ".jinja", ".model", ".txt", ".md", ".py") or path.name.startswith("LICENSE")
         if path.is_file() and wanted and path.name not in (*SAID_OF_FILES, "README.md"):
             shutil.copyfile(path, out / path.name)
-    tokenizer = json.loads((out / TOKENIZER_CONFIG).read_text())
+    tokenizer = json.loads((out / TOKENIZER_CONFIG).read_text(encoding="utf-8"))
     template = chat_template(base)
     assert template, "a base without a chat template came as far as merge"
     tokenizer.pop("chat_template", None)  # the one in its own file is the only one
-    (out / TOKENIZER_CONFIG).write_text(json.dumps(tokenizer, indent=2, ensure_ascii=False) + "\n")
-    (out / TEMPLATE).write_text(chat_template_with(template, recipe.chat.system, recipe.data.date))
+    (out / TOKENIZER_CONFIG).write_text(json.dumps(tokenizer, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    prompt = chat_template_with(template, recipe.chat.system, recipe.data.date)
+    (out / TEMPLATE).write_text(prompt, encoding="utf-8")
     _stop_at(end_of_turn_id(load_tokenizer(out)), out)
 
 

@@ -59,8 +59,7 @@ def compare(names: Sequence[str], report: Path, speeds: Mapping[str, Mapping[str
         curves_plot=image(plot_curves(models)),
         version=__version__,
     )
-    of_the_run = report == Run(Path(first_run(names))).report
-    (write_file if of_the_run else write_user_file)(report, page)
+    (write_file if Run(Path(first_run(names))).is_own_report(report) else write_user_file)(report, page)
     _print(models, groups, reason)
     return report
 

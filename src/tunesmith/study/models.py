@@ -11,7 +11,7 @@ from tunesmith.errors import ResumeError
 from tunesmith.evaluation.speeds import summary
 from tunesmith.files import RECORD, fingerprint
 from tunesmith.json_file import json_lines, json_object
-from tunesmith.record import Proof, Record, made_anew, output_digest, read_record, refuse_damaged
+from tunesmith.record import Proof, Record, damaged_file, made_anew, output_digest, read_record, refuse_damaged
 from tunesmith.runs import Run
 from tunesmith.stages import STAGES
 from tunesmith.stale import cut_from_training, stale
@@ -77,7 +77,6 @@ def _read(run: Run, of_base: bool) -> Model:
         raise ResumeError(f"{run.path} has no evaluation yet", fix=f"type `tunesmith evaluate {run.path}` first")
     prefix, key = ("base-", "base_") if of_base else ("", "")
     refuse_damaged(run.evaluation)
-    refuse_damaged(run.data)
     answers = _answers(run.evaluation / f"{prefix}answers.jsonl") if evaluated else []
     scores = _scores(run.evaluation / f"{prefix}scores.json", evaluated, answers) if evaluated else {}
     counts = trained.counts if trained else {}
@@ -92,6 +91,8 @@ def _read(run: Run, of_base: bool) -> Model:
     if of_base:
         return model
     old = stale(recipe, run, "evaluate")
+    if file := damaged_file(run.data):
+        old.append(f"{file} is not as it was written, so that nobody knows on which rows its losses were measured")
     if evaluated is None:
         old.append("no GGUF was asked for (export.gguf is empty): it has no answers and no speed")
     if cut_from_training(run):
@@ -117,8 +118,10 @@ def _scores(path: Path, evaluated: Record, answers: Sequence[Mapping[str, Any]])
 
 
 def _held_out(run: Run, trained: Record | None) -> tuple[str | None, str | None]:
-    """What a run's losses were measured on; unknown where the data are gone, or newer than the adapter."""
+    """What a run's losses were measured on; unknown where the data are gone, damaged, or newer than the adapter."""
     data = read_record(run.data)
+    if damaged_file(run.data):
+        return None, None
     if not data or not trained or trained.inputs.get("data", output_digest(data)) != output_digest(data):
         return None, None
     held_out = load_rows(run.data)[1]
@@ -175,4 +178,5 @@ def _file(kind: str, file: Mapping[str, Any], skipped: str) -> dict[str, Any]:
 
 
 def _answers(path: Path) -> list[dict[str, Any]]:
+    """Its digest is that of what was written: there is no other line."""
     return [line for _, line in json_lines(path)[0]]

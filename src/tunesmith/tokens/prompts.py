@@ -16,17 +16,16 @@ from tunesmith.weights.small_files import CONFIG, read_json
 def refuse_long_prompts(
     tokenizer: PreTrainedTokenizerBase, folder: Path, recipe: Recipe, prompts: Sequence[str]
 ) -> None:
-    """Raise RecipeError for a prompt that, with an answer of evaluate.max_tokens, is longer than evaluate can hold."""
-    answer, positions = recipe.evaluate.max_tokens, read_json(folder / CONFIG).get("max_position_embeddings")
+    """Raise RecipeError for a prompt that leaves no room for an answer. One that is cut short there is an answer."""
+    positions = read_json(folder / CONFIG).get("max_position_embeddings")
     takes = positions if isinstance(positions, int) else sys.maxsize  # llama.cpp gives no conversation more
-    holds, least = (min(evaluation_context(longest), takes) for longest in (answer, 1))  # long answers bring room
+    holds = min(evaluation_context(recipe.evaluate.max_tokens), takes)
     tokens, number = max((_tokens(tokenizer, recipe, prompt), number) for number, prompt in enumerate(prompts))
-    if tokens + answer > holds:
-        lower = f", or lower evaluate.max_tokens to {least - tokens}" if tokens < least else ""
+    if tokens >= holds:
         raise RecipeError(
-            f"evaluate.prompts: prompt {number + 1} ({prompts[number][:40]!r}) has {tokens} tokens, and its answer may "
-            f"have {answer} (evaluate.max_tokens), but {'the base' if holds == takes else 'evaluate'} holds {holds}",
-            fix=f"shorten the prompt{lower}",
+            f"evaluate.prompts: prompt {number + 1} ({prompts[number][:40]!r}) has {tokens} tokens, and "
+            f"{'the base' if holds == takes else 'evaluate'} holds {holds}: there is no room for an answer",
+            fix="shorten the prompt",
             where=recipe.evaluate.prompts,
         )
 

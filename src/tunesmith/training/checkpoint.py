@@ -5,7 +5,6 @@ Only the files that digests.json lists count; what other programs leave in a che
 
 import json
 import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from safetensors.torch import load_file, save
 
 from tunesmith.console import say, warn
 from tunesmith.errors import ResumeError
-from tunesmith.files import DIGESTS, commit_folder, digest_file, digest_folder, discard, strangers
+from tunesmith.files import DIGESTS, aside, commit_folder, digest_file, digest_folder, discard, strangers
 from tunesmith.json_file import json_object
 from tunesmith.model.adapter import adapter_tensors
 from tunesmith.recipe import Keep
@@ -85,9 +84,9 @@ def resume(folder: Path, state: TrainState, decides: dict[str, Any], machine: di
 def _put_aside(damaged: Sequence[tuple[Path, str]]) -> None:
     """Give damaged checkpoints a hidden name, so that training can save those steps again; they are never deleted."""
     for checkpoint, reason in damaged:
-        aside = checkpoint.with_name(f".damaged-{checkpoint.name}-{time.time_ns()}")
-        warn(f"{checkpoint.name} is damaged ({reason}) and is passed over; it is kept as {aside.name}")
-        checkpoint.rename(aside)
+        kept_as = aside(checkpoint)
+        warn(f"{checkpoint.name} is damaged ({reason}) and is passed over; it is kept as {kept_as.name}")
+        checkpoint.rename(kept_as)
 
 
 def _name_strangers(folder: Path) -> None:

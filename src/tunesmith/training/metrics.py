@@ -3,14 +3,13 @@
 import io
 import json
 import shutil
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
 
 from tunesmith.console import warn
-from tunesmith.files import flush, full_disk_named, write_file
+from tunesmith.files import aside, flush, full_disk_named, write_file
 from tunesmith.json_file import json_lines
 
 if TYPE_CHECKING:  # it brings torch, which the report does not need
@@ -35,9 +34,9 @@ class Metrics:
         """
         lines, wrong = self.read()
         if wrong:
-            aside = self.path.with_name(f".damaged-{self.path.name}-{time.time_ns()}")
-            shutil.copyfile(self.path, aside)
-            warn(f"{self.path}: {damage_in_words(wrong)}; the file as it was is kept as {aside.name}")
+            kept_as = aside(self.path)
+            shutil.copyfile(self.path, kept_as)
+            warn(f"{self.path}: {damage_in_words(wrong)}; the file as it was is kept as {kept_as.name}")
         kept = []
         for line in lines:
             known = progress.evaluated_step if "held_out_loss" in line else progress.step

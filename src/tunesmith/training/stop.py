@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextvars import ContextVar
 from types import FrameType, TracebackType
+from typing import Any
 
 from tunesmith.recipe import cadence
 
@@ -35,6 +36,9 @@ class Paused(Exception):  # noqa: N818 - not an error: the run goes on with the 
         self.step = step
         self.exit_code = exit_code
         """What a command ends with: 128 + signal, or 0 for stop_after."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.step, self.exit_code), self.__dict__
 
 
 class StopRequested(Exception):  # noqa: N818 - not an error: it unwinds to the point where the state is whole
