@@ -117,12 +117,11 @@ def test_what_the_system_refuses_is_said_with_its_file(monkeypatch, capsys, numb
 
 
 @pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
-def test_closed_streams_end_nothing_and_no_file_takes_their_place(recipe_path, tmp_path, closed):
-    command = (
-        f"{sys.executable} -c 'from tunesmith.cli import main; main()' prepare {recipe_path} --run-dir run {closed}"
-    )
-    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, check=False)
-    assert done.returncode == 0 and read_record(tmp_path / "run" / "data")
+@pytest.mark.parametrize("opens", ["", "cli.app = lambda: open('own', 'w').fileno() > 2 or sys.exit(9);"])
+def test_closed_streams_end_nothing_and_no_file_takes_their_place(recipe_path, tmp_path, closed, opens):
+    code = f"import sys; from tunesmith import cli; {opens} cli.main()"
+    command = f'{sys.executable} -c "{code}" check {recipe_path} {closed}'
+    assert subprocess.run(["bash", "-c", command], cwd=tmp_path, check=False).returncode == 0
 
 
 def test_a_letter_that_the_locale_lacks_is_written_as_its_number(recipe_path):
