@@ -99,6 +99,8 @@ TOKENS = (
     _m("the data change under checkpoints", "tokens/prepare.py",
        "or not checkpoint_folders(run.checkpoints)", "or checkpoint_folders(run.checkpoints)",
        "test_prepare.py::test_checkpoints_keep_their_data"),
+    _m("files that are gone are other data", "decides.py", "        refuse_missing(source.path)\n", "",
+       "test_prepare.py::test_files_that_are_gone_are_no_other_data"),
     _m("a later batch gets the tokens of the first", "tokens/spool.py",
        "read.offsets_N1[row], read.offsets_N1[row + 1]",
        "read.offsets_N1[row - first], read.offsets_N1[row - first + 1]",
