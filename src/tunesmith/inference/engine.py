@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.errors import BaseError, DataError, ProofError, ResourceError
+from tunesmith.inference.ended import MAKE_AGAIN, MAKE_ANEW
 from tunesmith.machine import need_utf8
 from tunesmith.recipe import ChatConfig
 
@@ -94,7 +95,7 @@ class Engine:
                 _check_port(port)  # taken since the first look
             raise BaseError(
                 f"llama.cpp cannot load {gguf.name}; the file is cut, damaged, or of a kind it does not know",
-                fix="make it again with `tunesmith export`, or check that it fits in memory", where=str(gguf),
+                fix=f"{MAKE_ANEW}; or check that it fits in memory", where=str(gguf),
             ) from error  # fmt: skip
         self.url: str = self._server.listening_address
         self._ask("/slots")  # answered by its loop: closed before that has begun, it would wait for itself for ever
@@ -217,7 +218,7 @@ def _checked(answer: Any) -> Any:
         raise ResourceError(what, fix="start a new conversation, or raise chat.context in the recipe")
     fix = "check the model's chat template, and that each message has a role and a text"
     if error.get("type") == "server_error":
-        fix = "make the GGUF file again with `tunesmith export`; if that does not help, report it to xllamacpp"
+        fix = MAKE_AGAIN
     raise BaseError(f"llama.cpp refused: {error.get('message', error)}", fix=fix)
 
 
@@ -238,9 +239,7 @@ def _check_gguf(path: Path) -> None:
     except OSError as error:
         magic, version, problem = b"", 0, f"cannot be read: {error.strerror}"
     if magic != b"GGUF" or version not in GGUF_VERSIONS:
-        raise BaseError(
-            f"{path.name} {problem}", fix="name a .gguf file; `tunesmith export` makes them", where=str(path)
-        )
+        raise BaseError(f"{path.name} {problem}", fix=f"name a .gguf file, or {MAKE_ANEW}", where=str(path))
 
 
 def _check_port(port: int) -> None:
