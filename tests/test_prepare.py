@@ -395,7 +395,12 @@ def test_checkpoints_keep_their_data(tmp_path, base):
 
 @pytest.mark.parametrize(
     ("now", "said"),
-    [("x.jsonl", "there is no file"), ("gone/*.jsonl", "there is no file"), (".", "is a folder"), (__file__, "other data")],
+    [
+        ("x.jsonl", "there is no file"),
+        ("gone/*.jsonl", "there is no file"),
+        (".", "is a folder"),
+        (__file__, "other data"),
+    ],
 )
 def test_files_that_are_gone_are_no_other_data(tmp_path, base, now, said):
     path, run = write_rows(tmp_path / "x.jsonl", CHATS), Run(tmp_path / "run")
