@@ -47,7 +47,7 @@ class Client:
     def __init__(self, url: str, name: str) -> None:
         """`name`: of the model, for the user."""
         self.url, self._name = url, name
-        self._ask("/slots")  # answered by its loop: a server closed before that has begun would wait for itself for ever
+        self._ask("/slots")  # answered by its loop: a server closed before that has begun waits for ever
         self.vocabulary: int = self._ask("/v1/models")["data"][0]["meta"]["n_vocab"]
         self._drawn = self.tokenize("a", special=False)[-1]
 
