@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import cache_worker
 import pytest
 from forked import forked
 
+from tunesmith.errors import ResourceError
 from tunesmith.files import DIGESTS, digest_file
 from tunesmith.gguf.read import convert
 from tunesmith.gguf.write import About, write_gguf
@@ -78,7 +80,7 @@ def test_two_processes_remember_what_both_digested(two_at_once):
     known = json.loads((place / "cache" / DIGESTS).read_text())
     mine = {path: entry for path, entry in known.items() if Path(path).parent == place / "files"}
     assert mine.keys() == {str(path) for path in (place / "files").iterdir()}
-    assert all(entry[2] == digest_file(Path(path)) for path, entry in mine.items())
+    assert all(entry[-1] == digest_file(Path(path)) for path, entry in mine.items())
 
 
 @pytest.mark.parametrize("spoil", ["cut", "changed", "taken out", "from 0.1"])
@@ -155,4 +157,37 @@ def test_a_damaged_memory_of_digests_is_made_anew(own_cache, tmp_path, store):
     key = json.dumps(str(tmp_path / "file"))
     (own_cache / DIGESTS).write_text(store.replace('"x"', key))
     assert digests([tmp_path / "file"]) == expected
-    assert json.loads((own_cache / DIGESTS).read_text())[str(tmp_path / "file")][2] == expected[0]
+    assert json.loads((own_cache / DIGESTS).read_text())[str(tmp_path / "file")][-1] == expected[0]
+
+
+@pytest.mark.parametrize("how", ["in place", "another file"])
+def test_other_bytes_of_one_size_and_time_have_another_digest(own_cache, tmp_path, how):
+    file, other = tmp_path / "file", tmp_path / "other"
+    file.write_text("content")
+    assert digests([file]) == [digest_file(file)]
+    now = file.stat()
+    other.write_text("CONTENT")
+    if how == "in place":
+        file.write_bytes(other.read_bytes())
+    else:
+        other.replace(file)
+    os.utime(file, ns=(now.st_atime_ns, now.st_mtime_ns))
+    assert file.stat().st_mtime_ns == now.st_mtime_ns and digests([file]) == [digest_file(file)]
+
+
+def test_what_version_0_1_remembered_is_made_again(own_cache, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("content")
+    own_cache.mkdir()
+    old = [file.stat().st_size, file.stat().st_mtime_ns, "0" * 64]
+    (own_cache / DIGESTS).write_text(json.dumps({str(file): old}))
+    assert digests([file]) == [digest_file(file)]
+
+
+@pytest.mark.parametrize("below", ["", "more/cache"])
+def test_a_cache_that_is_a_file_is_named_with_its_variable(tmp_path, monkeypatch, below):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "file" / below))
+    with pytest.raises(ResourceError, match=r"^TUNESMITH_CACHE, .*/file is a file") as caught:
+        digests([tmp_path / "file"])
+    assert "TUNESMITH_CACHE" in caught.value.fix and (tmp_path / "file").read_text() == "mine"

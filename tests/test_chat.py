@@ -3,7 +3,7 @@
 import pytest
 
 from tunesmith.errors import DataError, ResourceError
-from tunesmith.inference.engine import Answer
+from tunesmith.inference.client import Answer
 from tunesmith.recipe import ChatConfig
 from tunesmith.server.app import _talk
 

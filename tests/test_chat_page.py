@@ -16,7 +16,8 @@ import time
 import pytest
 from playwright.sync_api import sync_playwright
 
-from tunesmith.recipe import Recipe
+from tunesmith.gguf.write import About, write_gguf
+from tunesmith.recipe import ChatConfig, Recipe
 from tunesmith.recipe_file import dump_recipe
 from tunesmith.runs import Run
 from tunesmith.weights import builtin
@@ -217,6 +218,32 @@ def test_a_missing_run_and_a_file_that_is_no_gguf(tmp_path, name, code, said, wa
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == code and said in done.stderr and "Traceback" not in done.stderr
     assert "GGUF file" in done.stderr and "cannot be read" not in done.stderr
+
+
+@pytest.mark.parametrize("way", [[], ["--cli"]])
+def test_a_file_that_llama_cpp_gives_up_at_is_an_error_in_one_line(tiny_base, tmp_path, way):
+    gguf = tmp_path / "twice.gguf"
+    write_gguf(tiny_base, gguf, "F16", About("tiny", "tiny", None, ChatConfig()))
+    one, two = (len(letter).to_bytes(8, "little") + letter for letter in (b"a", b"b"))
+    gguf.write_bytes(gguf.read_bytes().replace(one, two, 1))  # two tokens of one text
+    command = [*TUNESMITH, "chat", str(gguf), "--port", str(free_port()), *way]
+    done = subprocess.run(command, input="Hello.\n", capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 7 and "llama.cpp gave up" in done.stderr, done.stderr
+    assert "delete gguf/" in done.stderr and len(done.stderr.splitlines()) < 10 and done.stdout == ""
+
+
+def test_an_engine_that_is_killed_ends_the_terminal_chat_with_an_error(run_folder):
+    command = [*TUNESMITH, "chat", str(run_folder), "--cli"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as process:
+        process.stdin.write(f"{LONG}\n".encode())
+        process.stdin.flush()
+        assert process.stdout.read(1)  # inside the answer
+        with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
+            os.kill(int(file.read()), signal.SIGKILL)
+        assert process.wait(timeout=20) == 7
+        said = process.stderr.read().decode()
+    assert "error: the process that answers with sailor ended with code -9" in said and "Traceback" not in said
 
 
 def test_an_engine_that_is_killed_ends_the_chat_with_an_error(run_folder):

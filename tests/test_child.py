@@ -104,9 +104,9 @@ def test_no_pipe_is_left_open(child_of):
     [
         (signal.SIGKILL, "code -9: it was killed, as the system does without memory", "free some memory"),
         (128 + signal.SIGKILL, "code 137: it was killed, as the system does without memory", "free some memory"),
-        (signal.SIGABRT, "code -6: llama.cpp gave up; GGML_ASSERT(n > 0) failed", "tunesmith export"),
-        (signal.SIGSEGV, "code -11: llama.cpp crashed; GGML_ASSERT(n > 0) failed", "tunesmith export"),
-        (signal.SIGBUS, "code -7: its file was cut or could not be read", "tunesmith export"),
+        (signal.SIGABRT, "code -6: llama.cpp gave up; GGML_ASSERT(n > 0) failed", "delete gguf/ in its run"),
+        (signal.SIGSEGV, "code -11: llama.cpp crashed; GGML_ASSERT(n > 0) failed", "delete gguf/ in its run"),
+        (signal.SIGBUS, "code -7: its file was cut or could not be read", "delete gguf/ in its run"),
         (signal.SIGILL, "code -4: the processor lacks instructions", "--no-binary xllamacpp"),
         (signal.SIGTERM, "code -15: it was ended by signal 15 (Terminated)", "start it again"),
         ("raise", "code 1: Python ended it; KeyError: 'half'", "install tunesmith again"),

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import pickle
+import shlex
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from tunesmith.recipe_file import read_recipe
 from tunesmith.record import read_record
 from tunesmith.runs import Run, commit_stage
 from tunesmith.stages import STAGES
+from tunesmith.starter import SMALL, Answers, write_starter
 from tunesmith.training.stop import Paused
 from tunesmith.weights.locate import locate_base
 
@@ -183,6 +185,8 @@ def test_init_writes_a_recipe_that_passes_check_and_never_overwrites(tmp_path):
         ("\n\n\n\n", ("my-model", "builtin:smollm2-135m-instruct", "data.jsonl")),
         ("y\nbig\n\nsomeone/chats\n", ("big", "meta-llama/Llama-3.2-1B-Instruct", "someone/chats")),
         ("n\n7b\nC:\\models: x\nit's #1.jsonl\n", ("7b", "C:\\models: x", "it's #1.jsonl")),
+        ('n\n b \n  \n a \U0001f600\u2028"b\\.jsonl\t\n', ("b", SMALL, 'a \U0001f600\u2028"b\\.jsonl')),
+        ("n\nb\nd\x85\u00a0e\n\u00e9t\u00e9\n", ("b", "d\x85\u00a0e", "\u00e9t\u00e9")),
     ],
 )
 def test_init_asks(tmp_path, typed, expected):
@@ -192,9 +196,47 @@ def test_init_asks(tmp_path, typed, expected):
     assert (recipe.name, recipe.base, recipe.data.sources[0].path) == expected
 
 
-def test_init_with_a_wrong_answer_leaves_no_file(tmp_path):
-    done = tunesmith("init", cwd=tmp_path, typed="n\nmy model\n\n\n")
-    assert done.returncode == 2 and "name" in done.stderr and list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (b"n\nmy model\nb\nc\nd\n", 'Error: name cannot be "my model": string should match'),
+        (b"n\n\xff\nb\nc\nd\n", 'Error: name cannot be "\\udcff": it holds "\\udcff"'),
+        (b"n\nb\n\xff\nc\nd\n", 'Error: base cannot be "\\udcff": it holds "\\udcff"'),
+        (b"n\nb\nc\n\0\nd\n", 'Error: data cannot be "\\u0000": it holds "\\u0000"'),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8:surrogateescape"])
+def test_init_asks_again_for_an_answer_that_no_recipe_can_hold(tmp_path, typed, said, encoding):
+    command = [sys.executable, "-c", CODE, "init"]
+    surroundings = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, capture_output=True, check=False, cwd=tmp_path, input=typed, env=surroundings)
+    assert done.returncode == 0 and said in done.stdout.decode() and not done.stderr, done
+    recipe = read_recipe(tmp_path / "recipe.yaml")
+    assert (recipe.name, recipe.base, recipe.data.sources[0].path) == ("b", "c", "d")
+
+
+def test_answers_that_no_recipe_can_hold_leave_no_file(tmp_path):
+    with pytest.raises(RecipeError, match=r'^name cannot be "my model"'):
+        write_starter(tmp_path / "recipe.yaml", Answers(name="my model"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["my recipe.yaml", "a\nb: c.yaml", "a\u2028b: c.yml"])
+def test_init_with_a_file_of_any_name(tmp_path, name):
+    write_starter(tmp_path / name, Answers())
+    assert read_recipe(tmp_path / name).name == "my-model"
+    lines = (tmp_path / name).read_text().splitlines()
+    shown = shlex.quote(str(tmp_path / name)) if name.isprintable() else "RECIPE"
+    assert lines[1].startswith(f"# `tunesmith check {shown}` prints") and lines[2].startswith("name: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "error"), [("new/", RecipeError), ("recipe", RecipeError), ("\udcff.yaml", ResourceError)]
+)
+def test_init_with_a_file_that_no_recipe_can_be(tmp_path, name, error):
+    with pytest.raises(error, match=r"name (of a recipe|in UTF-8)"):
+        write_starter(tmp_path / name, Answers())
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

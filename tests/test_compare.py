@@ -14,6 +14,7 @@ from tunesmith.errors import RecipeError, ResumeError
 from tunesmith.evaluation.speeds import quartiles, summary
 from tunesmith.files import digest_file
 from tunesmith.runs import Run
+from tunesmith.study import measure
 from tunesmith.study.compare import compare
 from tunesmith.study.measures import LOSS, MEMORY, MEMORY_NOISE, SPEED
 from tunesmith.study.models import read_models
@@ -376,3 +377,23 @@ def test_a_browser_shows_it_whole(own, tiny_base, tmp_path, width):
             assert box.evaluate("card => card.scrollWidth <= card.clientWidth + 1"), box.inner_text()
         assert [url for url in asked if not url.startswith(("file:", "data:"))] == [] and problems == []
         browser.close()
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "page", "said"),
+    [
+        (None, "thesis.html", "is no report of tunesmith's"),
+        (None, "", "is a folder"),
+        (None, None, "is a folder"),
+        ("evaluation", "report.html", "has no evaluation yet"),
+    ],
+)
+def test_what_is_refused_is_refused_before_measuring(own, monkeypatch, spoilt, page, said):
+    (own / "thesis.html").write_text("mine")
+    if page is None:
+        (own / "good" / "report.html").mkdir()
+    if spoilt:
+        shutil.rmtree(own / "fast" / spoilt)
+    monkeypatch.setattr(measure, "measure_speeds", lambda names: pytest.fail("it was measured"))
+    with pytest.raises((RecipeError, ResumeError), match=said):
+        tunesmith.compare(named(own, ["good", "fast"]), page if page is None else own / page, measure=True)

@@ -145,7 +145,7 @@ def test_refusals_of_llama_cpp_are_errors_of_ours(tiny_engine):
     assert caught.value.fix == "check the model's chat template, and that each message has a role and a text"
     with pytest.raises(BaseError, match="which is 1000000000") as caught:
         tiny_engine.detokenize([10**9])
-    assert "template" not in caught.value.fix and "tunesmith export" in caught.value.fix
+    assert "template" not in caught.value.fix and "delete gguf/ in its run" in caught.value.fix
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_a_file_that_is_no_model(tiny_gguf, tmp_path, content, problem):
         path.write_bytes(content)
     with pytest.raises(BaseError, match=re.escape(problem)) as caught:
         Engine(path, threads=1, context=256)
-    assert "model.gguf" in str(caught.value) and "tunesmith export" in caught.value.fix
+    assert "model.gguf" in str(caught.value) and "delete gguf/ in its run" in caught.value.fix
 
 
 def test_a_port_in_use(tiny_gguf):

@@ -388,6 +388,25 @@ def test_checkpoints_keep_their_data(tmp_path, base):
     assert read_record(run.data) == first
 
 
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        ("x.jsonl", "there is no file"),
+        ("gone/*.jsonl", "there is no file"),
+        (".", "is a folder"),
+        (__file__, "other data"),
+    ],
+)
+def test_files_that_are_gone_are_no_other_data(tmp_path, base, now, said):
+    path, run = write_rows(tmp_path / "x.jsonl", CHATS), Run(tmp_path / "run")
+    prepare(recipe_of(path), run, base, [])
+    (run.checkpoints / "step-000004").mkdir(parents=True)
+    path.rename(tmp_path / "y.jsonl")
+    with pytest.raises(ResumeError if said == "other data" else DataError, match=said) as caught:
+        prepare(recipe_of(tmp_path / now), run, base, [])
+    assert said == "other data" or "checkpoints" not in str(caught.value)
+
+
 def test_rows_of_an_unfinished_folder_are_refused(tmp_path):
     with pytest.raises(DataError, match="run `tunesmith prepare` first"):
         load_rows(tmp_path / "data")

@@ -176,6 +176,11 @@ def test_what_is_no_character_is_refused_in_a_prompt(tmp_path):
         read_prompts(read(tmp_path, MINIMAL, f"evaluate.prompts={path}"))
 
 
+def test_prompts_that_are_gone_are_named_with_how_to_name_others(tmp_path):
+    with pytest.raises(RecipeError, match=r"gone\.yaml cannot be read: (?s:.*)--set evaluate\.prompts=PATH"):
+        read_prompts(read(tmp_path, MINIMAL, f"evaluate.prompts={tmp_path / 'gone.yaml'}"))
+
+
 def test_a_name_leaves_room_for_all_that_is_made_of_it(tmp_path):
     longest = "n" * LONGEST_NAME
     name = read(tmp_path, MINIMAL, f"name={longest}").name

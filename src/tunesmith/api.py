@@ -75,7 +75,11 @@ def compare(runs: Sequence[Named] | Named, report: Named | None = None, *, measu
     speeds = None
     if measure:
         from tunesmith.study.measure import measure_speeds
+        from tunesmith.study.models import read_models
+        from tunesmith.study.report_file import refuse_other_file
 
+        refuse_other_file(Path(report) if report else first.report)  # before minutes of measuring
+        read_models(names, None)
         speeds = measure_speeds(names)
     path = write_report(names, Path(report) if report else first.report, speeds)
     if path.resolve() == first.report.resolve():

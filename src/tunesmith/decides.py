@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tunesmith.errors import RecipeError, ResumeError
+from tunesmith.errors import DataError, RecipeError, ResumeError
 from tunesmith.files import digest_file, fingerprint
 from tunesmith.past import WORDS_OF_0_1, begun_by
 from tunesmith.recipe import NO_TEXT, Recipe, Source
@@ -173,7 +173,8 @@ def read_prompts(recipe: Recipe) -> list[str]:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         what = f"evaluate.prompts: {path} cannot be read: {error}"
-        raise RecipeError(what, fix="name a YAML file with a list of prompts") from error
+        fix = "name a YAML file with a list of prompts, in the recipe or with --set evaluate.prompts=PATH"
+        raise RecipeError(what, fix=fix) from error
     prompts, lines = read_yaml(text, "evaluate.prompts", str(path))
     if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) for p in prompts):
         raise RecipeError(f"evaluate.prompts: {path} is not a list of prompts", fix="write one `- prompt` a line")
@@ -200,11 +201,25 @@ def source_files(source: Source) -> list[Path]:
 
 
 def source_digest(source: Source) -> str:
-    """Digest of a source: of its files' bytes, or of a Hub data set's id and revision."""
+    """Digest of a source: of its files' bytes, or of a Hub data set's id and revision.
+
+    Raises DataError for files that are not there: what they were cannot be compared with what they are.
+    """
     files = source_files(source)
     if not files:
+        refuse_missing(source.path)
         return fingerprint(["hub", source.path, source.revision])
     return fingerprint([digest_file(path) for path in files])
+
+
+def refuse_missing(path: str) -> None:
+    """Raise DataError for a path without files that is meant as one; the id of a data set on the Hub passes."""
+    if os.path.isdir(path):
+        raise DataError(f"{path} is a folder", fix=f"name its files, such as {path.rstrip('/')}/*.jsonl")
+    if FILE.search(path) or path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise DataError(
+            f"there is no file {path}", fix="correct data.sources[].path; it is taken from the recipe's folder"
+        )
 
 
 def missing_files(recipe: Recipe) -> list[str]:

@@ -1,14 +1,21 @@
 """VERB init: a commented starter recipe after a few questions."""
 
+import io
+import json
 import os
-from dataclasses import dataclass, replace
+import shlex
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import typer
+from pydantic import ValidationError
 
 from tunesmith.errors import RecipeError
 from tunesmith.files import write_user_file
-from tunesmith.recipe_file import read_recipe, schema_text
+from tunesmith.machine import need_utf8
+from tunesmith.recipe import Recipe
+from tunesmith.recipe_file import schema_text
 
 SMALL, LLAMA = "builtin:smollm2-135m-instruct", "meta-llama/Llama-3.2-1B-Instruct"
 TEMPLATE = """\
@@ -59,34 +66,51 @@ class Answers:
 
 def ask() -> Answers:
     """Ask on the terminal; Enter takes what is in brackets."""
+    if isinstance(sys.stdin, io.TextIOWrapper):  # what is no text is refused by name, as a wrong answer
+        sys.stdin.reconfigure(errors="surrogateescape")
     plain = Answers()
     gpu = typer.confirm("Train on an NVIDIA GPU?", default=False)
     return Answers(
-        name=typer.prompt("Name of the run", default=plain.name),
-        base=typer.prompt("Base model (Hub id, folder, GGUF file)", default=LLAMA if gpu else SMALL),
-        data=typer.prompt("Conversations (file or Hub data set)", default=plain.data),
+        name=_answer("Name of the run", "name", plain.name),
+        base=_answer("Base model (Hub id, folder, GGUF file)", "base", LLAMA if gpu else SMALL),
+        data=_answer("Conversations (file or Hub data set)", "data", plain.data),
         gpu=gpu,
     )
+
+
+def _answer(question: str, field: str, default: str) -> str:
+    """What is typed, without spaces around it; asked again where no recipe can hold it."""
+
+    def held(typed: str) -> str:
+        text = typed.strip() or default
+        if said := _problem(**{field: text}):
+            raise typer.BadParameter(said)
+        return text
+
+    answer: str = typer.prompt(question, default=default, value_proc=held)
+    return answer
 
 
 def write_starter(path: Path, answers: Answers) -> list[Path]:
     """Write the recipe, and schema.json for editors beside it if there is none; returns the files written.
 
-    Raises RecipeError if the recipe's file exists, or if an answer makes no valid recipe.
+    Raises RecipeError if the recipe's file exists or can be none, or if an answer makes no valid recipe.
     """
+    need_utf8(path.absolute())
+    if path.suffix not in (".yaml", ".yml"):
+        what = f"{path} is no name of a recipe, which ends in .yaml"
+        raise RecipeError(what, fix=f"name a file, such as {path / 'recipe.yaml'} or {path}.yaml")
     if os.path.lexists(path):
         raise RecipeError(
             f"{path} exists already and is not overwritten", fix="name another file: tunesmith init NAME.yaml"
         )
-    quoted = replace(answers, base=_quoted(answers.base), data=_quoted(answers.data))
-    train = GPU if answers.gpu else CPU
-    text = TEMPLATE.format(file=path, name=_quoted(quoted.name), base=quoted.base, data=quoted.data, train=train)
-    write_user_file(path, text)
-    try:
-        read_recipe(path)
-    except RecipeError:
-        path.unlink()  # only the file this call made
-        raise
+    if said := _problem(answers.name, answers.base, answers.data):
+        raise RecipeError(said, fix="give another answer")
+    file = shlex.quote(str(path)) if str(path).isprintable() else "RECIPE"
+    name, base, data = map(_quoted, (answers.name, answers.base, answers.data))
+    write_user_file(
+        path, TEMPLATE.format(file=file, name=name, base=base, data=data, train=GPU if answers.gpu else CPU)
+    )
     schema = path.with_name("schema.json")
     if os.path.lexists(schema):
         return [path]
@@ -94,11 +118,23 @@ def write_starter(path: Path, answers: Answers) -> list[Path]:
     return [path, schema]
 
 
+def _problem(name: str = Answers.name, base: str = Answers.base, data: str = Answers.data) -> str:
+    """Which answer no recipe can hold, and why; empty where all are well."""
+    try:
+        Recipe.model_validate({"name": name, "base": base, "data": {"sources": [{"path": data}]}})
+    except ValidationError as error:
+        first = error.errors()[0]
+        why = first["msg"].removeprefix("Value error, ")
+        return f"{first['loc'][0]} cannot be {json.dumps(first['input'])}: {why[0].lower()}{why[1:]}"
+    return ""
+
+
 def _quoted(text: str) -> str:
     """As YAML can hold it; plain where that reads the same."""
     plain = all(letter.isalnum() or letter in "-_./:@" for letter in text) and text[:1].isalpha() and text[-1:] != ":"
-    return (
-        text
-        if plain and text.lower() not in {"null", "true", "false", "yes", "no", "on", "off"}
-        else "'" + text.replace("'", "''") + "'"
-    )
+    if plain and text.lower() not in {"null", "true", "false", "yes", "no", "on", "off"}:
+        return text
+    if text.isprintable():
+        return "'" + text.replace("'", "''") + "'"
+    shown = (c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in text)
+    return f'"{"".join(shown)}"'  # line breaks of Unicode, which YAML would read as a space

@@ -4,7 +4,12 @@ import signal
 
 from tunesmith.errors import ResourceError
 
-MAKE_AGAIN = "make the GGUF file again with `tunesmith export`; if that does not help, report it to xllamacpp"
+MAKE_ANEW = (
+    "make the GGUF file anew: delete gguf/ in its run and type `tunesmith export RUN`; or fetch it again, if it is not "
+    "from a run"
+)
+"""What helps where a file is damaged: while it has its size its stage stands, and export leaves it as it is."""
+MAKE_AGAIN = f"{MAKE_ANEW}; if that does not help, report it to xllamacpp"
 CAUSES: dict[int, tuple[str, str]] = {
     signal.SIGKILL: (
         "it was killed, as the system does without memory",
@@ -12,7 +17,7 @@ CAUSES: dict[int, tuple[str, str]] = {
     ),
     signal.SIGABRT: ("llama.cpp gave up", MAKE_AGAIN),
     signal.SIGSEGV: ("llama.cpp crashed", MAKE_AGAIN),
-    signal.SIGBUS: ("its file was cut or could not be read", "make the GGUF file again with `tunesmith export`"),
+    signal.SIGBUS: ("its file was cut or could not be read", MAKE_ANEW),
     signal.SIGILL: (
         "the processor lacks instructions that llama.cpp was built with",
         "build it on this machine: pip install --force-reinstall --no-binary xllamacpp xllamacpp",

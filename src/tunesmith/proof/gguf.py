@@ -43,7 +43,7 @@ LONGEST = 256  # tokens of a prefix where rows allow it; llama.cpp reads each on
 FLOOR = -100.0  # nats; llama.cpp writes a probability that fell to zero as -3e38
 PASS_TOKENS = 2048  # of the merged model at once; its weights are read once a pass
 WORDS = 4096  # of the vocabulary whose weights are in memory at once
-FIX = "type `tunesmith merge`, then `tunesmith export`; if it fails again, report the base model"
+FIX = "delete model/ and gguf/ and run again; if it fails again, report the base model"
 
 Logprobs = NDArray[np.float32]
 

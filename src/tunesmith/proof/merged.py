@@ -37,7 +37,7 @@ ROUNDING = {"F64": 1e-6, "F32": 1e-6, "F16": 2**-11, "BF16": 2**-8}
 NEAR_ZERO = 1e-6  # and the largest absolute one beside it
 ROWS, LONGEST = 8, 512  # held-out rows the logits are compared on, and how much of each
 PIECE_BYTES = 16 << 20  # fp32 logits of all tokens for some words, or the head's weights for them
-FIX = "run `tunesmith train` again if files of the run were changed by hand; otherwise report this base"
+FIX = "if files of the run were changed by hand, delete adapter/ and run again; otherwise report this base"
 
 
 def prove_merged(base: Path, adapter: Path, merged: Path, held_out: TokenRows) -> list[Proof]:

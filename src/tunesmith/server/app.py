@@ -1,6 +1,7 @@
 """VERB chat: the model in the browser, through llama.cpp's own page and API, or in the terminal."""
 
 import contextlib
+import http.client
 import io
 import signal
 import sys
@@ -9,8 +10,7 @@ from pathlib import Path
 
 from tunesmith.console import say, warn
 from tunesmith.errors import DataError, TunesmithError
-from tunesmith.inference.engine import Answer, Engine
-from tunesmith.inference.threads import warn_of_threads
+from tunesmith.inference.client import Answer, Client
 from tunesmith.recipe import ChatConfig
 from tunesmith.server.handle import Chat
 
@@ -21,10 +21,10 @@ def chat(gguf: Path, *, alias: str, chat: ChatConfig, port: int, threads: int, c
     Raises BaseError for a file that is missing or no GGUF, ResourceError for a port in use or a killed engine.
     """
     if cli:
-        warn_of_threads(threads, "--threads")
         _take_any_bytes()
-        with Engine(gguf, threads=threads, context=chat.context, alias=alias, chat=chat) as engine:
-            _talk(engine, alias, chat)
+        alone = chat.model_copy(update={"slots": 1})
+        with Chat(gguf, alias=alias, chat=alone, port=None, threads=threads) as handle, _end_explained(handle):
+            _talk(Client(handle.url, alias), alias, chat)
     else:
         _serve(gguf, alias, chat, port, threads)
 
@@ -40,6 +40,16 @@ def _serve(gguf: Path, alias: str, chat: ChatConfig, port: int, threads: int) ->
         say("Ctrl+C stops it")
         handle.wait()
     say("stopped")
+
+
+@contextlib.contextmanager
+def _end_explained(handle: Chat) -> Iterator[None]:
+    """Where the engine ends in the middle of the chat, the error is why it did."""
+    try:
+        yield
+    except (ConnectionError, http.client.HTTPException):
+        handle.wait()
+        raise
 
 
 @contextlib.contextmanager
@@ -60,7 +70,7 @@ def _take_any_bytes() -> None:
             stream.reconfigure(errors=errors)
 
 
-def _talk(engine: Engine, alias: str, chat: ChatConfig) -> None:
+def _talk(engine: Client, alias: str, chat: ChatConfig) -> None:
     """Questions from standard input, answers to standard output, until /exit or Ctrl+D."""
     opening = [{"role": "system", "content": chat.system}] if chat.system else []
     messages = list(opening)
@@ -92,7 +102,7 @@ def _question() -> str:
         return "/exit"
 
 
-def _answer(engine: Engine, messages: list[dict[str, str]], chat: ChatConfig) -> str:
+def _answer(engine: Client, messages: list[dict[str, str]], chat: ChatConfig) -> str:
     """Stream one answer; what was said of it before a Ctrl+C counts as the answer."""
     pieces: list[str] = []
 

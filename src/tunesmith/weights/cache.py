@@ -14,13 +14,22 @@ from typing import Any
 import filelock
 
 from tunesmith.console import say, warn
+from tunesmith.errors import ResourceError
 from tunesmith.files import DIGESTS, commit_folder, digest_file, digest_folder, write_file
 from tunesmith.json_file import json_object
+from tunesmith.machine import disk_of
 
 
 def cache_folder() -> Path:
-    """Where fetched and unpacked bases are kept: $TUNESMITH_CACHE, else ~/.cache/tunesmith."""
-    return Path(os.environ.get("TUNESMITH_CACHE") or "~/.cache/tunesmith").expanduser()
+    """Where fetched and unpacked bases are kept: $TUNESMITH_CACHE, else ~/.cache/tunesmith.
+
+    Raises ResourceError if that is no folder, or lies below a file.
+    """
+    folder = Path(os.environ.get("TUNESMITH_CACHE") or "~/.cache/tunesmith").expanduser()
+    if not (place := disk_of(folder)).is_dir():
+        what = f"TUNESMITH_CACHE, the folder where bases are kept, is {folder}, and {place} is a file"
+        raise ResourceError(what, fix="set the environment variable TUNESMITH_CACHE to another folder")
+    return folder
 
 
 @contextlib.contextmanager
@@ -64,20 +73,23 @@ def made_once(folder: Path, write: Callable[[Path], None]) -> Path:
 
 
 def digests(files: Sequence[Path]) -> list[str]:
-    """sha256 of each file, remembered in the cache by path, size and time of change: a second call reads no weights."""
+    """sha256 of each file, remembered in the cache by path and state: a second call reads no weights.
+
+    The state is size, both times and number: what puts another file in the place, or sets its time back, changes one.
+    """
     store = cache_folder() / DIGESTS
     known = _remembered(store)
     found: dict[str, list[Any]] = {}
     for file in map(Path.resolve, files):
-        key = [file.stat().st_size, file.stat().st_mtime_ns]
-        entry = known.get(str(file))
-        kept = isinstance(entry, list) and len(entry) == 3 and entry[:2] == key
-        found[str(file)] = [*key, entry[2] if kept and entry else digest_file(file)]
+        now, entry = file.stat(), known.get(str(file))
+        state = [now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino]
+        kept = isinstance(entry, list) and len(entry) == len(state) + 1 and entry[:-1] == state
+        found[str(file)] = [*state, entry[-1] if kept and entry else digest_file(file)]
     if any(known.get(path) != entry for path, entry in found.items()):
         with locked_entry(store):  # what other processes remembered meanwhile is kept
             others = {path: entry for path, entry in _remembered(store).items() if Path(path).exists()}
             write_file(store, json.dumps(others | found, indent=0))
-    return [str(entry[2]) for entry in found.values()]
+    return [str(entry[-1]) for entry in found.values()]
 
 
 def _remembered(store: Path) -> dict[str, Any]:
