@@ -558,6 +558,13 @@ HOUSE = (
        '    "trust_remote_code": (\n        False,', '    "trust_remote_code": (\n        True,', "test_past.py"),
 )  # fmt: skip
 SAFE = (
+    _m("init asks before it looks where to", "cli.py", "    refuse_place(path)  # before any question\n", "",
+       "test_cli.py::test_init_refuses_a_place_before_it_asks"),
+    _m("no place for temporary files is a traceback", "inference/child.py",
+       '        return open(os.devnull, "w+b")', "        raise",
+       "test_child.py::test_where_there_is_no_place_for_temporary_files_an_end_is_said_all_the_same"),
+    _m("a command to type has no quotes", "pipeline.py", "place = shlex.quote(str(run.path))", "place = str(run.path)",
+       "test_api.py::test_any_text_is_a_name_of_a_run"),
     _m("a number that no counter holds is accepted", "recipe.py", "and held > MOST:", "and held > MOST and not held:",
        "test_recipe.py::test_a_whole_number_that_no_counter_holds_is_refused"),
     _m("what follows a damaged metrics line is dropped without a word", "json_file.py",

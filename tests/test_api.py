@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -292,7 +293,9 @@ def test_an_engine_that_aborts_is_an_error_of_ours(project):
 @pytest.mark.parametrize("name", ["new\nline", "quo\"te's", "spa ce", "[b]{x}*?", "\U0001f642", "back\\slash"])
 def test_any_text_is_a_name_of_a_run(project, tmp_path, name, capsys):
     run = Path(shutil.copytree(project[1], tmp_path / name))
-    assert tunesmith.run(run).done and tunesmith.compare(run).exists()
+    done = tunesmith.run(run)
+    assert done.done and f"next: tunesmith chat {shlex.quote(str(run))}\n" in str(done)
+    assert tunesmith.compare(run).exists()
     with tunesmith.chat(run) as chat:
         assert get(f"{chat.url}/v1/models")["data"][0]["id"] == "small"
 

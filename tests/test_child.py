@@ -1,7 +1,10 @@
 """The process beside ours: only what it tells is read, whatever else is printed, and its end has one meaning."""
 
+import contextlib
+import errno
 import os
 import signal
+import tempfile
 import threading
 
 import pytest
@@ -133,3 +136,13 @@ def test_all_that_was_printed_is_a_note_of_the_error(child_of):
         child_of("raise").read()
     (note,) = caught.value.__notes__
     assert note.startswith("GGML_ASSERT(n > 0) failed\nTraceback") and note.endswith("KeyError: 'half'")
+
+
+def test_where_there_is_no_place_for_temporary_files_an_end_is_said_all_the_same(monkeypatch):
+    def none(*_, **__):
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", none)
+    child = Child("no_such_module", {}, "small")
+    with contextlib.closing(child), pytest.raises(ResourceError, match="ended with code 1: Python ended it"):
+        child.read()

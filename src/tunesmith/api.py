@@ -5,6 +5,7 @@ A recipe or a run may be named by its path, or by what an earlier call returned.
 """
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -135,14 +136,14 @@ def to_serve(model: Path, gguf: str | None, changes: Sequence[str]) -> "tuple[Pa
     _refuse_no_run(model)
     recipe, run = opened(model, changes)
     if not (recipe.export.gguf or gguf):
-        fix = f"name types in export.gguf in {run.recipe}, then type `tunesmith run {model}`"
+        fix = f"name types in export.gguf in {run.recipe}, then type `tunesmith run {shlex.quote(str(model))}`"
         raise RecipeError("no GGUF was asked for, which the chat needs: export.gguf is empty", fix=fix)
     file = run.gguf_file(recipe.name, gguf or recipe.evaluate.gguf)
     if not file.is_file():
         known = ", ".join(found.name for found in sorted(run.gguf.glob("*.gguf"))) or "no GGUF file"
         wanted = gguf or recipe.evaluate.gguf
         more = "" if wanted in recipe.export.gguf else f" --set export.gguf=[{','.join([*recipe.export.gguf, wanted])}]"
-        fix = f"choose one with --gguf, or type `tunesmith run {model}{more}` to make what is missing"
+        fix = f"choose one with --gguf, or type `tunesmith run {shlex.quote(str(model))}{more}` to make what is missing"
         raise ResumeError(f"there is no {file}; this run has {known}", fix=fix)
     _say_what_is_old(recipe, run, file, changes)
     return file, recipe.name, recipe.chat
@@ -171,7 +172,8 @@ def _say_what_is_old(recipe: "Recipe", run: "Run", file: Path, changes: Sequence
     except TunesmithError as error:  # a damaged record: the file can be chatted with all the same
         old, settled = [error.what], False
     if old:
-        place = f"{run.recipe} --run-dir {run.path}-2" if settled else str(run.path)
-        command = " ".join([f"tunesmith run {place}", *(f"--set {change}" for change in changes)])
+        place = [str(run.recipe), "--run-dir", f"{run.path}-2"] if settled else [str(run.path)]
+        sets = [part for change in changes for part in ("--set", change)]
+        command = shlex.join(["tunesmith", "run", *place, *sets])
         how = "makes such a run" if settled else "makes it anew"
         warn("\n  - ".join([f"{file.name} is not what the recipe says; `{command}` {how}", *old]))

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -178,11 +179,12 @@ def init(
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing.")] = False,
 ) -> None:
     """Write a commented starter recipe after a few questions."""
-    from tunesmith.starter import Answers, ask, write_starter
+    from tunesmith.starter import Answers, ask, refuse_place, write_starter
 
+    refuse_place(path)  # before any question
     for written in write_starter(path, Answers() if yes else ask()):
         typer.echo(f"wrote {written}")
-    typer.echo(f"next: tunesmith check {path}")
+    typer.echo(f"next: tunesmith check {shlex.quote(str(path))}")
 
 
 def _do(stages: Sequence[Stage], target: Path, changes: Sequence[str] | None, run_dir: Path | None) -> "Result":

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -180,5 +181,6 @@ def ending(recipe: Recipe, run: Run) -> str:
     }
     lines = [f"{recipe.name} is ready:", *(f"  {name:<8} {where}" for name, where in rows.items())]
     if files:
-        lines += [f"next: tunesmith chat {run.path}", f"      tunesmith compare {run.path} base"]
+        place = shlex.quote(str(run.path))
+        lines += [f"next: tunesmith chat {place}", f"      tunesmith compare {place} base"]
     return "\n".join(lines)

@@ -1,7 +1,6 @@
 """Files and Hub data sets in, conversations out; every row is used or named with the reason."""
 
 import csv
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -15,7 +14,7 @@ from tunesmith.data.hub import hub_tables
 from tunesmith.data.json_rows import Numbered, json_rows
 from tunesmith.data.not_text import refuse_no_text
 from tunesmith.data.tables import BATCH_ROWS, damage_named, table_rows
-from tunesmith.decides import source_files
+from tunesmith.decides import refuse_missing, source_files
 from tunesmith.errors import DataError
 from tunesmith.recipe import Source
 
@@ -41,7 +40,7 @@ def conversations(source: Source) -> Iterator[Conversation | Dropped]:
 def _rows(source: Source) -> Iterator[tuple[str, Row | str]]:
     files = source_files(source)
     if not files:
-        _refuse_missing(source.path)
+        refuse_missing(source.path)
         for number, row in table_rows(f"the data set {source.path}", hub_tables(source), FETCH):
             yield f"{source.path} row {number}", row
     for path in files:
@@ -53,16 +52,6 @@ def _rows(source: Source) -> Iterator[tuple[str, Row | str]]:
             yield f"{path.name}:{number}", row
         if not number:
             raise DataError(f"{path} holds no rows", fix="name another file in data.sources", where=str(path))
-
-
-def _refuse_missing(path: str) -> None:
-    """Raise DataError for what is meant as a file; the id of a data set on the Hub passes."""
-    if os.path.isdir(path):
-        raise DataError(f"{path} is a folder", fix=f"name its files, such as {path.rstrip('/')}/*.jsonl")
-    if Path(path).suffix.lower() in READERS or path.startswith((".", "/", "~")) or path.count("/") > 1 or "*" in path:
-        raise DataError(
-            f"there is no file {path}", fix="correct data.sources[].path; it is taken from the recipe's folder"
-        )
 
 
 def _csv(path: Path) -> Numbered:

@@ -6,6 +6,7 @@ per cent. What is left is in the spread.
 """
 
 import contextlib
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,16 +100,16 @@ def _recipe(path: str) -> Recipe:
 
 def _file(path: str, of_base: bool) -> tuple[Path, Recipe]:
     """The GGUF file that is measured for a run, or for its base, and the recipe that it answers by."""
-    recipe = _recipe(path)
+    recipe, again = _recipe(path), f"`tunesmith run {shlex.quote(path)}`"
     if of_base:
         base = locate_base(recipe.base, convert)
         return export_base(base, recipe.evaluate.gguf, recipe.chat, recipe.data.date), recipe
     if not recipe.export.gguf:
-        fix = f"leave out --measure, or name types in export.gguf in {path}/recipe.yaml and type `tunesmith run {path}`"
+        fix = f"leave out --measure, or name types in export.gguf in {path}/recipe.yaml and type {again}"
         raise RecipeError(f"{path} has no GGUF file to measure: export.gguf is empty", fix=fix)
     file = Run(Path(path)).gguf_file(recipe.name, recipe.evaluate.gguf)
     if not file.is_file():
-        raise ResumeError(f"there is no {file}, whose speed would be measured", fix=f"type `tunesmith run {path}`")
+        raise ResumeError(f"there is no {file}, whose speed would be measured", fix=f"type {again}")
     return file, recipe
 
 

@@ -1,6 +1,7 @@
 """The candidates of a comparison, read from what the stages left behind; no model is loaded."""
 
 import hashlib
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -74,7 +75,8 @@ def _read(run: Run, of_base: bool) -> Model:
     recipe = as_begun(kept_recipe(run), run)
     evaluated, trained = read_record(run.evaluation), read_record(run.adapter)
     if evaluated is None and recipe.export.gguf:
-        raise ResumeError(f"{run.path} has no evaluation yet", fix=f"type `tunesmith evaluate {run.path}` first")
+        fix = f"type `tunesmith evaluate {shlex.quote(str(run.path))}` first"
+        raise ResumeError(f"{run.path} has no evaluation yet", fix=fix)
     prefix, key = ("base-", "base_") if of_base else ("", "")
     refuse_damaged(run.evaluation)
     answers = _answers(run.evaluation / f"{prefix}answers.jsonl") if evaluated else []
