@@ -2,6 +2,7 @@
 
 import json
 import os
+import struct
 import zipfile
 
 import gguf
@@ -371,6 +372,36 @@ def test_a_file_that_is_no_gguf_is_refused(tmp_path, own_cache, content):
     (tmp_path / "m.gguf").write_bytes(content)
     with pytest.raises(BaseError, match="no whole GGUF"):
         locate_base(str(tmp_path / "m.gguf"), convert)
+
+
+@pytest.mark.parametrize(("kind", "least"), [(0, 1), (5, 4), (8, 8), (9, 12)])
+@pytest.mark.parametrize("count", [2**20, 2**40, 2**60, 2**64 - 1])
+def test_a_count_that_the_file_cannot_hold_is_refused_before_memory_is_taken(tmp_path, monkeypatch, kind, least, count):
+    monkeypatch.setattr(gguf, "GGUFReader", lambda path: pytest.fail("this reader would take memory"))
+    path, room = tmp_path / "m.gguf", bytes(least * 9)
+    path.write_bytes(b"GGUF" + struct.pack("<IQQQ1sIIQ", 3, 0, 1, 1, b"a", 9, kind, count) + room)
+    with pytest.raises(BaseError, match=f"no whole GGUF file: its a counts {count} items") as caught:
+        convert(path, tmp_path)
+    assert caught.value.fix == "fetch it again"
+
+
+def test_arrays_in_arrays_without_end_are_refused(tmp_path):
+    inner = struct.pack("<IQ", 9, 1) * 5000
+    (tmp_path / "m.gguf").write_bytes(b"GGUF" + struct.pack("<IQQQ1sI", 3, 0, 1, 1, b"a", 9) + inner)
+    with pytest.raises(BaseError, match="no whole GGUF file"):
+        convert(tmp_path / "m.gguf", tmp_path)
+
+
+def test_a_big_endian_gguf_is_named_as_one(tmp_path, folder):
+    path = tmp_path / "m.gguf"
+    writer = gguf.GGUFWriter(path, "llama", endianess=gguf.GGUFEndian.BIG)
+    writer.add_tensor("token_embd.weight", np.zeros((4, 4), "f4"))
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        write()
+    writer.close()
+    with pytest.raises(BaseError, match="m.gguf is a big-endian GGUF file") as caught:
+        convert(path, tmp_path)
+    assert "gguf-convert-endian" in caught.value.fix
 
 
 # the built-in base's way in; the model itself is in test_builtin.py

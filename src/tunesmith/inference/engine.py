@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.errors import BaseError, DataError, ProofError, ResourceError
+from tunesmith.gguf.metadata import refuse_big_endian
 from tunesmith.machine import need_utf8
 from tunesmith.recipe import ChatConfig
 
@@ -237,6 +238,8 @@ def _check_gguf(path: Path) -> None:
         magic, version, problem = b"", 0, "is no GGUF file"
     except OSError as error:
         magic, version, problem = b"", 0, f"cannot be read: {error.strerror}"
+    if magic == b"GGUF":
+        refuse_big_endian(path, version)
     if magic != b"GGUF" or version not in GGUF_VERSIONS:
         raise BaseError(
             f"{path.name} {problem}", fix="name a .gguf file; `tunesmith export` makes them", where=str(path)
