@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import struct
 import zipfile
 
@@ -18,11 +19,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from tunesmith.errors import BaseError
+from tunesmith.gguf.pretokenizers import read_tokenizer
 from tunesmith.gguf.read import convert
 from tunesmith.inference.engine import Engine
+from tunesmith.model.base import load_base
 from tunesmith.tokens.tokenizer import load_tokenizer
 from tunesmith.weights import builtin, cache
 from tunesmith.weights.locate import locate_base
+from tunesmith.weights.small_files import OBJECTS
 from tunesmith.weights.tensorfile import TensorWriter, from_f32, read_index, read_rows, to_f32
 
 # tensor files
@@ -141,6 +145,10 @@ SPOILT = {
     "no chat template": lambda f: (f / "chat_template.jinja").unlink(),
     "only pickle files": lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
     "no safetensors weights": lambda f: (f / "model.safetensors").unlink(),
+    "neither model.safetensors nor model.safetensors.index.json.*in a.safetensors, b.safetensors": lambda f: [
+        save_file({name: torch.zeros(2)}, f / f"{name}.safetensors") for name in "ab"
+    ] + [(f / "model.safetensors").unlink()],
+    "neither model.safetensors nor": lambda f: (f / "model.safetensors").rename(f / "weights.safetensors"),
     "weights are missing: b.safetensors": lambda f: (f / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"x": "model.safetensors", "y": "b.safetensors"}})
     ),
@@ -153,6 +161,24 @@ def test_a_folder_that_cannot_be_a_base_is_refused(folder, own_cache, what):
     with pytest.raises(BaseError, match=what) as caught:
         locate_base(str(folder), convert)
     assert caught.value.fix and caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize("content", [b"{oops", b"[1]", b"", b'{"a": "\xff"}'])
+@pytest.mark.parametrize("file", [*OBJECTS, "tokenizer.json", "model.safetensors.index.json", "chat_template.jinja"])
+def test_a_small_file_that_a_later_stage_cannot_read_is_refused_by_its_own_path(folder, own_cache, file, content):
+    if file == "chat_template.jinja" and b"\xff" not in content:
+        return  # that is a text, and a template
+    (folder / file).write_bytes(content)
+    with pytest.raises(BaseError, match=re.escape(file)) as caught:
+        locate_base(str(folder), convert, lambda found: read_tokenizer(found) and read_index(found))
+    assert str(folder) in caught.value.where and "fetch" in caught.value.fix
+
+
+def test_a_base_that_transformers_cannot_load_is_sent_to_no_wrong_place(folder):
+    (folder / "generation_config.json").write_text("[1]")
+    with pytest.raises(BaseError, match="transformers cannot load the base") as caught:
+        load_base(folder, precision="fp32", device=torch.device("cpu"))
+    assert "fetch the model again" in caught.value.fix and "Python" not in caught.value.fix
 
 
 @pytest.mark.parametrize("base", ["./nowhere", "/no/such/folder", "a/b/c", "model.gguf", "builtin:gpt-9"])
@@ -168,14 +194,19 @@ def test_a_damaged_tokenizer_is_a_base_error(folder):
         load_tokenizer(folder)
 
 
-@pytest.mark.parametrize("lacks", ["chat template", "end"])
-def test_a_tokenizer_without_template_or_end_is_a_base_error(folder, lacks):
-    if lacks == "end":
-        edit(folder / "tokenizer_config.json", eos_token=None)
-    else:
-        (folder / "chat_template.jinja").unlink()
-    with pytest.raises(BaseError, match="no chat template or no end-of-text token"):
+@pytest.mark.parametrize(
+    ("spoil", "lacks", "fix"),
+    [
+        (lambda f: (f / "chat_template.jinja").unlink(), "no chat template$", "instruct or chat model"),
+        (lambda f: edit(f / "tokenizer_config.json", eos_token=None), "no end-of-text token", "eos_token"),
+        (lambda f: (f / "tokenizer_config.json").unlink(), "no end-of-text token", "with its tokenizer_config.json"),
+    ],
+)
+def test_a_tokenizer_without_template_or_end_is_a_base_error(folder, spoil, lacks, fix):
+    spoil(folder)
+    with pytest.raises(BaseError) as caught:
         load_tokenizer(folder)
+    assert re.search(lacks, caught.value.what) and fix in caught.value.fix
 
 
 # GGUF files
