@@ -137,7 +137,10 @@ def test_the_second_digest_reads_no_weights(folder, own_cache, monkeypatch):
 
 
 SPOILT = {
-    "not a causal language model": lambda f: edit(f / "config.json", architectures=["T5ForConditionalGeneration"]),
+    "is GPT2LMHeadModel, and what is taken are classes named ...ForCausalLM": lambda f: edit(
+        f / "config.json", architectures=["GPT2LMHeadModel"], model_type="gpt2"
+    ),
+    "classes named ...ForCausalLM": lambda f: edit(f / "config.json", architectures=["T5ForConditionalGeneration"]),
     "stored quantised": lambda f: edit(f / "config.json", quantization_config={"quant_method": "gptq"}),
     "no config.json": lambda f: (f / "config.json").unlink(),
     "no JSON object": lambda f: (f / "config.json").write_text("{"),
@@ -145,9 +148,10 @@ SPOILT = {
     "no chat template": lambda f: (f / "chat_template.jinja").unlink(),
     "only pickle files": lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
     "no safetensors weights": lambda f: (f / "model.safetensors").unlink(),
-    "neither model.safetensors nor model.safetensors.index.json.*in a.safetensors, b.safetensors": lambda f: [
-        save_file({name: torch.zeros(2)}, f / f"{name}.safetensors") for name in "ab"
-    ] + [(f / "model.safetensors").unlink()],
+    "neither model.safetensors nor model.safetensors.index.json.*in a.safetensors, b.safetensors": lambda f: (
+        save_file({"x": torch.zeros(2)}, f / "b.safetensors"),
+        (f / "model.safetensors").rename(f / "a.safetensors"),
+    ),
     "neither model.safetensors nor": lambda f: (f / "model.safetensors").rename(f / "weights.safetensors"),
     "weights are missing: b.safetensors": lambda f: (f / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"x": "model.safetensors", "y": "b.safetensors"}})
@@ -430,7 +434,7 @@ def test_a_big_endian_gguf_is_named_as_one(tmp_path, folder):
     for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
         write()
     writer.close()
-    with pytest.raises(BaseError, match="m.gguf is a big-endian GGUF file") as caught:
+    with pytest.raises(BaseError, match=r"m\.gguf is a big-endian GGUF file") as caught:
         convert(path, tmp_path)
     assert "gguf-convert-endian" in caught.value.fix
 

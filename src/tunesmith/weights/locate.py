@@ -83,7 +83,8 @@ def _located(name: str, folder: Path, *, revision: str | None = None, check: Che
             fix = "if fetching it was cut off, type the same again with the network on; otherwise use another base"
         raise BaseError(f"{name} has no safetensors weights{pickled}", fix=fix, where=str(folder))
     if not any((folder / file).exists() for file in (WEIGHTS, INDEX)):
-        what = f"{name} has neither {WEIGHTS} nor {INDEX}, which says what is in {', '.join(w.name for w in weights[:3])}"
+        parts = ", ".join(file.name for file in weights[:3])
+        what = f"{name} has neither {WEIGHTS} nor {INDEX}, which says what is in {parts}"
         fix = f"fetch the model again, with its {INDEX}; weights in one file are named {WEIGHTS}"
         raise BaseError(what, fix=fix, where=str(folder))
     files = weights + [folder / small for small in SMALL_FILES if (folder / small).exists()]
@@ -103,7 +104,7 @@ def _check_small_files(folder: Path, name: str, check: Check | None) -> None:
     kind = ", ".join(architectures(config))
     tokenizer = (folder / "tokenizer.json").exists()
     for wrong, what, fix in (
-        (not kind.endswith("ForCausalLM"), f"is {kind}, not a causal language model (...ForCausalLM)", INSTRUCT),
+        (not kind.endswith("ForCausalLM"), f"is {kind}, and what is taken are classes named ...ForCausalLM", INSTRUCT),
         (not tokenizer, "has no tokenizer.json", "save its tokenizer with transformers"),
         (not chat_template(folder), "has no chat template, so it is no chat model", INSTRUCT),
     ):
