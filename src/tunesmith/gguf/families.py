@@ -186,8 +186,8 @@ def _refuse_unpacked(config: dict[str, Any], folder: Path, name: str) -> None:
     """Conversations are packed by an attention of our own, which some classes cannot be given, or have no place for."""
     if not _is_packable(stated := architectures(config)[0]):
         raise BaseError(
-            f"{name} is {stated}, whose attention cannot be packed: tunesmith needs an attention that the "
-            f"AttentionInterface of transformers can replace, and in {metadata.version('transformers')} it cannot here",
+            f"{name} is {stated}, whose attention cannot be packed: tunesmith needs one that the AttentionInterface of "
+            f"transformers can replace, which transformers {metadata.version('transformers')} does not have for it",
             fix=f"use another base; to GGUF go: {', '.join(family.architecture for family in FAMILIES)}",
             where=str(folder),
         )
