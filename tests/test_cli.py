@@ -179,6 +179,15 @@ def test_init_writes_a_recipe_that_passes_check_and_never_overwrites(tmp_path):
     assert (tmp_path / "recipe.yaml").read_text() == before
 
 
+def test_init_refuses_a_place_before_it_asks(tmp_path):
+    (tmp_path / "my recipe.yaml").write_text("mine")
+    done = tunesmith("init", "my recipe.yaml", cwd=tmp_path)
+    assert done.returncode == 2 and "exists already" in done.stderr and "GPU" not in done.stdout
+    (tmp_path / "my recipe.yaml").unlink()
+    done = tunesmith("init", "my recipe.yaml", "--yes", cwd=tmp_path)
+    assert done.stdout.endswith("next: tunesmith check 'my recipe.yaml'\n")
+
+
 @pytest.mark.parametrize(
     ("typed", "expected"),
     [

@@ -183,6 +183,13 @@ def test_a_file_that_is_no_model(tiny_gguf, tmp_path, content, problem):
     assert "model.gguf" in str(caught.value) and "delete gguf/ in its run" in caught.value.fix
 
 
+def test_a_big_endian_file_is_named_as_one(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF\x00\x00\x00\x03" + bytes(40))
+    with pytest.raises(BaseError, match=r"model\.gguf is a big-endian GGUF file") as caught:
+        Engine(tmp_path / "model.gguf", threads=1, context=256)
+    assert "gguf-convert-endian" in caught.value.fix
+
+
 def test_a_port_in_use(tiny_gguf):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

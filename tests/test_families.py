@@ -8,6 +8,7 @@ from pathlib import Path
 import gguf
 import pytest
 import torch
+import transformers
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -99,6 +100,10 @@ def llama3(**changes):
     return config(rope_parameters={name: value for name, value in rope.items() if value is not None})
 
 
+UNPACKED = {
+    "mamba": "Mamba", "mpt": "Mpt", "falcon": "Falcon", "bloom": "Bloom", "stablelm": "StableLm", "rwkv": "Rwkv",
+    "qwen3_next": "Qwen3Next",
+}  # fmt: skip
 ALWAYS = {  # what neither trains nor exports
     "Qwen2ForCausalLM by its model_type qwen2": config(model_type="qwen2"),
     "does not have: it comes with Python code of its own.*never run": config(
@@ -117,6 +122,12 @@ ALWAYS = {  # what neither trains nor exports
     "no whole safetensors": lambda folder: (folder / "model.safetensors").write_bytes(b"cut"),
     "more tokens than vocab_size 511: ids up to 511": config(vocab_size=511),
     "tokenizer.json cannot be read": lambda folder: (folder / "tokenizer.json").write_text("{}"),
+    **{
+        f"is {name}ForCausalLM, whose attention cannot be packed": config(
+            architectures=[f"{name}ForCausalLM"], model_type=kind
+        )
+        for kind, name in UNPACKED.items()
+    },
 }
 IN_A_GGUF = {  # what trains, and cannot be exported
     "rotary scaling yarn": yarn,
@@ -236,6 +247,13 @@ def test_a_head_that_does_more_than_a_linear_layer_is_refused(tmp_path, kind, co
     folder = save_family(tmp_path / "base", kind, **config)
     with pytest.raises(BaseError, match=f"scales or caps.*{field}"):
         supported(folder, recipe_of(gguf=(), max_length=16))
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma3_text", "phi3", "opt", "exaone", *UNPACKED])
+def test_whether_attention_can_be_replaced_is_what_the_class_says(kind):
+    for name in families._transformers_models()[kind]:
+        said = getattr(transformers, name)._supports_attention_backend
+        assert families._is_packable(name) == said == (kind not in UNPACKED)
 
 
 def test_every_model_type_of_transformers_is_known():

@@ -270,6 +270,33 @@ def test_paths_are_taken_from_the_recipes_folder(tmp_path, monkeypatch):
     assert missing_files(read_recipe(path, ["data.sources.0.path=someone/chats"])) == []
 
 
+@pytest.mark.parametrize(
+    ("base", "taken"),
+    [
+        ("mybase", "{beside}/mybase"),
+        ("./mybase", "{beside}/mybase"),
+        ("org/mybase", "{beside}/org/mybase"),
+        ("my.gguf", "{beside}/my.gguf"),
+        ("~/mybase", "{home}/mybase"),
+        ("~/none", "{home}/none"),
+        ("org/name@main", "org/name@main"),
+        ("only-here", "only-here"),
+        ("builtin:smollm2-135m-instruct", "builtin:smollm2-135m-instruct"),
+    ],
+)
+def test_a_base_beside_the_recipe_is_taken_as_data_are(tmp_path, monkeypatch, base, taken):
+    beside, here = (tmp_path / name for name in ("beside", "here"))
+    for folder in (beside / "mybase", beside / "org" / "mybase", here / "mybase", here / "only-here"):
+        folder.mkdir(parents=True)
+    (beside / "my.gguf").touch()
+    (beside / "r.yaml").write_text(f"name: x\nbase: {base}\ndata: {{sources: [{{path: ~/rows.jsonl}}]}}\n")
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    recipe = read_recipe(beside / "r.yaml")
+    assert recipe.base == taken.format(beside=beside.resolve(), home=tmp_path / "home")
+    assert recipe.data.sources[0].path == f"{tmp_path}/home/rows.jsonl"
+
+
 def test_a_key_set_twice_is_refused(tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text("name: x\nbase: b\ndata:\n  sources: [{path: a}]\ntrain: {lr: 1e-4}\ntrain: {epochs: 2}\n")

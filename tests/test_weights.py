@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import struct
 import zipfile
 
 import gguf
@@ -17,11 +19,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from tunesmith.errors import BaseError
+from tunesmith.gguf.pretokenizers import read_tokenizer
 from tunesmith.gguf.read import convert
 from tunesmith.inference.engine import Engine
+from tunesmith.model.base import load_base
 from tunesmith.tokens.tokenizer import load_tokenizer
 from tunesmith.weights import builtin, cache
 from tunesmith.weights.locate import locate_base
+from tunesmith.weights.small_files import OBJECTS
 from tunesmith.weights.tensorfile import TensorWriter, from_f32, read_index, read_rows, to_f32
 
 # tensor files
@@ -132,7 +137,10 @@ def test_the_second_digest_reads_no_weights(folder, own_cache, monkeypatch):
 
 
 SPOILT = {
-    "not a causal language model": lambda f: edit(f / "config.json", architectures=["T5ForConditionalGeneration"]),
+    "is GPT2LMHeadModel, and what is taken are classes named ...ForCausalLM": lambda f: edit(
+        f / "config.json", architectures=["GPT2LMHeadModel"], model_type="gpt2"
+    ),
+    "classes named ...ForCausalLM": lambda f: edit(f / "config.json", architectures=["T5ForConditionalGeneration"]),
     "stored quantised": lambda f: edit(f / "config.json", quantization_config={"quant_method": "gptq"}),
     "no config.json": lambda f: (f / "config.json").unlink(),
     "no JSON object": lambda f: (f / "config.json").write_text("{"),
@@ -140,6 +148,11 @@ SPOILT = {
     "no chat template": lambda f: (f / "chat_template.jinja").unlink(),
     "only pickle files": lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
     "no safetensors weights": lambda f: (f / "model.safetensors").unlink(),
+    "neither model.safetensors nor model.safetensors.index.json.*in a.safetensors, b.safetensors": lambda f: (
+        save_file({"x": torch.zeros(2)}, f / "b.safetensors"),
+        (f / "model.safetensors").rename(f / "a.safetensors"),
+    ),
+    "neither model.safetensors nor": lambda f: (f / "model.safetensors").rename(f / "weights.safetensors"),
     "weights are missing: b.safetensors": lambda f: (f / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"x": "model.safetensors", "y": "b.safetensors"}})
     ),
@@ -152,6 +165,24 @@ def test_a_folder_that_cannot_be_a_base_is_refused(folder, own_cache, what):
     with pytest.raises(BaseError, match=what) as caught:
         locate_base(str(folder), convert)
     assert caught.value.fix and caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize("content", [b"{oops", b"[1]", b"", b'{"a": "\xff"}'])
+@pytest.mark.parametrize("file", [*OBJECTS, "tokenizer.json", "model.safetensors.index.json", "chat_template.jinja"])
+def test_a_small_file_that_a_later_stage_cannot_read_is_refused_by_its_own_path(folder, own_cache, file, content):
+    if file == "chat_template.jinja" and b"\xff" not in content:
+        return  # that is a text, and a template
+    (folder / file).write_bytes(content)
+    with pytest.raises(BaseError, match=re.escape(file)) as caught:
+        locate_base(str(folder), convert, lambda found: read_tokenizer(found) and read_index(found))
+    assert str(folder) in caught.value.where and "fetch" in caught.value.fix
+
+
+def test_a_base_that_transformers_cannot_load_is_sent_to_no_wrong_place(folder):
+    (folder / "generation_config.json").write_text("[1]")
+    with pytest.raises(BaseError, match="transformers cannot load the base") as caught:
+        load_base(folder, precision="fp32", device=torch.device("cpu"))
+    assert "fetch the model again" in caught.value.fix and "Python" not in caught.value.fix
 
 
 @pytest.mark.parametrize("base", ["./nowhere", "/no/such/folder", "a/b/c", "model.gguf", "builtin:gpt-9"])
@@ -167,14 +198,19 @@ def test_a_damaged_tokenizer_is_a_base_error(folder):
         load_tokenizer(folder)
 
 
-@pytest.mark.parametrize("lacks", ["chat template", "end"])
-def test_a_tokenizer_without_template_or_end_is_a_base_error(folder, lacks):
-    if lacks == "end":
-        edit(folder / "tokenizer_config.json", eos_token=None)
-    else:
-        (folder / "chat_template.jinja").unlink()
-    with pytest.raises(BaseError, match="no chat template or no end-of-text token"):
+@pytest.mark.parametrize(
+    ("spoil", "lacks", "fix"),
+    [
+        (lambda f: (f / "chat_template.jinja").unlink(), "no chat template$", "instruct or chat model"),
+        (lambda f: edit(f / "tokenizer_config.json", eos_token=None), "no end-of-text token", "eos_token"),
+        (lambda f: (f / "tokenizer_config.json").unlink(), "no end-of-text token", "with its tokenizer_config.json"),
+    ],
+)
+def test_a_tokenizer_without_template_or_end_is_a_base_error(folder, spoil, lacks, fix):
+    spoil(folder)
+    with pytest.raises(BaseError) as caught:
         load_tokenizer(folder)
+    assert re.search(lacks, caught.value.what) and fix in caught.value.fix
 
 
 # GGUF files
@@ -371,6 +407,36 @@ def test_a_file_that_is_no_gguf_is_refused(tmp_path, own_cache, content):
     (tmp_path / "m.gguf").write_bytes(content)
     with pytest.raises(BaseError, match="no whole GGUF"):
         locate_base(str(tmp_path / "m.gguf"), convert)
+
+
+@pytest.mark.parametrize(("kind", "least"), [(0, 1), (5, 4), (8, 8), (9, 12)])
+@pytest.mark.parametrize("count", [2**20, 2**40, 2**60, 2**64 - 1])
+def test_a_count_that_the_file_cannot_hold_is_refused_before_memory_is_taken(tmp_path, monkeypatch, kind, least, count):
+    monkeypatch.setattr(gguf, "GGUFReader", lambda path: pytest.fail("this reader would take memory"))
+    path, room = tmp_path / "m.gguf", bytes(least * 9)
+    path.write_bytes(b"GGUF" + struct.pack("<IQQQ1sIIQ", 3, 0, 1, 1, b"a", 9, kind, count) + room)
+    with pytest.raises(BaseError, match=f"no whole GGUF file: its a counts {count} items") as caught:
+        convert(path, tmp_path)
+    assert caught.value.fix == "fetch it again"
+
+
+def test_arrays_in_arrays_without_end_are_refused(tmp_path):
+    inner = struct.pack("<IQ", 9, 1) * 5000
+    (tmp_path / "m.gguf").write_bytes(b"GGUF" + struct.pack("<IQQQ1sI", 3, 0, 1, 1, b"a", 9) + inner)
+    with pytest.raises(BaseError, match="no whole GGUF file"):
+        convert(tmp_path / "m.gguf", tmp_path)
+
+
+def test_a_big_endian_gguf_is_named_as_one(tmp_path, folder):
+    path = tmp_path / "m.gguf"
+    writer = gguf.GGUFWriter(path, "llama", endianess=gguf.GGUFEndian.BIG)
+    writer.add_tensor("token_embd.weight", np.zeros((4, 4), "f4"))
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        write()
+    writer.close()
+    with pytest.raises(BaseError, match=r"m\.gguf is a big-endian GGUF file") as caught:
+        convert(path, tmp_path)
+    assert "gguf-convert-endian" in caught.value.fix
 
 
 # the built-in base's way in; the model itself is in test_builtin.py

@@ -275,7 +275,7 @@ class Recipe(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_NAME)]
     """Name of the run, of its folder and of its model files, which add endings to it."""
     base: Annotated[str, Field(min_length=1)]
-    """Hub id[@revision], folder, GGUF file, or builtin:smollm2-135m-instruct."""
+    """Hub id[@revision], folder or GGUF file (relative to the recipe file), or builtin:smollm2-135m-instruct."""
     data: DataConfig
     lora: LoraConfig = LoraConfig()
     train: TrainConfig = TrainConfig()

@@ -181,6 +181,7 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe with paths that exist beside its file made absolute, so that it means the same from any folder."""
 
     def anchor(path: str) -> str:
+        path = os.path.expanduser(path)
         if Path(path).is_absolute() or not path:
             return path
         if os.path.exists(folder / path):  # False also for a name that is too long
@@ -196,9 +197,7 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
     return recipe.model_copy(
         update={
             "data": data.model_copy(update={"sources": sources, "held_out": held_out}),
-            "base": anchor(recipe.base)
-            if recipe.base.startswith((".", "/")) or recipe.base.endswith(".gguf")
-            else recipe.base,
+            "base": anchor(recipe.base),
             "evaluate": recipe.evaluate.model_copy(
                 update={"prompts": prompts if prompts == "default" else anchor(prompts)}
             ),

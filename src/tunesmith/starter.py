@@ -93,27 +93,6 @@ def _answer(question: str, field: str, default: str) -> str:
 
 def refuse_place(path: Path) -> None:
     """Raise RecipeError if a starter recipe cannot be written there: it exists, or the name is none of a recipe."""
-
-
-def write_starter(path: Path, answers: Answers) -> list[Path]:
-    """Write the recipe, and schema.json for editors beside it if there is none; returns the files written.
-
-    Raises RecipeError if the recipe's file exists or can be none, or if an answer makes no valid recipe.
-    """
-    refuse_place(path)
-    if said := _problem(**{field: text}):
-            raise typer.BadParameter(said)
-        return text
-
-    answer: str = typer.prompt(question, default=default, value_proc=held)
-    return answer
-
-
-def write_starter(path: Path, answers: Answers) -> list[Path]:
-    """Write the recipe, and schema.json for editors beside it if there is none; returns the files written.
-
-    Raises RecipeError if the recipe's file exists or can be none, or if an answer makes no valid recipe.
-    """
     need_utf8(path.absolute())
     if path.suffix not in (".yaml", ".yml"):
         what = f"{path} is no name of a recipe, which ends in .yaml"
@@ -122,6 +101,14 @@ def write_starter(path: Path, answers: Answers) -> list[Path]:
         raise RecipeError(
             f"{path} exists already and is not overwritten", fix="name another file: tunesmith init NAME.yaml"
         )
+
+
+def write_starter(path: Path, answers: Answers) -> list[Path]:
+    """Write the recipe, and schema.json for editors beside it if there is none; returns the files written.
+
+    Raises RecipeError if the recipe's file exists or can be none, or if an answer makes no valid recipe.
+    """
+    refuse_place(path)
     if said := _problem(answers.name, answers.base, answers.data):
         raise RecipeError(said, fix="give another answer")
     file = shlex.quote(str(path)) if str(path).isprintable() else "RECIPE"

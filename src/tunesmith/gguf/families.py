@@ -32,6 +32,7 @@ BY_LONGEST = {"dynamic": "max_position_embeddings", "longrope": "original_max_po
 SCALED = {"logits_scaling": 1, "logit_scale": 1, "final_logit_softcapping": None, "attn_logit_softcapping": None}
 """Of Granite, Cohere and Gemma 2 -> the value at which it does nothing. What is not known here the proof of packing
 finds, before the first step."""
+REPLACEABLE = "_supports_attention_backend = True"  # so transformers marks what its AttentionInterface reaches
 LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
 WITHOUT = "write `export: {gguf: []}` in the recipe to train and merge it without one"
 
@@ -106,6 +107,8 @@ def supported(folder: Path, recipe: Recipe, longest: int | None = None) -> None:
     tensors = read_index(folder) if weight_files(folder) else {}
     _refuse_unknown(config, folder, recipe.base)
     _refuse_experts(config, tensors, folder, recipe.base)
+    _refuse_unpacked(config, folder, recipe.base)
+    _refuse_scaled(config, folder, recipe.base)
     tokenizer = read_tokenizer(folder)
     if recipe.export.gguf:
         try:
@@ -114,7 +117,6 @@ def supported(folder: Path, recipe: Recipe, longest: int | None = None) -> None:
             raise BaseError(error.what, fix=f"{error.fix}; or {WITHOUT}", where=error.where or str(folder)) from None
     elif _is_count(size := config.get("vocab_size")):
         need_room(tokenizer, size, folder, special=False)  # a special token that nobody writes does no harm
-    _refuse_scaled(config, folder, recipe.base)
     _refuse_long(config, folder, recipe, longest or recipe.train.max_length)
     _refuse_numbers(tensors, folder)
 
@@ -156,14 +158,39 @@ def _transformers_models() -> dict[str, tuple[str, ...]]:
 
     Read from its source: importing it takes torch and seconds.
     """
-    found = importlib.util.find_spec("transformers")
-    source = Path(str(found and found.origin)).parent / "models" / "auto" / "modeling_auto.py"
+    source = _models_folder() / "auto" / "modeling_auto.py"
     for node in ast.parse(source.read_text(encoding="utf-8")).body if source.is_file() else ():
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES":
             assert isinstance(node.value, ast.Call)
             pairs = ast.literal_eval(node.value.args[0])
             return {kind: (names,) if isinstance(names, str) else tuple(names) for kind, names in pairs}
     return {}
+
+
+def _models_folder() -> Path:
+    """The source of the installed transformers' models; a folder that is not there if it is not installed."""
+    found = importlib.util.find_spec("transformers")
+    return Path(str(found and found.origin)).parent / "models"
+
+
+@cache
+def _is_packable(architecture: str) -> bool:
+    """Whether attention of this class of transformers can be replaced by ours; True where its source is not there."""
+    for path in _models_folder().glob("*/modeling_*.py"):
+        if f"class {architecture}(" in (source := path.read_text(encoding="utf-8")):
+            return REPLACEABLE in source
+    return True
+
+
+def _refuse_unpacked(config: dict[str, Any], folder: Path, name: str) -> None:
+    """Conversations are packed by an attention of our own, which some classes cannot be given, or have no place for."""
+    if not _is_packable(stated := architectures(config)[0]):
+        raise BaseError(
+            f"{name} is {stated}, whose attention cannot be packed: tunesmith needs one that the AttentionInterface of "
+            f"transformers can replace, which transformers {metadata.version('transformers')} does not have for it",
+            fix=f"use another base; to GGUF go: {', '.join(family.architecture for family in FAMILIES)}",
+            where=str(folder),
+        )
 
 
 def _refuse_experts(config: dict[str, Any], tensors: dict[str, TensorInfo], folder: Path, name: str) -> None:

@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from tunesmith.errors import BaseError
 from tunesmith.gguf.config import LLAMA3_ROPE, checked, llama3_factors
 from tunesmith.gguf.families import llama_shapes
+from tunesmith.gguf.metadata import read_singles
 from tunesmith.gguf.pretokenizers import PRE_TOKENIZERS
 from tunesmith.machine import need_disk
 from tunesmith.weights.tensorfile import Array, TensorWriter
@@ -48,14 +49,15 @@ class _Source:
     """An open GGUF file: metadata by key, tensors by name."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, again = path, "fetch it again"
+        read_singles(path, again)  # first: the package's reader believes every count, and takes memory for it
         try:
             reader = gguf.GGUFReader(path)
             self.fields = {name: field.contents() for name, field in reader.fields.items()}
             self.tensors = {tensor.name: tensor for tensor in reader.tensors}
         except Exception as error:  # numpy's, struct's and its own, by what is damaged
             what = f"{path.name} is no whole GGUF file: {error}"
-            raise BaseError(what, fix="fetch it again", where=str(path)) from error
+            raise BaseError(what, fix=again, where=str(path)) from error
 
     def get(self, key: str, kind: type[Value], *default: Any) -> Value:
         """The value of a key, which is of this kind; the default where there is no such key."""

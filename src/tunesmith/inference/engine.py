@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Self
 
 from tunesmith.errors import BaseError, ResourceError
+from tunesmith.gguf.metadata import refuse_big_endian
 from tunesmith.inference.client import Client
 from tunesmith.inference.ended import MAKE_ANEW
 from tunesmith.machine import need_utf8
@@ -92,6 +93,8 @@ def _check_gguf(path: Path) -> None:
         magic, version, problem = b"", 0, "is no GGUF file"
     except OSError as error:
         magic, version, problem = b"", 0, f"cannot be read: {error.strerror}"
+    if magic == b"GGUF":
+        refuse_big_endian(path, version)
     if magic != b"GGUF" or version not in GGUF_VERSIONS:
         raise BaseError(f"{path.name} {problem}", fix=f"name a .gguf file, or {MAKE_ANEW}", where=str(path))
 

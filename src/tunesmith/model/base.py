@@ -33,7 +33,7 @@ def load_base(folder: Path, *, precision: str, device: torch.device) -> PreTrain
     except Exception as error:  # those of config.json's fields have a class of their own, below Exception
         raise BaseError(
             f"transformers cannot load the base: {error}",
-            fix="use another base: one that needs Python code of its own cannot be trained here",
+            fix="fetch the model again if a file of it was changed or cut; otherwise use another base",
             where=str(folder),
         ) from error
     if missing := sorted(found["missing_keys"]):

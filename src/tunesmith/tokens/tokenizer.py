@@ -6,6 +6,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tunesmith.errors import BaseError
+from tunesmith.weights.small_files import TOKENIZER_CONFIG
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -21,12 +22,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             fix="fetch the model again, or save its tokenizer again with transformers",
             where=str(folder),
         ) from error
-    if not tokenizer.chat_template or tokenizer.eos_token_id is None:
-        raise BaseError(
-            "the tokenizer has no chat template or no end-of-text token",
-            fix="use an instruct or chat model, such as builtin:smollm2-135m-instruct",
-            where=str(folder),
-        )
+    if not tokenizer.chat_template:
+        fix = "use an instruct or chat model, such as builtin:smollm2-135m-instruct"
+        raise BaseError("the tokenizer has no chat template", fix=fix, where=str(folder))
+    if tokenizer.eos_token_id is None:
+        what = f"the tokenizer has no end-of-text token: {TOKENIZER_CONFIG} is missing, or names no eos_token"
+        fix = f'fetch the model again, with its {TOKENIZER_CONFIG}, or name it there, as in {{"eos_token": "</s>"}}'
+        raise BaseError(what, fix=fix, where=str(folder))
     return tokenizer
 
 

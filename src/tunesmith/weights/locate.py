@@ -14,13 +14,14 @@ from tunesmith.weights.cache import cache_folder, digests, made_once
 from tunesmith.weights.small_files import (
     CONFIG,
     GENERATION_CONFIG,
+    OBJECTS,
     TEMPLATE,
     TOKENIZER_CONFIG,
     architectures,
     chat_template,
     read_json,
 )
-from tunesmith.weights.tensorfile import weight_files
+from tunesmith.weights.tensorfile import INDEX, WEIGHTS, weight_files
 
 HUB_ID = re.compile(r"([\w-][\w.-]*(?:/[\w.-]+)?)(?:@([\w./-]+))?")
 GGUF_FORM = 2  # in the name of an unpacked GGUF; raise it when gguf/read.py writes something else
@@ -81,6 +82,11 @@ def _located(name: str, folder: Path, *, revision: str | None = None, check: Che
         if revision and not pickled:
             fix = "if fetching it was cut off, type the same again with the network on; otherwise use another base"
         raise BaseError(f"{name} has no safetensors weights{pickled}", fix=fix, where=str(folder))
+    if not any((folder / file).exists() for file in (WEIGHTS, INDEX)):
+        parts = ", ".join(file.name for file in weights[:3])
+        what = f"{name} has neither {WEIGHTS} nor {INDEX}, which says what is in {parts}"
+        fix = f"fetch the model again, with its {INDEX}; weights in one file are named {WEIGHTS}"
+        raise BaseError(what, fix=fix, where=str(folder))
     files = weights + [folder / small for small in SMALL_FILES if (folder / small).exists()]
     digest = fingerprint({file.name: found for file, found in zip(files, digests(files), strict=True)})
     card = folder / "README.md"
@@ -94,11 +100,11 @@ def _check_small_files(folder: Path, name: str, check: Check | None) -> None:
     if not (folder / CONFIG).exists():
         fix = "give the folder of a whole model; an adapter must be merged into its base first"
         raise BaseError(f"{name} has no config.json, so it is no model folder", fix=fix, where=str(folder))
-    config = read_json(folder / CONFIG)
+    config, *_ = [read_json(folder / file) for file in OBJECTS]  # each now: a later stage reads it, hours later
     kind = ", ".join(architectures(config))
     tokenizer = (folder / "tokenizer.json").exists()
     for wrong, what, fix in (
-        (not kind.endswith("ForCausalLM"), f"is {kind}, not a causal language model (...ForCausalLM)", INSTRUCT),
+        (not kind.endswith("ForCausalLM"), f"is {kind}, and what is taken are classes named ...ForCausalLM", INSTRUCT),
         (not tokenizer, "has no tokenizer.json", "save its tokenizer with transformers"),
         (not chat_template(folder), "has no chat template, so it is no chat model", INSTRUCT),
     ):

@@ -8,13 +8,23 @@ from tunesmith.errors import BaseError
 
 CONFIG, TOKENIZER_CONFIG, TEMPLATE = "config.json", "tokenizer_config.json", "chat_template.jinja"
 GENERATION_CONFIG = "generation_config.json"
+OBJECTS = (CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json")
+"""JSON objects beside tokenizer.json that transformers or a later stage reads."""
 MORE_TEMPLATES = "additional_chat_templates"  # where transformers 5 saves named ones beside the default
+
+
+def read_text(path: Path) -> str:
+    """The text of a file. Raises BaseError if it cannot be read, or is no UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise BaseError(f"{path.name} cannot be read: {error}", fix="fetch it again", where=str(path)) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; empty if there is no such file. Raises BaseError for anything else."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        found = json.loads(read_text(path)) if path.exists() else {}
     except (ValueError, RecursionError) as error:
         raise BaseError(f"{path.name} is no JSON object: {error}", fix="fetch it again", where=str(path)) from error
     if not isinstance(found, dict):
@@ -38,14 +48,14 @@ def chat_template(folder: Path) -> str | None:
     """
     found = read_json(folder / TOKENIZER_CONFIG).get("chat_template")
     if (folder / TEMPLATE).exists():
-        return (folder / TEMPLATE).read_text(encoding="utf-8")
+        return read_text(folder / TEMPLATE)
     if isinstance(found, str):
         return found or None
     if isinstance(found, list):
         entries = [entry for entry in found if isinstance(entry, dict)]
         found = {str(entry.get("name")): entry.get("template") for entry in entries}
     named = found if isinstance(found, dict) else {}
-    named |= {path.stem: path.read_text(encoding="utf-8") for path in sorted((folder / MORE_TEMPLATES).glob("*.jinja"))}
+    named |= {path.stem: read_text(path) for path in sorted((folder / MORE_TEMPLATES).glob("*.jinja"))}
     if not named:
         return None
     if not isinstance(named.get("default"), str):

@@ -23,7 +23,7 @@ NUMPY_TYPES = {
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Types that weights may be stored in."""
 PIECE_BYTES = 64 << 20  # fp32 bytes of the rows that are in memory at a time
-INDEX = "model.safetensors.index.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class TensorInfo:
 def weight_files(folder: Path) -> list[Path]:
     """The files of the model: those its index names (BaseError if one is missing), model.safetensors, or all."""
     if not (folder / INDEX).exists():
-        return list(folder.glob("model.safetensors")) or sorted(folder.glob("*.safetensors"))
+        return list(folder.glob(WEIGHTS)) or sorted(folder.glob("*.safetensors"))
     try:
         names = {str(name) for name in json.loads((folder / INDEX).read_text())["weight_map"].values()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
