@@ -116,6 +116,9 @@ TOKENS = (
        "test_weights.py::test_a_tokenizer_without_template_or_end_is_a_base_error"),
 )  # fmt: skip
 WEIGHTS = (
+    _m("of two sets of weights one is trained and the other merged", "weights/tensorfile.py",
+       "if (folder / WEIGHTS).exists() and WEIGHTS not in names:", "if not names:",
+       "test_weights.py::test_of_two_sets_of_weights_that_of_transformers_is_taken"),
     _m("the base's digest leaves out tokenizer and template", "weights/locate.py",
        "files = weights + [", "files = weights + [] and [",
        "test_weights.py::test_a_folder_is_found_and_its_digest_follows_content"),

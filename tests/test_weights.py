@@ -28,7 +28,7 @@ from tunesmith.tokens.tokenizer import load_tokenizer
 from tunesmith.weights import builtin, cache
 from tunesmith.weights.locate import locate_base
 from tunesmith.weights.small_files import OBJECTS
-from tunesmith.weights.tensorfile import TensorWriter, from_f32, read_index, read_rows, to_f32
+from tunesmith.weights.tensorfile import TensorWriter, from_f32, read_index, read_rows, to_f32, weight_files
 
 # tensor files
 
@@ -169,6 +169,20 @@ def test_a_folder_that_cannot_be_a_base_is_refused(folder, own_cache, what):
 
 
 JSON_FILES = (*OBJECTS, "tokenizer.json", "model.safetensors.index.json")
+
+
+def test_of_two_sets_of_weights_that_of_transformers_is_taken(folder):
+    weights = {name: tensor + 1 for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "a.safetensors")
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": dict.fromkeys(weights, "a.safetensors")})
+    )
+    assert weight_files(folder) == [folder / "model.safetensors"]
+    model = load_base(folder, precision="fp32", device=torch.device("cpu"))
+    stored = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+    assert torch.equal(model.get_input_embeddings().weight, stored.float())
+
+
 NO_TEXT = b'{"a": "\xff"}'
 
 

@@ -38,7 +38,10 @@ class TensorInfo:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files of the model: those its index names (BaseError if one is missing), model.safetensors, or all."""
+    """The files of the model: those its index names (BaseError if one is missing), model.safetensors, or all.
+
+    Where both are, and the index names other files, transformers reads model.safetensors, and so do we.
+    """
     if not (folder / INDEX).exists():
         return list(folder.glob(WEIGHTS)) or sorted(folder.glob("*.safetensors"))
     try:
@@ -46,6 +49,8 @@ def weight_files(folder: Path) -> list[Path]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         what = f"{INDEX} does not say which files the weights are in: {error}"
         raise BaseError(what, fix="fetch the model again", where=str(folder)) from error
+    if (folder / WEIGHTS).exists() and WEIGHTS not in names:
+        return [folder / WEIGHTS]
     files = sorted(folder / Path(name).name for name in names)  # beside the index, and nowhere else
     missing = ", ".join(file.name for file in files if not file.exists())
     if missing:
