@@ -131,7 +131,7 @@ def test_more_threads_than_cores_are_said_once(run, recipe, tiny_base, own_cache
     monkeypatch.setattr(threads, "usable_cores", lambda: 1)
     more = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"threads": 2})})
     evaluate(more, run, locate_base(str(tiny_base), convert))
-    warned = "warning: evaluate.threads is 2, and 1 cores can be used: answers will be slow; say 1\n"
+    warned = "warning: evaluate.threads is 2, and 1 core can be used: answers will be slow; say 1\n"
     assert capsys.readouterr().err.count(warned) == 1
 
 

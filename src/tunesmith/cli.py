@@ -1,5 +1,6 @@
 """The command line: one short function per verb. Each imports what it needs itself, so that help comes at once."""
 
+import contextlib
 import errno
 import io
 import os
@@ -83,7 +84,8 @@ def _have_streams() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115 - as long as the process
         elif number and isinstance(stream := getattr(sys, name), io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            with contextlib.suppress(OSError):  # of a stream that another has put in its place
+                stream.reconfigure(errors="backslashreplace")
 
 
 def _show_version(wanted: bool) -> None:
