@@ -1,7 +1,7 @@
 # make demo          set up, train the built-in model on the demo conversations, ask it ten questions, open the chat
 # make demo SERVE=0  the same without the chat
 # make test          set up, check style and types, run every test
-# make mutants       small wrong changes to the source, each of which a test must notice (about half an hour)
+# make mutants       small wrong changes to the source, each of which a test must notice (about a quarter of an hour)
 # Without an NVIDIA GPU: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu   (torch's small CPU build)
 SERVE ?= 1
 export TORCH_INDEX PYTHON
