@@ -3,7 +3,9 @@
 import contextlib
 import multiprocessing
 import os
+import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,12 +55,24 @@ def command_line(*arguments):
     main()
 
 
+def completed(*arguments, cwd=None, typed="", **environment):
+    """`tunesmith ARGUMENTS` with what is typed, at its end: as subprocess.run gives it."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.chdir(cwd or os.getcwd()),
+        forked(Path(folder), *arguments, typed=typed, **environment) as child,
+    ):
+        code = child.wait()
+        return subprocess.CompletedProcess(arguments, code, child.stdout, child.stderr)
+
+
 @contextlib.contextmanager
-def forked(folder, *arguments, of=command_line, before=None, given=(), **environment):
+def forked(folder, *arguments, of=command_line, before=None, given=(), typed="", **environment):
     """`tunesmith ARGUMENTS`, or the function `of` with them, after `before(*given)`; killed at the end of the block."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = [str(argument) for argument in arguments]
     (folder / "stderr").write_text("")
+    (folder / "stdin").write_text(typed)
     around = (str(folder), os.getcwd(), os.environ | environment)
     process = SERVER.Process(target=_work, args=(*around, of, texts, before, given))
     process.start()
@@ -75,6 +89,8 @@ def _work(folder, where, environment, of, arguments, before, given):
     os.environ.update(environment)
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    os.dup2(os.open(f"{folder}/stdin", os.O_RDONLY), 0)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115 - as long as the process
     if before:
         before(*given)
     of(*arguments)

@@ -12,6 +12,7 @@ import time
 
 import pytest
 import yaml
+from forked import completed as tunesmith
 from forked import forked
 from small_project import write_project
 from tiny import write_rows
@@ -30,13 +31,6 @@ from tunesmith.training.stop import Paused
 from tunesmith.weights.locate import locate_base
 
 CODE = "from tunesmith.cli import main; main()"
-
-
-def tunesmith(*arguments, cwd=None, typed="", **environment):
-    command = [sys.executable, "-c", CODE, *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=cwd, input=typed, env=os.environ | environment
-    )
 
 
 @pytest.fixture

@@ -3,11 +3,10 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import completed as tunesmith
 from forked import forked
 from tiny import write_rows
 
@@ -28,11 +27,6 @@ from tunesmith.training.state import Progress
 
 CLUTTER = (".DS_Store", "desktop.ini", "Thumbs.db", "._notes", ".ipynb_checkpoints/a-checkpoint.txt")
 MADE_BY_0_1 = Path(__file__).parent / "data" / "version-0.1"
-
-
-def tunesmith(*arguments, cwd):
-    command = [sys.executable, "-c", "from tunesmith.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
 
 
 def tree(folder):
