@@ -19,7 +19,7 @@ from tunesmith.recipe import NO_TEXT, Recipe, Source
 from tunesmith.recipe_file import read_recipe
 from tunesmith.record import made_from, output_digest, read_record
 from tunesmith.runs import Run
-from tunesmith.stages import STAGES, Stage
+from tunesmith.stages import Stage, stage_at
 from tunesmith.yaml_text import read_yaml
 
 Needs = tuple[dict[str, Any], dict[str, str]]
@@ -238,7 +238,7 @@ def _made(folder: Path) -> str:
     """Digest of an earlier stage's outputs."""
     record = read_record(folder)
     if record is None:
-        verb = next(stage.verb for stage in STAGES if stage.folder == folder.name)
+        verb = stage_at(folder.name).verb
         raise ResumeError(
             f"there is no {folder.name}/ yet, which `tunesmith {verb}` makes",
             fix=f"type `tunesmith {verb}` first, or `tunesmith run` for all stages",

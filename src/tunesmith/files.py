@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import ProofError, ResourceError, ResumeError
-from tunesmith.json_file import json_object
+from tunesmith.json_file import OTHER_JSON, json_object
 
 RECORD, DIGESTS, PROOFS, FINISHED = "record.json", "digests.json", "proof.json", ".finished.json"
 SAID_OF_FILES = (RECORD, DIGESTS, PROOFS, FINISHED)
@@ -164,7 +164,7 @@ def _note(draft: Path) -> dict[str, Any]:
         note = json_object((draft / FINISHED).read_bytes())
         whole = all({"digest", "facts"} <= file.keys() for file in note["files"].values())
         return note if whole else {}
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, TypeError, KeyError, AttributeError):
+    except (FileNotFoundError, NotADirectoryError, *OTHER_JSON):
         return {}
 
 

@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+OTHER_JSON = (ValueError, TypeError, KeyError, AttributeError, IsADirectoryError)
+"""What reading a file of ours ends with that is there and says something else: no object, other fields, a folder."""
+
 
 def json_object(text: str | bytes) -> dict[str, Any]:
     """The JSON object that a text holds. Raises ValueError that says what it holds instead."""

@@ -12,12 +12,9 @@ from pydantic import TypeAdapter, ValidationError
 from tunesmith import past
 from tunesmith.errors import ResumeError
 from tunesmith.files import RECORD, SAID_OF_FILES, digest_file, fingerprint
-from tunesmith.json_file import json_object
+from tunesmith.json_file import OTHER_JSON, json_object
 from tunesmith.recipe import without_defaults
-from tunesmith.stages import STAGES
-
-NO_RECORD = (ValueError, TypeError, KeyError, AttributeError, IsADirectoryError)
-"""What reading a record.json that is none of ours ends with."""
+from tunesmith.stages import STAGES, stage_at
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ class Record:
 
     stage: str
     fingerprint: str
-    """Hash of settings and inputs, for people: what decides is `same_needs`."""
+    """Hash of settings and inputs, for people: what decides is `made_from`."""
     settings: dict[str, Any]
     inputs: dict[str, str]
     """Name of an input -> its digest."""
@@ -80,7 +77,7 @@ def read_record(folder: Path) -> Record | None:
         record = parsed(folder)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except NO_RECORD as error:
+    except OTHER_JSON as error:
         fix = f"if tunesmith made {folder.name}/, delete it to make it again; if it is yours, move it elsewhere"
         raise ResumeError(f"{folder / RECORD} is damaged: {error}", fix=fix) from error
     whole = all(
@@ -110,7 +107,7 @@ def refuse_damaged(folder: Path) -> None:
 
 def made_anew(folder: Path) -> str:
     """The fix for a damaged file in a stage's folder."""
-    stage = next(stage for stage in STAGES if stage.folder == folder.name)
+    stage = stage_at(folder.name)
     command = f"`tunesmith {stage.verb} {shlex.quote(str(folder.parent))}`"
     if stage.folder != STAGES[0].folder:
         return f"delete {folder}, type {command}, which makes it anew, and then the same again"
@@ -123,7 +120,7 @@ def made_anew(folder: Path) -> str:
 
 
 def parsed(folder: Path) -> Record:
-    """The record in a folder. Raises OSError if there is none, one of NO_RECORD if it is none of ours."""
+    """The record in a folder. Raises OSError if there is none, one of OTHER_JSON if it is none of ours."""
     raw = past.record_as_now(json_object((folder / RECORD).read_bytes()))
     try:
         record = RECORDS.validate_python(raw)
@@ -139,7 +136,7 @@ def is_own(folder: Path) -> bool:
     """Whether the stage of this folder's name made it: its record says so."""
     try:
         return parsed(folder).stage == folder.name
-    except (OSError, *NO_RECORD):
+    except (OSError, *OTHER_JSON):
         return False
 
 

@@ -33,7 +33,7 @@ from tunesmith.files import (
     sweep,
     write_file,
 )
-from tunesmith.json_file import json_object
+from tunesmith.json_file import OTHER_JSON, json_object
 from tunesmith.machine import versions
 from tunesmith.recipe import Recipe
 from tunesmith.recipe_file import dump_recipe, lasting
@@ -150,7 +150,7 @@ class Run:
             files = json_object(text)["files"]
             listed = bool(files) or text == _manifest_text({})  # of a prepare that failed
             return listed and all({"sha256", "bytes"} <= entry.keys() for entry in files.values())
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        except (OSError, *OTHER_JSON):
             return False
 
     def _made_lock(self) -> bool:

@@ -69,6 +69,11 @@ def stage_of(verb: str) -> Stage:
     return next(stage for stage in STAGES if stage.verb == verb)
 
 
+def stage_at(folder: str) -> Stage:
+    """The stage that commits a folder of this name."""
+    return next(stage for stage in STAGES if stage.folder == folder)
+
+
 def _load(place: str) -> Callable[..., Any]:
     module, _, name = place.partition(":")
     return getattr(import_module(module), name)

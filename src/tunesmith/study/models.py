@@ -11,7 +11,7 @@ from tunesmith.decides import as_begun, kept_recipe
 from tunesmith.errors import ResumeError
 from tunesmith.evaluation.speeds import summary
 from tunesmith.files import RECORD, fingerprint
-from tunesmith.json_file import json_lines, json_object
+from tunesmith.json_file import OTHER_JSON, json_lines, json_object
 from tunesmith.record import Proof, Record, damaged_file, made_anew, output_digest, read_record, refuse_damaged
 from tunesmith.runs import Run
 from tunesmith.stages import STAGES
@@ -84,7 +84,8 @@ def _read(run: Run, of_base: bool) -> Model:
     counts = trained.counts if trained else {}
     losses = _numbers(run, counts, {name: key + name for name in ("held_out_loss", "bits_per_byte")})
     definition = _numbers(run, counts, {"version": "bits_per_byte_definition"})
-    rows, text = _held_out(run, trained)
+    damaged = damaged_file(run.data)
+    rows, text = (None, None) if damaged else _held_out(run, trained)
     model = Model(
         name="", colour="", base=recipe.base, scores=scores, answers=answers, losses=losses,
         precision=str(counts.get("precision", "unknown precision")), definition=definition.get("version", 1),
@@ -93,8 +94,8 @@ def _read(run: Run, of_base: bool) -> Model:
     if of_base:
         return model
     old = stale(recipe, run, "evaluate")
-    if file := damaged_file(run.data):
-        old.append(f"{file} is not as it was written, so that nobody knows on which rows its losses were measured")
+    if damaged:
+        old.append(f"{damaged} is not as it was written, so that nobody knows on which rows its losses were measured")
     if evaluated is None:
         old.append("no GGUF was asked for (export.gguf is empty): it has no answers and no speed")
     if cut_from_training(run):
@@ -120,10 +121,8 @@ def _scores(path: Path, evaluated: Record, answers: Sequence[Mapping[str, Any]])
 
 
 def _held_out(run: Run, trained: Record | None) -> tuple[str | None, str | None]:
-    """What a run's losses were measured on; unknown where the data are gone, damaged, or newer than the adapter."""
+    """What a run's losses were measured on; unknown where the data are gone, or newer than the adapter."""
     data = read_record(run.data)
-    if damaged_file(run.data):
-        return None, None
     if not data or not trained or trained.inputs.get("data", output_digest(data)) != output_digest(data):
         return None, None
     held_out = load_rows(run.data)[1]
@@ -161,7 +160,7 @@ def _files(run: Run) -> list[dict[str, Any]]:
     skipped = next((proof.skipped_because for proof in record.unproved), "no comparison was recorded")
     try:
         return [_file(kind, file, skipped or "") for kind, file in json_object(path.read_bytes()).items()]
-    except (ValueError, TypeError, KeyError, AttributeError, IsADirectoryError) as error:
+    except OTHER_JSON as error:
         raise ResumeError(f"{path} is damaged: {error}", fix=made_anew(run.gguf)) from error
 
 

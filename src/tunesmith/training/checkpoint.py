@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 from tunesmith.console import say, warn
 from tunesmith.errors import ResumeError
 from tunesmith.files import DIGESTS, aside, commit_folder, digest_file, digest_folder, discard, strangers
-from tunesmith.json_file import json_object
+from tunesmith.json_file import OTHER_JSON, json_object
 from tunesmith.model.adapter import adapter_tensors
 from tunesmith.recipe import Keep
 from tunesmith.runs import CHECKPOINT, checkpoint_folders, sweep_checkpoints
@@ -144,7 +144,7 @@ def _listed(checkpoint: Path) -> dict[str, dict[str, Any]] | None:
     try:
         digests = json_object((checkpoint / DIGESTS).read_bytes())
         entries = {name: {"sha256": entry["sha256"], "bytes": int(entry["bytes"])} for name, entry in digests.items()}
-    except (FileNotFoundError, IsADirectoryError, ValueError, TypeError, KeyError, AttributeError):
+    except (FileNotFoundError, *OTHER_JSON):
         return None
     return entries if {ADAPTER, OPTIMIZER, STATE} <= entries.keys() else None
 

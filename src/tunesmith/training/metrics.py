@@ -66,7 +66,7 @@ class Metrics:
 
 
 def damage_in_words(wrong: dict[int, str]) -> str:
-    """Lines that are none, such as "line 3 is damaged (it has no step), and 4 more; they are left out"."""
+    """Lines that are none, such as "line 3 is damaged (it has no step) and 4 more; they are left out"."""
     (first, why), more = next(iter(wrong.items())), len(wrong) - 1
     if not more:
         return f"line {first} is damaged ({why}) and left out"

@@ -16,7 +16,7 @@ import filelock
 from tunesmith.console import say, warn
 from tunesmith.errors import ResourceError
 from tunesmith.files import DIGESTS, commit_folder, digest_file, digest_folder, write_file
-from tunesmith.json_file import json_object
+from tunesmith.json_file import OTHER_JSON, json_object
 from tunesmith.machine import disk_of
 
 
@@ -107,5 +107,5 @@ def _is_whole(folder: Path) -> bool:
         return bool(files) and [[size, digest] for size, digest in zip(sizes, digests(files), strict=True)] == [
             [entry["bytes"], entry["sha256"]] for entry in written.values()
         ]
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, TypeError, KeyError, AttributeError):
+    except (FileNotFoundError, NotADirectoryError, *OTHER_JSON):
         return False
