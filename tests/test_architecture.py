@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 LAYERS = (
-    "errors", "console", "machine", "past", "recipe", "yaml_text", "recipe_file", "json_file", "files", "stages",
+    "errors", "console", "machine", "past", "recipe", "yaml_text", "recipe_problems", "recipe_file", "json_file", "files", "stages",
     "record", "runs", "decides", "stale", "weights", "gguf", "data", "tokens", "model", "inference", "proof",
     "training", "release", "evaluation", "study", "server", "starter", "room", "pipeline", "api", "cli",
 )  # fmt: skip

@@ -1,11 +1,13 @@
 """Recipes: every one validates, problems come all at once with file and line, YAML's traps are met."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import get_args
 
 import pytest
+import yaml
 
 from tunesmith.data.read import conversations
 from tunesmith.decides import missing_files, read_prompts, source_files
@@ -13,6 +15,7 @@ from tunesmith.errors import RecipeError, TunesmithError
 from tunesmith.files import DRAFT, beside
 from tunesmith.recipe import LONGEST_NAME, GgufType, Recipe, cadence
 from tunesmith.recipe_file import dump_recipe, read_recipe, schema_text
+from tunesmith.recipe_problems import paths
 from tunesmith.runs import Run
 from tunesmith.weights.locate import locate_base
 
@@ -79,6 +82,38 @@ def test_one_mistake_is_named(tmp_path, line, problem):
     text = MINIMAL if not line.startswith("data") else MINIMAL.replace("data: {sources: [{path: rows.jsonl}]}\n", "")
     with pytest.raises(RecipeError, match=problem):
         read(tmp_path, text + line + "\n")
+
+
+PEERS = {
+    "learning_rate": "train.lr", "batch_size": "train.tokens_per_step", "lora_r": "lora.rank", "model": "base",
+    "gradient_accumulation_steps": "train.tokens_per_step", "num_epochs": "train.epochs", "lr": "train.lr",
+    "max_seq_length": "train.max_length", "load_best": "", "held_out": "data.held_out", "learnin_rate": "train.lr",
+}  # fmt: skip
+"""What the peers' users type -> the setting that is meant."""
+
+
+@pytest.mark.parametrize(("key", "meant"), PEERS.items())
+def test_the_names_of_other_tools_lead_to_the_setting(tmp_path, key, meant):
+    said = rf"did you mean {meant}( \(a step is counted in tokens|\?)" if meant else "known here: name, base, data"
+    with pytest.raises(RecipeError, match=rf"- {key} is no setting; {said}"):
+        read(tmp_path, MINIMAL + f"{key}: 3\n")
+    with pytest.raises(RecipeError, match=rf"(?s)- {key} is no setting; {said}.*\(--set {key}=3\)"):
+        read(tmp_path, MINIMAL, f"{key}=3")
+
+
+def test_wrong_values_are_said_in_our_own_words(tmp_path):
+    """Of every setting, with values of every kind: none of pydantic's sentences, which nobody here wrote."""
+    values = ["", "x", -1, 0, 1.5, "9" * 300, [], ["x"], {}, {"x": 1}, None, True, 2**60]
+    foreign, refused = re.compile(r"(?i)\b(input|should|string|valid|type=|got|pydantic|ctx)\b"), 0
+    for path, _ in paths():
+        for value in values:
+            try:
+                read(tmp_path, MINIMAL, f"{path}={yaml.safe_dump(value, default_flow_style=True)}")
+            except RecipeError as error:
+                refused += 1
+                said = str(error).replace("--set", "").split(" (--set")[0]
+                assert not foreign.search(said), f"{path}={value!r}: {error}"
+    assert refused > 350
 
 
 @pytest.mark.parametrize("text", ["", "- a\n", "name: [\n", "a: b: c\n"])

@@ -62,7 +62,10 @@ def _date_text(value: Any) -> Any:
     if isinstance(value, datetime.date):  # YAML reads a bare 2026-01-31 as one
         return value.isoformat()
     if isinstance(value, str):
-        datetime.date.fromisoformat(value)
+        try:
+            datetime.date.fromisoformat(value)
+        except ValueError:
+            raise ValueError(f'"{value}" is no day; write it as 2026-01-31') from None
     return value
 
 

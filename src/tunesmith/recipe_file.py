@@ -1,6 +1,5 @@
 """Recipes in and out of YAML: every problem at once, each with its file and line."""
 
-import difflib
 import glob
 import json
 import os
@@ -15,11 +14,10 @@ from pydantic import ValidationError
 from tunesmith.console import say
 from tunesmith.errors import RecipeError
 from tunesmith.past import RETIRED
-from tunesmith.recipe import NO_TEXT, Recipe, sections_in
+from tunesmith.recipe import NO_TEXT, Recipe
+from tunesmith.recipe_problems import place_of, report
 from tunesmith.yaml_text import Loc, Places, read_yaml
 
-UNION_TAGS = {"share", "source", "literal['auto']", "literal['all-linear']", "constrained-int", "tuple[str, ...]"}
-# what pydantic calls the alternatives of a union; users never wrote it
 ITEM = re.compile("[0-9]{1,9}")  # the number of a list item
 
 
@@ -52,7 +50,7 @@ def _checked(raw: dict[str, Any], changes: Sequence[str], path: Path, lines: Pla
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        raise _report(error, path, lines) from None
+        raise report(error, path, lines) from None
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -86,7 +84,7 @@ def _retire(raw: dict[str, Any], path: Path, lines: Places) -> None:
         if name not in raw:
             continue
         if raw[name] != harmless:
-            raise RecipeError(f"{name} is {raw[name]}: {reason}", fix=fix, where=_where((name,), path, lines))
+            raise RecipeError(f"{name} is {raw[name]}: {reason}", fix=fix, where=place_of((name,), path, lines))
         if path.name != "recipe.yaml" or not path.with_name("manifest.json").exists():  # not a run of version 0.1
             say(f"{path}: {name} no longer counts; {reason}")
         del raw[name]
@@ -120,61 +118,6 @@ def _apply(raw: dict[str, Any], lines: Places, change: str) -> None:
         del lines[known]
     for end in range(1, len(parts) + 1):  # the sections that it made are its own as well
         lines.setdefault(parts[:end], f"--set {change}")
-
-
-def _report(error: ValidationError, path: Path, lines: Places) -> RecipeError:
-    """One error with a line for each problem."""
-    problems, said = [], set()
-    places = [found["loc"] for found in error.errors()]
-    for found in error.errors():
-        if any(place[: len(found["loc"])] == found["loc"] and place != found["loc"] for place in places):
-            continue  # a list that is short because of an item that is wrong
-        loc = tuple(part for part in found["loc"] if part not in UNION_TAGS)
-        where = _where(loc, path, lines)
-        said.add("--set" if where.startswith("--set") else "the recipe")
-        problem = f"{'.'.join(map(str, loc)) or 'recipe'}{_what(found, loc)} ({where})"
-        if problem not in problems:
-            problems.append(problem)
-    head = "the recipe has a problem" if len(problems) == 1 else f"the recipe has {len(problems)} problems"
-    fix = f"correct {' and '.join(sorted(said, reverse=True))} and run the same command again"
-    return RecipeError(f"{head}:\n  - " + "\n  - ".join(problems), fix=fix)
-
-
-def _where(loc: Loc, path: Path, lines: Places) -> str:
-    """File and line, or `--set`, of the nearest enclosing key that was said; of the whole recipe, each `--set`."""
-    for end in range(len(loc), 0, -1):
-        if loc[:end] in lines:
-            place = lines[loc[:end]]
-            return place if isinstance(place, str) else f"{path}, line {place}"
-    changes = sorted({place for place in lines.values() if isinstance(place, str)})
-    return str(path) if loc else ", ".join([str(path), *changes])
-
-
-def _what(found: Any, loc: Loc) -> str:
-    """The problem in words, after the name of the key."""
-    kind, value = found["type"], found["input"]
-    if kind == "extra_forbidden":
-        close = difflib.get_close_matches(str(loc[-1]), _known_keys(loc[:-1]), n=1)
-        return " is no setting" + (
-            f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(_known_keys(loc[:-1]))}"
-        )
-    if kind == "missing":
-        return " is missing"
-    if kind in {"float_parsing", "float_type", "int_parsing", "int_type", "int_from_float"}:
-        return f' is "{value}", which is no {"whole " if kind.startswith("int") else ""}number'
-    text = found["msg"].removeprefix("Value error, ")
-    if kind == "value_error":
-        return f": {text}"
-    return f" is {json.dumps(value, default=str)}: {text[0].lower()}{text[1:]}"
-
-
-def _known_keys(loc: Loc) -> list[str]:
-    """The keys that may stand at a place in the recipe."""
-    model: Any = Recipe
-    for part in loc:
-        if isinstance(part, str):
-            model = next((m for m in sections_in(model.model_fields[part].annotation)), None)
-    return list(model.model_fields) if model else []
 
 
 def _anchored(recipe: Recipe, folder: Path) -> Recipe:

@@ -129,8 +129,7 @@ def _problem(name: str = Answers.name, base: str = Answers.base, data: str = Ans
         Recipe.model_validate({"name": name, "base": base, "data": {"sources": [{"path": data}]}})
     except ValidationError as error:
         first = error.errors()[0]
-        why = first["msg"].removeprefix("Value error, ")
-        return f"{first['loc'][0]} cannot be {json.dumps(first['input'])}: {why[0].lower()}{why[1:]}"
+        return f"{first['loc'][0]}{in_words(first)}"
     return ""
 
 

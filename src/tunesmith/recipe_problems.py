@@ -1,0 +1,162 @@
+"""What is wrong with a recipe, in words: every problem with its place, and the key that was meant."""
+
+import difflib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from tunesmith.errors import RecipeError
+from tunesmith.recipe import Recipe, Section, sections_in
+from tunesmith.yaml_text import Loc, Places
+
+UNION_TAGS = {"share", "source", "literal['auto']", "literal['all-linear']", "constrained-int", "tuple[str, ...]"}
+# what pydantic calls the alternatives of a union; users never wrote it
+COUNTED = "a step is counted in tokens, prompts included: rows a step times their mean length"
+ELSEWHERE = {
+    **dict.fromkeys(("model", "model_name", "model_name_or_path", "base_model", "model_id"), "base"),
+    **dict.fromkeys(("dataset", "datasets", "dataset_name", "train_file", "data_path"), "data.sources"),
+    **dict.fromkeys(("val_set_size", "test_size", "validation_split", "eval_split"), "data.held_out"),
+    **dict.fromkeys(("learning_rate", "max_learning_rate"), "train.lr"),
+    **dict.fromkeys(("num_epochs", "num_train_epochs", "n_epochs"), "train.epochs"),
+    **dict.fromkeys(
+        ("batch_size", "per_device_train_batch_size", "micro_batch_size", "train_batch_size",
+         "gradient_accumulation_steps", "gradient_accumulation"), f"train.tokens_per_step ({COUNTED})",
+    ),
+    **dict.fromkeys(
+        ("max_seq_length", "max_seq_len", "max_length", "sequence_len", "sequence_length", "cutoff_len",
+         "model_max_length"), "train.max_length",
+    ),
+    **dict.fromkeys(("warmup_ratio", "warmup_steps"), "train.warmup (a share of the steps)"),
+    **dict.fromkeys(("lr_scheduler_type", "lr_scheduler", "scheduler"), "train.schedule"),
+    **dict.fromkeys(("max_grad_norm", "gradient_clipping", "grad_clip"), "train.clip"),
+    **dict.fromkeys(("bf16", "fp16", "dtype", "torch_dtype", "mixed_precision"), "train.precision"),
+    **dict.fromkeys(("gradient_checkpointing", "activation_checkpointing"), "train.recompute"),
+    **dict.fromkeys(("eval_steps", "eval_every", "evaluation_strategy"), "train.evaluate_every"),
+    **dict.fromkeys(("early_stopping_patience",), "train.early_stopping.patience"),
+    **dict.fromkeys(("max_steps", "max_time"), "train.stop_after (a pause), or train.epochs"),
+    **dict.fromkeys(("save_steps", "save_every", "save_strategy"), "checkpoint.every"),
+    **dict.fromkeys(("save_total_limit",), "checkpoint.keep.last"),
+    **dict.fromkeys(("lora_r", "lora_rank", "r", "adapter_rank"), "lora.rank"),
+    **dict.fromkeys(("lora_alpha",), "lora.alpha"),
+    **dict.fromkeys(("lora_dropout",), "lora.dropout"),
+    **dict.fromkeys(("target_modules", "lora_target", "lora_target_modules"), "lora.targets"),
+    **dict.fromkeys(("output_dir", "run_name"), "name (and --run-dir on the command line)"),
+    **dict.fromkeys(("random_seed", "data_seed"), "seed"),
+    **dict.fromkeys(("system_prompt", "default_system"), "chat.system"),
+    **dict.fromkeys(("quantization_method", "quantization", "save_gguf"), "export.gguf"),
+}  # fmt: skip
+"""What TRL, Axolotl, LLaMA-Factory and Unsloth call a setting -> where it stands here."""
+
+
+def report(error: ValidationError, path: Path, lines: Places) -> RecipeError:
+    """One error with a line for each problem; `lines` says where each key of the recipe at `path` was said."""
+    problems, said = [], set()
+    places = [found["loc"] for found in error.errors()]
+    for found in error.errors():
+        if any(place[: len(found["loc"])] == found["loc"] and place != found["loc"] for place in places):
+            continue  # a list that is short because of an item that is wrong
+        loc = tuple(part for part in found["loc"] if part not in UNION_TAGS)
+        where = place_of(loc, path, lines)
+        said.add("--set" if where.startswith("--set") else "the recipe")
+        problem = f"{'.'.join(map(str, loc)) or 'recipe'}{_what(found, loc)} ({where})"
+        if problem not in problems:
+            problems.append(problem)
+    head = "the recipe has a problem" if len(problems) == 1 else f"the recipe has {len(problems)} problems"
+    fix = f"correct {' and '.join(sorted(said, reverse=True))} and run the same command again"
+    return RecipeError(f"{head}:\n  - " + "\n  - ".join(problems), fix=fix)
+
+
+def place_of(loc: Loc, path: Path, lines: Places) -> str:
+    """File and line, or `--set`, of the nearest enclosing key that was said; of the whole recipe, each `--set`."""
+    for end in range(len(loc), 0, -1):
+        if loc[:end] in lines:
+            place = lines[loc[:end]]
+            return place if isinstance(place, str) else f"{path}, line {place}"
+    changes = sorted({place for place in lines.values() if isinstance(place, str)})
+    return str(path) if loc else ", ".join([str(path), *changes])
+
+
+def in_words(found: Any) -> str:
+    """What is wrong with the value of one of pydantic's problems, after the name of its key."""
+    kind, value, bounds = found["type"], found["input"], found.get("ctx", {})
+    if kind == "missing":
+        return " is missing"
+    if kind == "value_error":
+        return f": {found['msg'].removeprefix('Value error, ')}"
+    shown = json.dumps(value, default=str)
+    if kind in {"float_parsing", "float_type", "int_parsing", "int_type", "int_from_float", "finite_number"}:
+        shown = shown if isinstance(value, str) else f'"{value}"'
+        return f" is {shown}, which is no {'whole ' if kind.startswith('int') else ''}number"
+    return f" is {shown}{_demand(kind, bounds)}"
+
+
+def _demand(kind: str, bounds: dict[str, Any]) -> str:
+    """What a value must be that is not of this kind of problem."""
+    comparisons = {
+        "greater_than": "must be more than {gt}", "greater_than_equal": "must be at least {ge}",
+        "less_than": "must be less than {lt}", "less_than_equal": "must be at most {le}",
+        "too_short": "must have at least {min_length}", "string_too_short": "must not be empty",
+        "string_too_long": "must have at most {max_length} characters", "literal_error": "must be {expected}",
+        "enum": "must be {expected}",
+    }  # fmt: skip
+    if kind in comparisons:
+        return f" and {comparisons[kind].format(**bounds)}"
+    if kind == "string_pattern_mismatch":
+        return f" and {PATTERNS.get(bounds['pattern'], 'must be of the form ' + bounds['pattern'])}"
+    forms = {
+        "string": "no text", "bool": "neither true nor false", "tuple": "no list", "list": "no list",
+        "model": "no mapping of settings", "dict": "no mapping of settings",
+    }  # fmt: skip
+    return f", which is {next((form for name, form in forms.items() if kind.startswith(name)), 'not what it may be')}"
+
+
+PATTERNS = {
+    r"^[A-Za-z0-9][A-Za-z0-9._-]*$": "may hold only letters a to z, digits, dots, _ and -, and begins with a letter or "
+    "digit",
+    r"^\d{4}-\d{2}-\d{2}$": "must be a day, as 2026-01-31",
+}
+"""Pattern of a field -> what it asks for."""
+
+
+def _what(found: Any, loc: Loc) -> str:
+    """The problem in words, after the name of the key."""
+    if found["type"] != "extra_forbidden":
+        return in_words(found)
+    key, here = str(loc[-1]), _known_keys(loc[:-1])
+    if meant := meant_by(key, loc[:-1]):
+        return f" is no setting; did you mean {meant}?"
+    return f" is no setting; known here: {', '.join(here)}"
+
+
+def meant_by(key: str, loc: Loc = ()) -> str:
+    """The setting that was meant by a key which is none at this place; empty if nobody can know."""
+    here, known = _known_keys(loc), dict(paths())
+    if key in ELSEWHERE and ELSEWHERE[key] != ".".join([*map(str, loc), key]):
+        return ELSEWHERE[key]
+    if same := [path for path in known if path.rpartition(".")[2] == key]:
+        return " or ".join(same[:3])
+    if close := difflib.get_close_matches(key, here, n=1):
+        return close[0]
+    close = difflib.get_close_matches(key, [*ELSEWHERE, *known.values()], n=1, cutoff=0.8)
+    return meant_by(close[0]) if close else ""
+
+
+def paths(section: Any = Recipe, before: str = "") -> Iterator[tuple[str, str]]:
+    """Every setting that a recipe may hold, by its whole path, with its own name; not those of a list's items."""
+    for name, field in section.model_fields.items():
+        yield f"{before}{name}", name
+        if isinstance(field.annotation, type) or isinstance(field.default, Section):
+            for inner in sections_in(field.annotation):
+                yield from paths(inner, f"{before}{name}.")
+
+
+def _known_keys(loc: Loc) -> list[str]:
+    """The keys that may stand at a place in the recipe."""
+    model: Any = Recipe
+    for part in loc:
+        if isinstance(part, str):
+            model = next((m for m in sections_in(model.model_fields[part].annotation)), None)
+    return list(model.model_fields) if model else []
