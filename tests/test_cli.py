@@ -4,14 +4,12 @@ import errno
 import fcntl
 import os
 import pickle
-import shlex
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
-import yaml
 from forked import completed as tunesmith
 from forked import forked
 from small_project import write_project
@@ -26,7 +24,6 @@ from tunesmith.recipe_file import read_recipe
 from tunesmith.record import read_record
 from tunesmith.runs import Run, commit_stage
 from tunesmith.stages import STAGES
-from tunesmith.starter import SMALL, Answers, write_starter
 from tunesmith.training.stop import Paused
 from tunesmith.weights.locate import locate_base
 
@@ -146,100 +143,11 @@ def test_version_and_every_verb_in_the_help():
         assert tunesmith(verb, "--help").returncode == 0
 
 
-def test_check_prints_the_resolved_recipe_and_warns_of_missing_files(recipe_path):
-    done = tunesmith("check", recipe_path, "--set", "train.lr=1e-4")
-    assert done.returncode == 0 and done.stderr == ""
-    assert done.stdout.startswith("# yaml-language-server: $schema=./schema.json\nname: small\n")
-    assert yaml.safe_load(done.stdout)["train"]["lr"] == 1e-4
-    done = tunesmith("check", recipe_path, "--set", "data.sources.0.path=gone.jsonl")
-    assert done.returncode == 0 and "warning: gone.jsonl does not exist" in done.stderr
-
-
 def test_check_reports_every_problem(recipe_path):
     recipe_path.write_text(recipe_path.read_text() + "lora: {rnk: 1}\ntrain: {lr: x}\nexport: {prefixes: 0}\n")
     done = tunesmith("check", recipe_path)
     assert done.returncode == 2 and "the recipe has 3 problems" in done.stderr
     assert all(f"line {line})" in done.stderr for line in (8, 9, 10))
-
-
-def test_init_writes_a_recipe_that_passes_check_and_never_overwrites(tmp_path):
-    done = tunesmith("init", "--yes", cwd=tmp_path)
-    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "next: tunesmith check recipe.yaml"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["recipe.yaml", "schema.json"]
-    before = (tmp_path / "recipe.yaml").read_text()
-    assert tunesmith("check", "recipe.yaml", cwd=tmp_path).returncode == 0
-    again = tunesmith("init", "--yes", cwd=tmp_path)
-    assert again.returncode == 2 and "is not overwritten" in again.stderr
-    assert (tmp_path / "recipe.yaml").read_text() == before
-
-
-def test_init_refuses_a_place_before_it_asks(tmp_path):
-    (tmp_path / "my recipe.yaml").write_text("mine")
-    done = tunesmith("init", "my recipe.yaml", cwd=tmp_path)
-    assert done.returncode == 2 and "exists already" in done.stderr and "GPU" not in done.stdout
-    (tmp_path / "my recipe.yaml").unlink()
-    done = tunesmith("init", "my recipe.yaml", "--yes", cwd=tmp_path)
-    assert done.stdout.endswith("next: tunesmith check 'my recipe.yaml'\n")
-
-
-@pytest.mark.parametrize(
-    ("typed", "expected"),
-    [
-        ("\n\n\n\n", ("my-model", "builtin:smollm2-135m-instruct", "data.jsonl")),
-        ("y\nbig\n\nsomeone/chats\n", ("big", "meta-llama/Llama-3.2-1B-Instruct", "someone/chats")),
-        ("n\n7b\nC:\\models: x\nit's #1.jsonl\n", ("7b", "C:\\models: x", "it's #1.jsonl")),
-        ('n\n b \n  \n a \U0001f600\u2028"b\\.jsonl\t\n', ("b", SMALL, 'a \U0001f600\u2028"b\\.jsonl')),
-        ("n\nb\nd\x85\u00a0e\n\u00e9t\u00e9\n", ("b", "d\x85\u00a0e", "\u00e9t\u00e9")),
-    ],
-)
-def test_init_asks(tmp_path, typed, expected):
-    done = tunesmith("init", "mine.yaml", cwd=tmp_path, typed=typed)
-    assert done.returncode == 0, done.stderr
-    recipe = read_recipe(tmp_path / "mine.yaml")
-    assert (recipe.name, recipe.base, recipe.data.sources[0].path) == expected
-
-
-@pytest.mark.parametrize(
-    ("typed", "said"),
-    [
-        (b"n\nmy model\nb\nc\nd\n", 'Error: name cannot be "my model": string should match'),
-        (b"n\n\xff\nb\nc\nd\n", 'Error: name cannot be "\\udcff": it holds "\\udcff"'),
-        (b"n\nb\n\xff\nc\nd\n", 'Error: base cannot be "\\udcff": it holds "\\udcff"'),
-        (b"n\nb\nc\n\0\nd\n", 'Error: data cannot be "\\u0000": it holds "\\u0000"'),
-    ],
-)
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8:surrogateescape"])
-def test_init_asks_again_for_an_answer_that_no_recipe_can_hold(tmp_path, typed, said, encoding):
-    command = [sys.executable, "-c", CODE, "init"]
-    surroundings = os.environ | {"PYTHONIOENCODING": encoding}
-    done = subprocess.run(command, capture_output=True, check=False, cwd=tmp_path, input=typed, env=surroundings)
-    assert done.returncode == 0 and said in done.stdout.decode() and not done.stderr, done
-    recipe = read_recipe(tmp_path / "recipe.yaml")
-    assert (recipe.name, recipe.base, recipe.data.sources[0].path) == ("b", "c", "d")
-
-
-def test_answers_that_no_recipe_can_hold_leave_no_file(tmp_path):
-    with pytest.raises(RecipeError, match=r'^name cannot be "my model"'):
-        write_starter(tmp_path / "recipe.yaml", Answers(name="my model"))
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("name", ["my recipe.yaml", "a\nb: c.yaml", "a\u2028b: c.yml"])
-def test_init_with_a_file_of_any_name(tmp_path, name):
-    write_starter(tmp_path / name, Answers())
-    assert read_recipe(tmp_path / name).name == "my-model"
-    lines = (tmp_path / name).read_text().splitlines()
-    shown = shlex.quote(str(tmp_path / name)) if name.isprintable() else "RECIPE"
-    assert lines[1].startswith(f"# `tunesmith check {shown}` prints") and lines[2].startswith("name: ")
-
-
-@pytest.mark.parametrize(
-    ("name", "error"), [("new/", RecipeError), ("recipe", RecipeError), ("\udcff.yaml", ResourceError)]
-)
-def test_init_with_a_file_that_no_recipe_can_be(tmp_path, name, error):
-    with pytest.raises(error, match=r"name (of a recipe|in UTF-8)"):
-        write_starter(tmp_path / name, Answers())
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,12 @@ from tunesmith import past
 from tunesmith.errors import RecipeError, ResumeError
 from tunesmith.files import DRAFT, GONE, OLD, RECORD, commit_folder, sweep, write_user_file
 from tunesmith.pipeline import locked, run_stages
+from tunesmith.planning.fit import unfitted
+from tunesmith.planning.starter import Answers, write_starter
 from tunesmith.recipe_file import read_recipe
 from tunesmith.record import read_record
 from tunesmith.runs import MADE_BY, Run, checkpoint_folders, commit_stage, write_manifest
 from tunesmith.stages import STAGES
-from tunesmith.starter import Answers, write_starter
 from tunesmith.study.compare import compare
 from tunesmith.study.report_file import HEAD_BYTES, MARK
 from tunesmith.tokens.prepare import prepare
@@ -325,7 +326,9 @@ def test_what_is_written_among_files_of_the_users_touches_no_other_and_leaves_a_
         put(tmp_path, "elsewhere/real.html", text="old")
     before = tree(tmp_path)
     write_user_file(tmp_path / "page.html", "new")
-    assert write_starter(tmp_path / "recipe.yaml", Answers()) == [tmp_path / "recipe.yaml"]
+    assert write_starter(tmp_path / "recipe.yaml", Answers("a/b", "n"), unfitted("nobody looked")) == [
+        tmp_path / "recipe.yaml"
+    ]
     after = tree(tmp_path)
     made = {name: found for name, found in after.items() if found != before.get(name)}
     assert (tmp_path / "page.html").is_symlink() and made.pop("page.html") == made.pop("elsewhere/real.html") == b"new"

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import io
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -155,38 +154,52 @@ def compare(
 def check(
     recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="A recipe file.")] = None,
     changes: Changes = None,
+    full: Annotated[bool, typer.Option("--full", help="Print every setting, not only those that differ.")] = False,
+    time: Annotated[bool, typer.Option("--time", help="Time one pass, to tell how long training will take.")] = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema for editors instead.")] = False,
 ) -> None:
-    """Validate a recipe and print it with every setting."""
+    """Validate a recipe, print it, and say what it will do to its data."""
     from tunesmith.api import opened
-    from tunesmith.console import warn
-    from tunesmith.decides import missing_files
-    from tunesmith.recipe_file import dump_recipe, schema_text
+    from tunesmith.recipe_file import dump_recipe, dump_short, schema_text
 
     if schema:
         typer.echo(schema_text(), nl=False)
         return
     if recipe is None:
         raise RecipeError("check needs a recipe", fix="write tunesmith check RECIPE; `tunesmith init` makes one")
-    checked, _ = opened(recipe, changes or ())
-    for problem in missing_files(checked):
-        warn(problem)
+    checked, run = opened(recipe, changes or ())
     typer.echo("# yaml-language-server: $schema=./schema.json")
-    typer.echo(dump_recipe(checked), nl=False)
+    typer.echo((dump_recipe if full else dump_short)(checked), nl=False)
+    sys.stdout.flush()
+
+    from tunesmith.planning.check import check_plan
+
+    for line in check_plan(checked, run, timed=time):
+        typer.echo(f"# {line}")
 
 
 @app.command()
 def init(
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="The recipe to write.")] = Path("recipe.yaml"),
+    data: Annotated[
+        str | None, typer.Argument(metavar="DATA", help="Conversations: a file, or a Hub data set.")
+    ] = None,
+    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="The recipe to write.")] = Path("recipe.yaml"),
+    base: Annotated[str | None, typer.Option(help="Base model: Hub id, folder or GGUF file.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing.")] = False,
 ) -> None:
-    """Write a commented starter recipe after a few questions."""
-    from tunesmith.starter import Answers, ask, refuse_place, write_starter
+    """Write a commented recipe that fits the data, after a few questions."""
+    from tunesmith.planning.starter import answers_from, refuse_place
 
-    refuse_place(path)  # before any question
-    for written in write_starter(path, Answers() if yes else ask()):
-        typer.echo(f"wrote {written}")
-    typer.echo(f"next: tunesmith check {shlex.quote(str(path))}")
+    if data and data.endswith((".yaml", ".yml")):  # the recipe, as in version 0.1
+        to, data = Path(data), None
+    refuse_place(to)  # before any question
+    answers = answers_from(data, base, name, ask=not yes)
+    typer.echo(f"looking at {answers.data}", err=True)
+
+    from tunesmith.planning.start import start
+
+    start(to, answers)
 
 
 def _do(stages: Sequence[Stage], target: Path, changes: Sequence[str] | None, run_dir: Path | None) -> "Result":

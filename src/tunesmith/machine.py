@@ -8,6 +8,7 @@ import platform
 import re
 import resource
 import shutil
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +17,7 @@ from tunesmith import __version__
 from tunesmith.errors import ResourceError
 
 VERSIONED = ("torch", "transformers", "tokenizers", "gguf", "xllamacpp", "numpy", "pyarrow")
+GPU_NAMES = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
 CGROUPS = Path("/sys/fs/cgroup")
 M_MMAP_THRESHOLD = -3  # its number in malloc.h of glibc
 
@@ -134,6 +136,20 @@ def processor() -> str:
         if found:
             return found[1].strip()
     return platform.processor() or platform.machine()
+
+
+def gpu() -> str | None:
+    """Name of the first NVIDIA GPU, as its driver has it; None where there is none, or torch could not use it."""
+    try:
+        said = subprocess.run(GPU_NAMES, capture_output=True, text=True, check=False, timeout=10).stdout.splitlines()
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return said[0].strip() if said and os.environ.get("CUDA_VISIBLE_DEVICES", "0") not in ("", "-1") else None
+
+
+def training_device() -> str:
+    """What trains on this machine, as the records of training name it."""
+    return gpu() or f"CPU {processor()}"
 
 
 def versions() -> dict[str, str]:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from tunesmith.console import say
 from tunesmith.errors import RecipeError
 from tunesmith.past import RETIRED
-from tunesmith.recipe import NO_TEXT, Recipe
+from tunesmith.recipe import NO_TEXT, Recipe, without_defaults
 from tunesmith.recipe_problems import place_of, report
 from tunesmith.yaml_text import Loc, Places, read_yaml
 
@@ -56,6 +56,13 @@ def _checked(raw: dict[str, Any], changes: Sequence[str], path: Path, lines: Pla
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML, every field written out."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def dump_short(recipe: Recipe) -> str:
+    """The recipe as YAML, without what is at its default."""
+    said = without_defaults(recipe.model_dump(mode="json"))
+    kept = {name: value for name, value in said.items() if value != {} and value != Recipe.model_fields[name].default}
+    return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=120)
 
 
 def lasting(recipe: Recipe, file: Recipe) -> Recipe:

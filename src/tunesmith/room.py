@@ -69,12 +69,23 @@ def need_room(needs: Sequence[Need]) -> None:
     disks = {disk_of(need.place).stat().st_dev: disk_of(need.place) for need in needs}
     for disk, place in disks.items():
         here = [need for need in needs if disk_of(need.place).stat().st_dev == disk]
-        used = fullest = 0
-        for need in here:
-            fullest, used = max(fullest, used + need.takes), used + need.leaves
+        fullest = _fullest(here)
         parts = ", ".join(f"{need.what} {need.takes / 1e9:.2f} GB" for need in here)
         fix = "free some space, ask for fewer types in export.gguf, or put the run elsewhere with --run-dir"
         need_disk(place, fullest, f"what is still to be made ({parts})", f"{fix}, the cache with TUNESMITH_CACHE")
+
+
+def fullest_bytes(recipe: Recipe, run: Run, base: LocatedBase) -> int:
+    """Bytes that all stages of a recipe take of the disks at their fullest, beside what is there now."""
+    stages = [stage for stage in STAGES if recipe.export.gguf or not stage.gguf]
+    return _fullest([need for stage in stages for need in disk_needs(stage, recipe, run, base)])
+
+
+def _fullest(needs: Sequence[Need]) -> int:
+    used = fullest = 0
+    for need in needs:
+        fullest, used = max(fullest, used + need.takes), used + need.leaves
+    return fullest
 
 
 def disk_needs(stage: Stage, recipe: Recipe, run: Run, base: LocatedBase) -> list[Need]:

@@ -68,6 +68,35 @@ def locate_base(base: str, unpack: Unpack, check: Check | None = None) -> Locate
     return _located(repo, folder, revision=folder.name)
 
 
+def is_local(base: str) -> bool:
+    """Whether a base is named that the Hub is not asked for: a folder, a file, one built in, or what is no id."""
+    path = os.path.expanduser(base)
+    return os.path.exists(path) or base.endswith(".gguf") or not HUB_ID.fullmatch(base)
+
+
+def small_files(base: str, unpack: Unpack) -> Path:
+    """The folder with a base's configuration, tokenizer and template; of a base on the Hub no weights are fetched.
+
+    Raises BaseError as `locate_base`.
+    """
+    if is_local(base):
+        return locate_base(base, unpack).folder
+    match = HUB_ID.fullmatch(base)
+    assert match is not None
+    folder = hub.fetch_snapshot(*match.groups(), weights=False)
+    _check_small_files(folder, match[1], None)
+    return folder
+
+
+def at_hand(base: str, folder: Path, unpack: Unpack) -> LocatedBase | None:
+    """The whole base, whose small files are in `folder`; None where its weights are not on this machine."""
+    if is_local(base):
+        return locate_base(base, unpack)
+    if not weight_files(folder):
+        return None
+    return locate_base(f"{base.partition('@')[0]}@{folder.name}", unpack)  # cached, so that the Hub is not asked
+
+
 def _unpacked(gguf_file: Path, unpack: Unpack) -> Path:
     folder = cache_folder() / "gguf" / f"{digests([gguf_file])[0][:16]}-{GGUF_FORM}"
     return made_once(folder, lambda draft: unpack(gguf_file, draft))

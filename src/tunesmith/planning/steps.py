@@ -1,0 +1,25 @@
+"""How many optimizer steps data of some length make."""
+
+import math
+from collections.abc import Sequence
+
+from tunesmith.planning.look import Look
+from tunesmith.recipe import TrainConfig
+from tunesmith.tokens.order import rows_of_epoch
+
+FEW_STEPS = 30
+"""Fewer than these teach a model next to nothing: a file of 60 conversations in 9 steps left it as it was."""
+
+
+def steps_of(train: TrainConfig, tokens: float, lengths: Sequence[int], seed: int) -> int:
+    """Optimizer steps for an epoch of so many `tokens`: rows of these lengths fill a step as well as they do here."""
+    many = list(lengths) * max(1, math.ceil(8 * train.tokens_per_step / sum(lengths)))  # a few steps at least
+    filled = sum(many) / len(rows_of_epoch(many, train.tokens_per_step, seed, 0))
+    epoch, whole = max(1, math.ceil(tokens / filled)), math.floor(train.epochs)
+    part = train.epochs - whole
+    return whole * epoch + (max(1, round(part * epoch)) if part else 0)
+
+
+def all_lengths(looks: Sequence[Look]) -> list[int]:
+    """Tokens of every row that was looked at and can be used."""
+    return [length for look in looks for length in look.lengths]
