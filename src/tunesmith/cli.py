@@ -199,7 +199,7 @@ def init(
 
     from tunesmith.planning.start import start
 
-    start(to, answers)
+    start(to, answers, typed=not yes)
 
 
 def _do(stages: Sequence[Stage], target: Path, changes: Sequence[str] | None, run_dir: Path | None) -> "Result":

@@ -36,6 +36,11 @@ class Fitted:
     steps: int
     why: Mapping[str, str]
 
+    @property
+    def every(self) -> str:
+        """`evaluate_every` as a recipe says it."""
+        return f"{self.evaluate_every} step{'' if self.evaluate_every == 1 else 's'}"
+
 
 def fit(looks: Sequence[Look], config: Mapping[str, object]) -> Fitted:
     """Settings for data that was looked at. `config`: the base's config.json; empty where it is not at hand."""

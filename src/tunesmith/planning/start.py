@@ -21,11 +21,11 @@ from tunesmith.runs import Run
 from tunesmith.weights.small_files import CONFIG, read_json
 
 
-def start(path: Path, answers: Answers) -> None:
+def start(path: Path, answers: Answers, typed: bool) -> None:
     """Look at the data, write the recipe that fits it, and say what it will do.
 
-    Data or a base that cannot be looked at now are no reason to lose the answers: the recipe is written with the
-    defaults, which it says, and so does a warning.
+    Data or a base that cannot be looked at now are no reason to lose what was `typed`: the recipe is written with the
+    defaults, which it says, and so does a warning. Raises TunesmithError where nothing was typed.
     """
     plain = Recipe.model_validate(
         {
@@ -47,7 +47,7 @@ def start(path: Path, answers: Answers) -> None:
         recipe = read_recipe(path)
         plan = plan_of(recipe, run, tokens, looks, held_out)
     except TunesmithError as error:
-        if os.path.lexists(path):
+        if not typed or os.path.lexists(path):
             raise
         warn(f"the settings are defaults, and may not fit the data: {error.what}\n  fix: {error.fix}")
         written = write_starter(path, answers, unfitted("the data could not be looked at"))

@@ -12,6 +12,7 @@ from pathlib import Path
 import typer
 from pydantic import ValidationError
 
+from tunesmith.data.read import conversations
 from tunesmith.decides import FILE, refuse_missing, source_files
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.files import write_user_file
@@ -40,7 +41,7 @@ train:
   tokens_per_step: {fitted.tokens_per_step}  # {why[tokens_per_step]}
   max_length: {fitted.max_length}  # {why[max_length]}
   lr: {fitted.lr:g}  # {why[lr]}
-  evaluate_every: {fitted.evaluate_every} steps  # {why[evaluate_every]}
+  evaluate_every: {fitted.every}  # {why[evaluate_every]}
   # stop_after: 10min        # pause after so long; the same command goes on
 checkpoint:
   every: 5min  # what a killed run loses at most
@@ -75,7 +76,7 @@ def answers_from(data: str | None, base: str | None, name: str | None, ask: bool
             raise RecipeError(what, fix="name a file (JSON, JSONL, Parquet, CSV) or a data set of the Hub: init FILE")
         data = _asked("Conversations (file or Hub data set)", "", _wrong_data)
     elif said := _wrong_data(data):
-        raise DataError(said, fix="name a file that is there, or the id of a data set on the Hub, as owner/name")
+        raise DataError(said, fix="name a file of conversations, or the id of a data set on the Hub, as owner/name")
     if base is None:
         base = (
             _asked("Base model (Hub id, folder, GGUF file)", LLAMA if gpu() else SMALL, _wrong_base) if ask else SMALL
@@ -106,12 +107,15 @@ def _asked(question: str, default: str, wrong: Callable[[str], str]) -> str:
 def _wrong_data(path: str) -> str:
     if said := _problem(data=path):
         return said
+    source = Source(path=os.path.expanduser(path))
     try:
-        if not source_files(Source(path=os.path.expanduser(path))):
+        if source_files(source):
+            next(conversations(source), None)  # of a known kind, with columns that can be read
+        else:
             refuse_missing(path)
     except DataError as error:
-        return error.what
-    if not source_files(Source(path=os.path.expanduser(path))) and not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+        return f"{error.what}; {error.fix}"
+    if not source_files(source) and not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
         return f"there is no file {path}, and a data set of the Hub is named owner/name"
     return ""
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from tunesmith.planning.fit import fit
 from tunesmith.planning.look import Look
 from tunesmith.planning.plan import Plan, dropped
 from tunesmith.planning.steps import FEW_STEPS
@@ -16,8 +17,9 @@ def plan_lines(plan: Plan, recipe: Recipe) -> Iterator[str]:
     train, about = recipe.train, "" if plan.exact else "about "
     tokens = f"{plan.tokens:,}"
     rows = sum(look.rows for look in plan.looks)
+    counted = "" if all(look.exact for look in plan.looks) else about
     yield (
-        f"rows: {about}{rows:,} in {_names(plan.looks)}; {about}{plan.train_rows:,} to train on, "
+        f"rows: {counted}{rows:,} in {_names(plan.looks)}; {about}{plan.train_rows:,} to train on, "
         f"{'' if plan.held_out and plan.held_out.exact else about}{plan.held_out_rows:,} held out"
     )
     yield f"tokens: {about}{tokens} in an epoch; the longest row has {plan.longest:,}" + (
@@ -61,15 +63,21 @@ def _problems(plan: Plan, recipe: Recipe) -> Iterator[str]:
         yield f"dropped: {rows:,} of the {'' if plan.exact else 'first '}{of:,} rows"
         for reason, where in list(reasons.items())[:SHOWN]:
             yield f"  {len(where):,}: {reason} ({', '.join(where[:3])}{', ...' if len(where) > 3 else ''})"
-        if more := len(reasons) - SHOWN:
-            yield f"  and {more} more reasons" if more > 0 else ""
+        if len(reasons) > SHOWN:
+            yield f"  and {len(reasons) - SHOWN} more reasons"
     if plan.cut:
         yield f"cut: {plan.cut:,} rows have more than train.max_length {recipe.train.max_length:,} tokens"
     if plan.steps < FEW_STEPS:
-        yield (
-            f"too few steps: {plan.steps} teach next to nothing, {FEW_STEPS} to 60 are a start; "
-            "lower train.tokens_per_step or raise train.epochs, or add conversations"
-        )
+        yield f"too few steps: {plan.steps} teach next to nothing, {FEW_STEPS} to 60 are a start; {_more_steps(plan)}"
+
+
+def _more_steps(plan: Plan) -> str:
+    """What makes enough of them."""
+    better = fit(plan.looks, {})
+    if better.steps < FEW_STEPS:
+        return f"{plan.train_rows:,} rows are few: add conversations"
+    settings = {"tokens_per_step": better.tokens_per_step, "epochs": better.epochs, "max_length": better.max_length}
+    return f"{' '.join(f'--set train.{name}={value}' for name, value in settings.items())} makes about {better.steps}"
 
 
 def _names(looks: Sequence[Look]) -> str:
