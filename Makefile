@@ -14,8 +14,7 @@ demo:
 	@.ci/need python3-venv libgomp1
 	@.ci/setup train
 	@started=$$(date +%s); $(BIN)/tunesmith run recipes/demo.yaml \
-	  && $(BIN)/python benchmarks/demo_questions.py runs/demo \
-	  && echo "demo: $$(( $$(date +%s) - started )) s"
+	  && $(BIN)/python benchmarks/demo_questions.py runs/demo $$started
 ifneq ($(SERVE),0)
 	@$(BIN)/tunesmith chat runs/demo
 endif

@@ -53,6 +53,7 @@ def train(recipe: Recipe, run: Run, base: LocatedBase) -> tuple[Record, bool]:
                 state = _start(job, base, proofs)
             run.keep_recipe(recipe)  # it was not refused: from here on the run has these settings, each auto decided
             _fit_or_save(job, state, watch)
+        say(f"train: {_speed(state):.0f} tokens per second of training steps")
         plot_losses(Metrics(run.metrics), run.loss_plot)
         return _take_best(job, state, base, draft)
 
@@ -115,6 +116,11 @@ def _less_memory(job: Job) -> str:
     if helps:
         return f"type the same with {' and '.join(helps)}: the run goes on with it"
     return "use a machine with more memory, or another run with a smaller train.max_length or base"
+
+
+def _speed(state: TrainState) -> float:
+    """Tokens per second of all steps so far, evaluations and checkpoints not counted."""
+    return state.progress.tokens / max(state.progress.seconds, 1e-9)
 
 
 def _save(job: Job, state: TrainState) -> str:
@@ -195,7 +201,7 @@ def _take_best(job: Job, state: TrainState, base: LocatedBase, draft: Path) -> d
         "tokens": at.tokens,
         "supervised_tokens": at.supervised_tokens,
         "train_seconds": round(at.seconds, 1),
-        "tokens_per_s": round(at.tokens / max(at.seconds, 1e-9), 1),
+        "tokens_per_s": round(_speed(state), 1),
         "interruptions": at.interruptions,
         "skipped_steps": at.skipped_in_all,
         "notes": at.notes,
