@@ -306,7 +306,7 @@ def test_training_in_another_thread_sets_no_handlers_and_does_not_crash(begun, b
 def test_a_signal_after_the_last_step_is_not_lost(begun, whole, base, monkeypatch):
     real = verb.fit
 
-    def fit(job, state, watch):
+    def fit(job, state, watch, sampler):
         real(job, state, watch)
         os.kill(os.getpid(), signal.SIGTERM)
 

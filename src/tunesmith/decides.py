@@ -26,8 +26,8 @@ Needs = tuple[dict[str, Any], dict[str, str]]
 """Settings and inputs (name -> digest), as commit_stage takes them."""
 AUTOS = ("micro_batch_tokens", "precision", "recompute")
 """Fields of `train` that may say `auto`: decided once, on the machine that trains, and kept in the run's recipe."""
-OUTSIDE = {"stop_after", "recompute", "micro_batch_tokens", "deterministic"}
-"""Fields of `train` outside the mathematics: when to pause, and how the same sums are computed on this machine."""
+OUTSIDE = {"stop_after", "recompute", "micro_batch_tokens", "deterministic", "sample"}
+"""Fields of `train` outside the mathematics: when to pause, what to show, how the same sums are computed here."""
 COMMIT = re.compile("[0-9a-f]{40}")
 FILE = re.compile(r"(?i)\.(jsonl?|parquet|csv)$|[*?\[]")
 """What a path to files looks like, where an id of the Hub does not."""

@@ -203,6 +203,8 @@ class TrainConfig(Section):
     """When to stop before the last step; null never stops early."""
     stop_after: Every | None = None
     """Stop this command after so many steps or so much time, with a checkpoint; the next one goes on."""
+    sample: bool = True
+    """Show an answer to a held-out question at each of these measurements, and keep it in samples.jsonl."""
     deterministic: bool = False
     """On a GPU: only kernels that give the same bits each time, at some speed. A CPU always does."""
 

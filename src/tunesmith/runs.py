@@ -69,6 +69,7 @@ class Run:
         self.data, self.adapter, self.model, self.gguf, self.evaluation = self.stage_folders
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
+        self.samples = path / "samples.jsonl"
         self.loss_plot = path / "loss.png"
         self.report = path / "report.html"
         self.manifest = path / "manifest.json"
@@ -92,7 +93,7 @@ class Run:
     @property
     def files(self) -> list[Path]:
         """The files that are neither in a stage's folder nor hidden."""
-        return [self.recipe, self.metrics, self.loss_plot, self.report, self.manifest]
+        return [self.recipe, self.metrics, self.samples, self.loss_plot, self.report, self.manifest]
 
     def refuse_strangers(self) -> None:
         """Raise ResumeError if the folder is there, not empty, and no run folder of ours; nothing is written."""
@@ -110,7 +111,8 @@ class Run:
         own = {folder.name for folder in self.stage_folders if is_own(folder)}
         if own:  # killed before its recipe.yaml was written, or that was deleted
             own |= {path.name for path in (*self.files, self.checkpoints)}
-            own |= {path.name for path in self.path.glob(f"{DAMAGED}{self.metrics.name}-*")}
+            for lines in (self.metrics, self.samples):
+                own |= {path.name for path in self.path.glob(f"{DAMAGED}{lines.name}-*")}
         elif self._made_manifest():
             own.add(self.manifest.name)
         if self._made_lock():
@@ -264,7 +266,7 @@ def write_manifest(run: Run) -> None:
             files |= {f"{folder.name}/{name}": output for name, output in record.outputs.items()}
             said = (folder / RECORD, folder / PROOFS)
             files |= {f"{folder.name}/{path.name}": _file_entry(path) for path in said if path.is_file()}
-    for path in (run.recipe, run.metrics, run.loss_plot, run.report):
+    for path in (run.recipe, run.metrics, run.samples, run.loss_plot, run.report):
         if path.is_file():
             files[path.name] = _file_entry(path)
     write_file(run.manifest, _manifest_text(files))

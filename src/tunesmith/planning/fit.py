@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tunesmith.planning.look import Look
-from tunesmith.planning.steps import FEW_STEPS, all_lengths, steps_of
+from tunesmith.planning.steps import all_lengths, steps_of
 from tunesmith.recipe import TrainConfig
+from tunesmith.tokens.order import FEW_STEPS, MOST_EPOCHS
 
 GOOD_STEPS = 60
 LARGEST_STEP, USUAL_LEAST = 16384, 512
@@ -16,7 +17,6 @@ ROOM, LONGEST = 256, 2048
 """Least and most of train.max_length: rows to come may be longer than those that are there; memory has an end."""
 EPOCHS = ((100_000, 4), (1_000_000, 3), (10_000_000, 2))
 """Tokens of an epoch below which so many passes are made."""
-MOST_EPOCHS = 10
 SMALL_WIDTH, SMALL_LR, LR = 1024, 1e-3, 2e-4
 """A narrow base needs a higher rate. Few steps need twice of either: on 60 conversations, in 32 steps of 512 tokens,
 2e-3 taught the 135 million what 1e-3 did not."""

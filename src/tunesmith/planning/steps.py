@@ -7,9 +7,6 @@ from tunesmith.planning.look import Look
 from tunesmith.recipe import TrainConfig
 from tunesmith.tokens.order import rows_of_epoch
 
-FEW_STEPS = 30
-"""Fewer than these teach a model next to nothing: a file of 60 conversations in 9 steps left it as it was."""
-
 
 def steps_of(train: TrainConfig, tokens: float, lengths: Sequence[int], seed: int) -> int:
     """Optimizer steps for an epoch of so many `tokens`: rows of these lengths fill a step as well as they do here."""

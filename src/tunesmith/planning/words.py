@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
-from tunesmith.planning.fit import fit
 from tunesmith.planning.look import Look
 from tunesmith.planning.plan import Plan, dropped
-from tunesmith.planning.steps import FEW_STEPS
 from tunesmith.recipe import Recipe
+from tunesmith.tokens.order import FEW_STEPS, more_steps
 
 SHOWN = 4
 """Reasons to drop rows that are named."""
@@ -68,16 +67,8 @@ def _problems(plan: Plan, recipe: Recipe) -> Iterator[str]:
     if plan.cut:
         yield f"cut: {plan.cut:,} rows have more than train.max_length {recipe.train.max_length:,} tokens"
     if plan.steps < FEW_STEPS:
-        yield f"too few steps: {plan.steps} teach next to nothing, {FEW_STEPS} to 60 are a start; {_more_steps(plan)}"
-
-
-def _more_steps(plan: Plan) -> str:
-    """What makes enough of them."""
-    better = fit(plan.looks, {})
-    if better.steps < FEW_STEPS:
-        return f"{plan.train_rows:,} rows are few: add conversations"
-    settings = {"tokens_per_step": better.tokens_per_step, "epochs": better.epochs, "max_length": better.max_length}
-    return f"{' '.join(f'--set train.{name}={value}' for name, value in settings.items())} makes about {better.steps}"
+        more = more_steps(plan.steps, recipe.train, min(plan.longest, recipe.train.max_length))
+        yield f"too few steps: {plan.steps} teach next to nothing, {FEW_STEPS} to 60 are a start; {more}"
 
 
 def _names(looks: Sequence[Look]) -> str:

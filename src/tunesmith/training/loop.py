@@ -23,6 +23,7 @@ from tunesmith.tokens.rows import TokenRows
 from tunesmith.training.checkpoint import save_checkpoint
 from tunesmith.training.device import peak_memory_bytes
 from tunesmith.training.metrics import Metrics
+from tunesmith.training.sample import Sampler
 from tunesmith.training.schedule import lr_at
 from tunesmith.training.score import bits_per_byte, measure_held_out
 from tunesmith.training.state import INFINITY, TrainState
@@ -49,8 +50,8 @@ class Job:
     """What must be the same for the same bits, beside the recipe."""
 
 
-def fit(job: Job, state: TrainState, watch: StopWatch) -> None:
-    """Evaluate, save, update, until the last step or the early stop."""
+def fit(job: Job, state: TrainState, watch: StopWatch, sampler: Sampler | None = None) -> None:
+    """Evaluate, save, update, until the last step or the early stop. `sampler` asks at each evaluation."""
     train, rule, at = job.recipe.train, job.recipe.train.early_stopping, state.progress
     metrics, every = Metrics(job.run.metrics), cadence(job.recipe.checkpoint.every)
     steps, saved_s, saved_step = len(job.steps), time.monotonic(), at.step
@@ -64,11 +65,15 @@ def fit(job: Job, state: TrainState, watch: StopWatch) -> None:
                 if at.note_held_out(found, rule):
                     saved_step = -1  # the best one must be on disk
                 metrics.append({"step": at.step, "held_out_loss": found.loss, "bits_per_byte": bits})
+                if sampler:
+                    sampler.sample(state.model, at)
             last = last or at.stopped_early(rule)
             due = at.step - saved_step >= (every.steps or INFINITY)
             due = due or time.monotonic() - saved_s >= (every.seconds or INFINITY)
             if saved_step < 0 or (due and saved_step != at.step) or last:
                 metrics.flush()
+                if sampler:
+                    sampler.flush()
                 save_checkpoint(job.run.checkpoints, state, job.decides, job.conditions, job.recipe.checkpoint.keep)
                 saved_s, saved_step = time.monotonic(), at.step
             if last:

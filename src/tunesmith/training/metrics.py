@@ -1,4 +1,7 @@
-"""metrics.jsonl: one line a step and one an evaluation, append only; cut back to the checkpoint on resume."""
+"""metrics.jsonl: one line a step and one an evaluation, append only; cut back to the checkpoint on resume.
+
+samples.jsonl likewise: one line an evaluation with an answer.
+"""
 
 import io
 import json
@@ -19,6 +22,7 @@ matplotlib.use("Agg")  # no screen needed
 from matplotlib import pyplot
 
 LOSSES = ("loss", "held_out_loss")
+SAMPLE = {"question": str, "answer": str, "tokens": int, "seconds": int | float}
 
 
 class Metrics:
@@ -39,10 +43,13 @@ class Metrics:
             warn(f"{self.path}: {damage_in_words(wrong)}; the file as it was is kept as {kept_as.name}")
         kept = []
         for line in lines:
-            known = progress.evaluated_step if "held_out_loss" in line else progress.step
-            if line["step"] <= known:
+            if line["step"] <= self._known(line, progress):
                 kept.append(json.dumps(line))
         write_file(self.path, "".join(f"{line}\n" for line in kept))
+
+    def _known(self, line: dict[str, Any], progress: "Progress") -> int:
+        """The last step of such a line that the state knows of."""
+        return progress.evaluated_step if "held_out_loss" in line else progress.step
 
     def append(self, line: dict[str, Any]) -> None:
         """Add one line."""
@@ -60,9 +67,25 @@ class Metrics:
         for number, line in found:
             if not isinstance(line.get("step"), int):
                 wrong[number] = "it has no step"
-            elif not all(isinstance(line.get(name, 0.0), int | float) for name in LOSSES):
-                wrong[number] = "its loss is no number"
+            elif reason := self._wrong(line):
+                wrong[number] = reason
         return [line for number, line in found if number not in wrong], dict(sorted(wrong.items()))
+
+    def _wrong(self, line: dict[str, Any]) -> str:
+        """What else is wrong with a line that has a step."""
+        whole = all(isinstance(line.get(name, 0.0), int | float) for name in LOSSES)
+        return "" if whole else "its loss is no number"
+
+
+class Samples(Metrics):
+    """The samples file of one run."""
+
+    def _known(self, line: dict[str, Any], progress: "Progress") -> int:
+        return progress.evaluated_step
+
+    def _wrong(self, line: dict[str, Any]) -> str:
+        whole = all(isinstance(line.get(name), kind) for name, kind in SAMPLE.items())
+        return "" if whole else "it is no sample"
 
 
 def damage_in_words(wrong: dict[int, str]) -> str:

@@ -23,13 +23,16 @@ from tunesmith.proof.packing import prove_packing
 from tunesmith.recipe import Recipe
 from tunesmith.record import Proof, Record
 from tunesmith.runs import Run, checkpoint_folders, commit_stage
-from tunesmith.tokens.order import rows_of_epoch
+from tunesmith.tokens.order import FEW_STEPS, more_steps, rows_of_epoch
 from tunesmith.tokens.rows import TokenRows, load_rows
+from tunesmith.tokens.tokenizer import load_tokenizer
 from tunesmith.training.checkpoint import ADAPTER, is_whole, resume, save_checkpoint
 from tunesmith.training.device import conditions, peak_memory_bytes, pick_device, set_determinism
 from tunesmith.training.loop import Job, fit
 from tunesmith.training.memory import decide_autos, full_memory
-from tunesmith.training.metrics import Metrics, plot_losses
+from tunesmith.training.metrics import Metrics, Samples, plot_losses
+from tunesmith.training.outcome import outcome
+from tunesmith.training.sample import Sampler, pick_question
 from tunesmith.training.score import bits_per_byte
 from tunesmith.training.state import TrainState, new_state
 from tunesmith.training.stop import Paused, StopRequested, StopWatch
@@ -52,19 +55,32 @@ def train(recipe: Recipe, run: Run, base: LocatedBase) -> tuple[Record, bool]:
             with _full_memory_named(job):
                 state = _start(job, base, proofs)
             run.keep_recipe(recipe)  # it was not refused: from here on the run has these settings, each auto decided
-            _fit_or_save(job, state, watch)
-        say(f"train: {_speed(state):.0f} tokens per second of training steps")
+            sampler = _sampler(job, base)
+            _fit_or_save(job, state, watch, sampler)
         plot_losses(Metrics(run.metrics), run.loss_plot)
-        return _take_best(job, state, base, draft)
+        asked_s = sampler.seconds if sampler else 0.0
+        counts = _take_best(job, state, base, draft) | {"sample_seconds": round(asked_s, 1)}
+        share = f", and {asked_s / max(state.progress.seconds, 1e-9):.1%} of that time for samples" if sampler else ""
+        say(f"train: {_speed(state):.0f} tokens per second of training steps{share}")
+        say(f"train: {outcome(counts)}")
+        return counts
 
     return commit_stage(run.adapter, settings, inputs, work, lambda _: proofs)
 
 
-def _fit_or_save(job: Job, state: TrainState, watch: StopWatch) -> None:
+def _sampler(job: Job, base: LocatedBase) -> Sampler | None:
+    """What asks a held-out question at each evaluation; None where the recipe wants none, or there is none to ask."""
+    if not job.recipe.train.sample:
+        return None
+    question = pick_question(job.run.data, job.held_out)
+    return Sampler(job.run.samples, question, load_tokenizer(base.folder)) if question else None
+
+
+def _fit_or_save(job: Job, state: TrainState, watch: StopWatch, sampler: Sampler | None) -> None:
     """Train to the end. Once the state is saved, raises Paused where told to stop, ResourceError for full memory."""
     full = ""
     try:
-        fit(job, state, watch)
+        fit(job, state, watch, sampler)
         watch.check_signal()
     except StopRequested:
         saved = _save(job, state)
@@ -133,13 +149,17 @@ def _prepare_job(recipe: Recipe, run: Run, device: torch.device, decides: dict[s
     """Rows, their order, and how they are batched here."""
     set_determinism(recipe.train)
     rows, held_out = load_rows(run.data)
+    steps = _plan(rows, recipe)
+    if len(steps) < FEW_STEPS:
+        fix = more_steps(len(steps), recipe.train, int(rows.lengths_N.max()))
+        warn(f"{len(steps)} steps teach next to nothing, {FEW_STEPS} to 60 are a start; {fix}")
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.train.precision, torch.float32)
     kernel = has_varlen_kernel(device, dtype) and not recipe.train.deterministic
     micro = recipe.train.micro_batch_tokens
     assert isinstance(micro, int)
     batching = Batching(max(micro, int(rows.lengths_N.max())), recipe.train.max_length, device, kernel, static=kernel)
     return Job(
-        recipe, run, rows, held_out, _plan(rows, recipe), batching,
+        recipe, run, rows, held_out, steps, batching,
         replace(batching, capacity=max(batching.capacity, int(held_out.lengths_N.max()))),
         decides, conditions(recipe.train, device),
     )  # fmt: skip
@@ -172,6 +192,8 @@ def _start(job: Job, base: LocatedBase, proofs: list[Proof]) -> TrainState:
     state = new_state(model, keys, recipe.train, device)
     resume(job.run.checkpoints, state, job.decides, job.conditions)
     Metrics(job.run.metrics).cut_back(state.progress)
+    if job.run.samples.exists():
+        Samples(job.run.samples).cut_back(state.progress)
     return state
 
 
