@@ -28,6 +28,7 @@ QUIET = (
     "--disable-component-update", "--disable-sync", "--no-first-run",
 )  # fmt: skip
 TUNESMITH = (sys.executable, "-c", "from tunesmith.cli import main; main()")
+SYSTEM = "Be brief."
 LONG = "Write a long story about the sea."
 
 
@@ -39,7 +40,7 @@ def run_folder(builtin_base, tmp_path_factory):
         name="sailor",
         base=builtin_base.name,
         data={"sources": [{"path": "a/b"}]},
-        chat={"temperature": 0.0, "context": 2048},
+        chat={"system": SYSTEM, "temperature": 0.0, "context": 2048},
     )
     run.gguf.mkdir(parents=True)
     run.recipe.write_text(dump_recipe(recipe))
@@ -61,6 +62,8 @@ def serving(run_folder):
     command = [*TUNESMITH, "chat", str(run_folder), "--port", str(port)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
+            assert process.stderr.readline() == f"system prompt: {SYSTEM}\n"
+            assert process.stderr.readline() == "sampling: temperature 0, top_p 0.9\n"
             assert process.stderr.readline() == (
                 f"sailor answers at http://127.0.0.1:{port} (API: http://127.0.0.1:{port}/v1/chat/completions)\n"
             )
@@ -71,9 +74,32 @@ def serving(run_folder):
 
 
 @pytest.fixture(scope="module")
-def server(run_folder):
-    with serving(run_folder) as (_, port):
-        yield port
+def serving_all(run_folder):
+    with serving(run_folder) as (process, port):
+        yield process, port
+
+
+@pytest.fixture(scope="module")
+def server(serving_all):
+    return serving_all[1]
+
+
+@pytest.fixture(scope="module")
+def idle(serving_all):
+    """Whether the engine rests: it takes no time of the processor."""
+    with open(f"/proc/{serving_all[0].pid}/task/{serving_all[0].pid}/children") as file:
+        stat = f"/proc/{file.read().strip()}/stat"
+
+    def ticks():
+        with open(stat) as file:
+            return sum(map(int, file.read().rpartition(")")[2].split()[11:13]))
+
+    def rests():
+        before = ticks()
+        time.sleep(0.2)
+        return ticks() - before <= 1
+
+    return rests
 
 
 @pytest.fixture(scope="module")
@@ -135,12 +161,9 @@ def get(port, path, body=None):
         return json.loads(connection.getresponse().read())
 
 
-def idle(server):
-    return not any(slot["is_processing"] for slot in get(server, "/slots"))
-
-
 def test_page_shows_an_answer_that_ends_by_itself(page, server):
-    answer = get(server, "/v1/chat/completions", {"messages": [{"role": "user", "content": "Say hello."}]})
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "Say hello."}]
+    answer = get(server, "/v1/chat/completions", {"messages": messages})
     assert answer["choices"][0]["finish_reason"] == "stop" and answer["model"] == "sailor"
     sent = []
     page.on("request", lambda request: sent.append(request) if request.url.endswith("/completions") else None)
@@ -149,19 +172,71 @@ def test_page_shows_an_answer_that_ends_by_itself(page, server):
     # greedy in the page too: the recipe's sampling
     wait_until(lambda: shown(page).strip() == wanted, "another answer than the API's")
     page.get_by_role("button", name="Stop", exact=True).wait_for(state="hidden")
-    assert settled(page).strip() == wanted and "temperature" not in json.loads(sent[0].post_data)
+    body = json.loads(sent[0].post_data)
+    assert settled(page).strip() == wanted and body["messages"] == messages and not {"temperature", "tools"} & set(body)
     answer = page.get_by_label("Assistant message with actions").last
     wait_until(lambda: "sailor" in answer.inner_text(), "the page does not name the model")
 
 
-def test_page_streams_an_answer_and_stops_it(page, server):
+def test_page_shows_the_run_and_offers_what_the_model_can(page):
+    shown = page.evaluate(
+        "[...document.querySelectorAll('h1, h1 + p')].map((e) => getComputedStyle(e, '::after').content)"
+    )
+    assert page.title() == "sailor" and shown == ['"sailor"', f'"System prompt:\\a {SYSTEM}"']
+    ask(page, "Say hello.")
+    page.get_by_role("button", name="Stop", exact=True).wait_for(state="hidden")
+    assert page.get_by_label("System message with actions").inner_text().strip() == SYSTEM
+    assert page.title() == "Say hello. - sailor"
+    page.get_by_label("Expand navigation").click()
+    page.get_by_role("button", name="Settings").wait_for()
+    offered = {(one.get_attribute("aria-label") or one.inner_text()).strip() for one in page.get_by_role("button").all()
+               if one.is_visible()}  # fmt: skip
+    assert {"Settings", "Send", "sailor"} <= offered
+    assert not [one for one in offered if re.match("Add files|Models|MCP|Reasoning", one)], offered
+    assert page.evaluate("navigator.serviceWorker.getRegistrations().then((all) => all.length)") == 0
+    form = page.locator("form")
+    page.evaluate("""() => {
+        const data = new DataTransfer();
+        data.items.add(new File(["a text"], "notes.txt", {type: "text/plain"}));
+        for (const kind of ["dragenter", "dragover", "drop"])
+            document.querySelector("textarea").dispatchEvent(new DragEvent(kind, {dataTransfer: data, bubbles: true}));
+    }""")
+    time.sleep(0.3)
+    assert "notes.txt" not in form.inner_text()
+
+
+def test_settings_of_another_run_at_the_same_address_do_not_stay(page, server):
+    """A browser keeps the page's settings by address, and every run is at the same one."""
+    page.evaluate("""() => {
+        localStorage.setItem("tunesmith.run", JSON.stringify({name: "other"}));
+        localStorage.setItem("LlamaUi.config", JSON.stringify({systemMessage: "Be rude.", theme: "dark"}));
+    }""")
+    page.reload()
+    page.locator("textarea").wait_for()
+    kept = page.evaluate("JSON.parse(localStorage.getItem('LlamaUi.config'))")
+    assert (kept["systemMessage"], kept["theme"]) == (SYSTEM, "dark")
+    page.evaluate("localStorage.setItem('LlamaUi.config', JSON.stringify({systemMessage: 'Mine.'}))")
+    page.reload()
+    page.locator("textarea").wait_for()
+    assert page.evaluate("JSON.parse(localStorage.getItem('LlamaUi.config')).systemMessage") == "Mine."  # the user's
+
+
+def test_who_hangs_up_before_the_answer_comes_ends_it(server, idle):
+    body = {"messages": [{"role": "user", "content": LONG}], "max_tokens": 2000}
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server)) as connection:
+        connection.request("POST", "/v1/chat/completions", json.dumps(body))
+        wait_until(lambda: not idle(), "the engine does not begin", limit_s=10)
+    wait_until(idle, "the engine goes on for nobody", limit_s=10)
+
+
+def test_page_streams_an_answer_and_stops_it(page, idle):
     ask(page, LONG)
     seen = [""]
     for _ in range(4):  # the text grows before our eyes
         wait_until(lambda: shown(page) not in ("", seen[-1]), seen)
         seen.append(shown(page))
     page.get_by_role("button", name="Stop", exact=True).click()
-    wait_until(lambda: idle(server), "the engine goes on after the stop button", limit_s=10)
+    wait_until(idle, "the engine goes on after the stop button", limit_s=10)
     text = settled(page)
     assert all(text.startswith(earlier.rstrip()) for earlier in seen), (seen, text)
     time.sleep(0.5)
