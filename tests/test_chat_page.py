@@ -193,7 +193,8 @@ def test_page_shows_the_run_and_offers_what_the_model_can(page):
                if one.is_visible()}  # fmt: skip
     assert {"Settings", "Send", "sailor"} <= offered
     assert not [one for one in offered if re.match("Add files|Models|MCP|Reasoning", one)], offered
-    assert page.evaluate("navigator.serviceWorker.getRegistrations().then((all) => all.length)") == 0
+    kept = page.evaluate("navigator.serviceWorker.register('./sw.js').then(() => 'kept', (error) => error.name)")
+    assert kept == "SecurityError"  # it would show this run's page for the next one
     form = page.locator("form")
     page.evaluate("""() => {
         const data = new DataTransfer();

@@ -150,8 +150,10 @@ def test_origins_that_were_named_may_ask_and_read_and_those_that_look_like_them_
         status, headers, _ = send(door.url, "OPTIONS", "/v1/chat/completions", Origin=sender, **asks)
         assert status == 204 and headers["access-control-allow-headers"] == "x-stainless-os"
         assert send(closed.url, "GET", "/props", Origin=sender)[0] == 403
-    for sender in ("http://hub.example", "https://evilhub.example", "https://hub.example.evil", "https://hub.example:8443",
-                   "https://evil/.hub.example:8443", "https://a.hub.example", "null"):  # fmt: skip
+    for sender in (
+        "http://hub.example", "https://evilhub.example", "https://hub.example.evil", "https://hub.example:8443",
+        "https://evil/.hub.example:8443", "https://a.hub.example", "https://a.hub.example:84431", "null",
+    ):  # fmt: skip
         status, headers, _ = send(door.url, "GET", "/props", Origin=sender)
         assert (status, cors(headers)) == (403, []), sender
     assert send(door.url, "GET", "/props", Host="hub.example", Origin="https://hub.example")[0] == 200  # a proxy's Host

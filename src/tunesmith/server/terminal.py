@@ -68,7 +68,9 @@ class Talk:
     def _ask(self, question: str) -> None:
         self.messages.append({"role": "user", "content": question})
         try:
-            text = _answer(self._engine, self.conversation, self._context)
+            if not (text := _answer(self._engine, self.conversation, self._context)):
+                self.messages.pop()  # nothing came, so the question was not asked
+                return
         except DataError as error:
             warn(f"{error.what}; the conversation goes on without it")
             self.messages.pop()
