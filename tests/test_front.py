@@ -23,7 +23,7 @@ from tunesmith.server.page import page_of
 
 EVIL = {"Origin": "http://evil.example"}
 HI = json.dumps({"messages": [{"role": "user", "content": "a"}], "max_tokens": 4})
-NAMED = ["https://hub.example", "https://*.hub.example:8443"]
+NAMED = ["https://hub.example", "https://*.hub.example:8443", "moz-extension://0f-1"]
 ROUTES = (
     ("GET", "/"), ("GET", "/v1/models"), ("GET", "/props"), ("GET", "/nowhere"), ("GET", "/slots"), ("GET", "/metrics"),
     ("POST", "/v1/chat/completions"), ("POST", "/completion"), ("POST", "/props"), ("POST", "/lora-adapters"),
@@ -141,7 +141,12 @@ def test_what_another_site_only_links_to_is_opened_without_what_the_address_says
 
 def test_origins_that_were_named_may_ask_and_read_and_those_that_look_like_them_not(doors):
     closed, door, _ = doors
-    for sender in ("https://hub.example", "https://a.b.hub.example:8443", "HTTPS://HUB.example"):
+    for sender in (
+        "https://hub.example",
+        "https://a.b.hub.example:8443",
+        "HTTPS://HUB.example",
+        "moz-extension://0f-1",
+    ):
         status, headers, _ = send(door.url, "POST", "/v1/chat/completions", HI, Origin=sender)
         assert (
             status == 200 and headers["access-control-allow-origin"] == sender.lower() and headers["vary"] == "Origin"
@@ -158,14 +163,14 @@ def test_origins_that_were_named_may_ask_and_read_and_those_that_look_like_them_
         assert (status, cors(headers)) == (403, []), sender
     assert send(door.url, "GET", "/props", Host="hub.example", Origin="https://hub.example")[0] == 200  # a proxy's Host
     assert send(door.url, "GET", "/props", Host="evil.example", Origin="https://hub.example")[0] == 403
-    assert "frame-ancestors 'self' https://hub.example https://*.hub.example:8443" in str(
+    assert "frame-ancestors 'self' https://hub.example https://*.hub.example:8443 moz-extension://0f-1" in str(
         send(door.url, "GET", "/props")
     )
 
 
 @pytest.mark.parametrize(
     "origin",
-    ["*", "hub.example", "https://hub.example/chat", "https://*", "ftp://a", "https://a b", "https://a\r\nX: y"],
+    ["*", "hub.example", "https://hub.example/chat", "https://*", "null", "https://a b", "https://a\r\nX: y"],
 )
 def test_an_origin_that_is_none_is_refused_by_name(origin):
     with pytest.raises(RecipeError, match="is no origin of a web page") as caught:

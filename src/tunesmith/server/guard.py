@@ -13,7 +13,7 @@ from email.message import Message
 from tunesmith.errors import RecipeError
 
 THIS_MACHINE = ("127.0.0.1", "localhost", "[::1]")
-ORIGIN = re.compile(r"(https?)://((?:\*\.)?[a-z0-9.-]+|\[[0-9a-f:.]+\])(:\d{1,5})?", re.ASCII)
+ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://((?:\*\.)?[a-z0-9.-]+|\[[0-9a-f:.]+\])(:\d{1,5})?", re.ASCII)
 PAGE = ("/", "/index.html")
 FOREIGN = ("cross-site", "same-site")
 """Values of Sec-Fetch-Site for what another origin asked for; another port of this machine is same-site."""
@@ -33,7 +33,10 @@ class Verdict:
 
 
 def check_origins(origins: Sequence[str]) -> tuple[str, ...]:
-    """Origins as browsers write them, such as https://hub.example or https://*.hub.example. Raises RecipeError."""
+    """Origins as browsers write them, such as https://hub.example, https://*.hub.example or chrome-extension://ID.
+
+    Raises RecipeError for what is none.
+    """
     checked = tuple(origin.lower().rstrip("/") for origin in origins)
     for given, origin in zip(origins, checked, strict=True):
         if not ORIGIN.fullmatch(origin):
