@@ -323,7 +323,11 @@ def test_an_engine_that_is_killed_ends_the_terminal_chat_with_an_error(run_folde
 
 
 def test_an_engine_that_is_killed_ends_the_chat_with_an_error(run_folder):
-    with serving(run_folder) as (process, _):
+    with serving(run_folder) as (process, port):
+        for _ in range(2):  # said once
+            with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
+                connection.request("GET", "/props", headers={"Origin": "http://evil.example"})
+                assert connection.getresponse().status == 403
         children = f"/proc/{process.pid}/task/{process.pid}/children"
         with open(children) as file:
             (engine,) = file.read().split()
@@ -331,6 +335,7 @@ def test_an_engine_that_is_killed_ends_the_chat_with_an_error(run_folder):
         assert process.wait(timeout=20) == 7
         said = process.stderr.read()
         assert "error: the process that answers with sailor ended with code -9" in said and "Traceback" not in said
+        assert said.count("warning: a request was refused: http://evil.example is another origin: ") == 1
 
 
 def test_a_signal_while_it_loads_ends_it(run_folder):

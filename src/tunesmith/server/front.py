@@ -24,6 +24,7 @@ from tunesmith.server.page import POLICY
 MOST_BYTES = 64 << 20  # of a request; a context of a million tokens has some five
 IDLE_S = 60.0  # for the rest of a request: who sends none holds a thread
 PIECE_BYTES = 1 << 16
+MOST_TOLD = 8
 OURS = {"host", "origin", "referer", "cookie", "authorization", "x-api-key", "content-length", "transfer-encoding",
         "connection", "keep-alive", "te", "trailer", "upgrade", "expect", "proxy-authorization"}  # fmt: skip
 """Headers that go no further: of one connection (RFC 9110, section 7.6.1), the client's keys, and what was judged."""
@@ -49,14 +50,19 @@ class Front(socketserver.ThreadingTCPServer):
     allow_reuse_address = True  # a closed server's port is free at once
     request_queue_size = 64
 
-    def __init__(self, port: int | None, origins: Sequence[str]) -> None:
-        """`port`: None takes any free one. Raises ResourceError for one that is in use."""
+    def __init__(
+        self, port: int | None, origins: Sequence[str], on_refused: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """`port`: None takes any free one. `on_refused` gets why, once for each reason, of the first few.
+
+        Raises ResourceError for a port that is in use.
+        """
         try:
             super().__init__(("127.0.0.1", port or 0), _Request)
         except (OSError, OverflowError) as error:
             fix = f"choose another one, such as --port {(port or 0) % 65000 + 1}"
             raise ResourceError(f"port {port} cannot be used: {error}", fix=fix) from error
-        self.origins = tuple(origins)
+        self.origins, self._on_refused, self._told = tuple(origins), on_refused, set[str]()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.engine: Client
         self.page: Callable[[bytes], bytes]
@@ -65,6 +71,12 @@ class Front(socketserver.ThreadingTCPServer):
         """Pass on what may pass, for ever; `page` makes our page of the engine's."""
         self.engine, self.page = engine, page
         self.serve_forever()
+
+    def tell(self, why: str) -> None:
+        """Say why a request was refused; a page that tries a thousand names is not told of for ever."""
+        if why not in self._told and len(self._told) < MOST_TOLD:
+            self._told.add(why)
+            self._on_refused(why)
 
     def handle_error(self, *_: Any) -> None:
         """A client that hangs up is none of ours."""
@@ -82,6 +94,7 @@ class _Request(BaseHTTPRequestHandler):
         self.close_connection = True
         self.verdict = judge(self.command, self.path, self.headers, self.server.origins)
         if self.verdict.refused:
+            self.server.tell(self.verdict.refused)
             return self._say(403, self.verdict.refused)
         if self.command == "OPTIONS":
             return self._reply(204, [])

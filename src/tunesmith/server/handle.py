@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from tunesmith.console import warn
 from tunesmith.inference.child import Child
 from tunesmith.inference.client import Client
 from tunesmith.inference.threads import warn_of_threads
@@ -92,5 +93,11 @@ class Chat:
         self._closing()
 
     def wait(self) -> None:
-        """Until the engine is closed, or is killed: raises ResourceError."""
+        """Until the engine is closed, or is killed: raises ResourceError. Who is refused is said meanwhile."""
+        try:
+            while self._closing.alive and (line := self._child.read()) is not None:
+                warn(f"a request was refused: {line['refused']}")
+        except ValueError:
+            if self._closing.alive:
+                raise  # else it was closed between the look and the read
         self._child.wait()

@@ -1,7 +1,7 @@
 """The chat's engine in a process of its own, which the parent can end while the page reads an answer.
 
 Takes a job and tells (inference/child.py) what the parent needs once it answers: the URL, the key where there is no
-front, and what the model is told and how it samples.
+front, what the model is told and how it samples; and later on who was refused, and why.
 """
 
 import threading
@@ -18,7 +18,9 @@ from tunesmith.server.page import page_of
 def answer_requests(job: dict[str, Any]) -> None:
     """Serve job["gguf"] until the parent ends: through a front, or to the parent alone."""
     chat = ChatConfig.model_validate(job["chat"])
-    front = Front(job["port"], job["origins"]) if job["front"] else None  # first: a port in use is known at once
+    front = None
+    if job["front"]:  # first: a port in use is known at once
+        front = Front(job["port"], job["origins"], lambda why: tell({"refused": why}))
     engine = Engine(
         Path(job["gguf"]), threads=job["threads"], context=chat.context, slots=chat.slots, alias=job["alias"],
         chat=chat, own_sampling=job["own_sampling"],
