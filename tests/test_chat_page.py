@@ -29,6 +29,8 @@ QUIET = (
 )  # fmt: skip
 TUNESMITH = (sys.executable, "-c", "from tunesmith.cli import main; main()")
 SYSTEM = "Be brief."
+CHAT = (*TUNESMITH, "chat", "--threads", "1")
+"""With two threads llama.cpp waits for the slower one, which on a busy machine has none of it."""
 LONG = "Write a long story about the sea."
 
 
@@ -59,7 +61,7 @@ def free_port():
 def serving(run_folder):
     """(process, port) of `tunesmith chat`, once it says that it answers."""
     port = free_port()
-    command = [*TUNESMITH, "chat", str(run_folder), "--port", str(port)]
+    command = [*CHAT, str(run_folder), "--port", str(port)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr.readline() == f"system prompt: {SYSTEM}\n"
@@ -271,7 +273,7 @@ def test_a_signal_ends_it_while_the_page_reads_an_answer(run_folder, browser, nu
 
 
 def test_a_port_in_use_is_an_error_with_the_fix(run_folder, server):
-    command = [*TUNESMITH, "chat", str(run_folder), "--port", str(server)]
+    command = [*CHAT, str(run_folder), "--port", str(server)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 7 and "Traceback" not in done.stderr
     assert f"port {server} cannot be used" in done.stderr and "--port" in done.stderr
@@ -290,7 +292,7 @@ def test_a_port_in_use_is_an_error_with_the_fix(run_folder, server):
 def test_a_missing_run_and_a_file_that_is_no_gguf(tmp_path, name, code, said, way):
     (tmp_path / "notes.gguf").write_text("my notes")
     (tmp_path / "mine.yaml").write_text("name: mine\n")
-    command = [*TUNESMITH, "chat", str(tmp_path / name), *way]
+    command = [*CHAT, str(tmp_path / name), *way]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == code and said in done.stderr and "Traceback" not in done.stderr
     assert "GGUF file" in done.stderr and "cannot be read" not in done.stderr
@@ -302,14 +304,14 @@ def test_a_file_that_llama_cpp_gives_up_at_is_an_error_in_one_line(tiny_base, tm
     write_gguf(tiny_base, gguf, "F16", About("tiny", "tiny", None, ChatConfig()))
     one, two = (len(letter).to_bytes(8, "little") + letter for letter in (b"a", b"b"))
     gguf.write_bytes(gguf.read_bytes().replace(one, two, 1))  # two tokens of one text
-    command = [*TUNESMITH, "chat", str(gguf), "--port", str(free_port()), *way]
+    command = [*CHAT, str(gguf), "--port", str(free_port()), *way]
     done = subprocess.run(command, input="Hello.\n", capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 7 and "llama.cpp gave up" in done.stderr, done.stderr
     assert "delete gguf/" in done.stderr and len(done.stderr.splitlines()) < 10 and done.stdout == ""
 
 
 def test_an_engine_that_is_killed_ends_the_terminal_chat_with_an_error(run_folder):
-    command = [*TUNESMITH, "chat", str(run_folder), "--cli"]
+    command = [*CHAT, str(run_folder), "--cli"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, **pipes) as process:
         process.stdin.write(f"{LONG}\n".encode())
@@ -339,7 +341,7 @@ def test_an_engine_that_is_killed_ends_the_chat_with_an_error(run_folder):
 
 
 def test_a_signal_while_it_loads_ends_it(run_folder):
-    command = [*TUNESMITH, "chat", str(run_folder), "--port", str(free_port())]
+    command = [*CHAT, str(run_folder), "--port", str(free_port())]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         children, engine = f"/proc/{process.pid}/task/{process.pid}/children", ""
         while not engine:
@@ -356,7 +358,7 @@ def test_a_signal_while_it_loads_ends_it(run_folder):
 def test_terminal_chat_has_several_turns_and_speeds(run_folder):
     questions = "Say hello.\n\nThanks, bye!\n/exit\nnever asked\n"
     done = subprocess.run(
-        [*TUNESMITH, "chat", str(run_folder), "--cli", "--set", "chat.context=256"],
+        [*CHAT, str(run_folder), "--cli", "--set", "chat.context=256"],
         input=questions, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -372,7 +374,7 @@ def test_terminal_chat_names_bytes_that_are_no_utf8_and_goes_on(run_folder):
     """Bytes of a terminal in Latin-1, and answers for one: neither is a traceback."""
     for encoding in ("utf-8", "ascii"):
         done = subprocess.run(
-            [*TUNESMITH, "chat", str(run_folder), "--cli", "--set", "chat.context=256"],
+            [*CHAT, str(run_folder), "--cli", "--set", "chat.context=256"],
             input=b"caf\xe9\nSay hello.\n", capture_output=True, timeout=120, check=False,
             env=os.environ | {"PYTHONIOENCODING": encoding},
         )  # fmt: skip
@@ -381,10 +383,11 @@ def test_terminal_chat_names_bytes_that_are_no_utf8_and_goes_on(run_folder):
         assert "warning: the text has half a character, U+DCE9 (the byte E9 in another encoding)" in said
 
 
-def test_terminal_chat_ctrl_c_cuts_an_answer_and_ctrl_d_ends(run_folder):
+def test_terminal_chat_ctrl_c_cuts_an_answer_and_ctrl_d_ends(run_folder, own_cache, tmp_path):
     ours, theirs = pty.openpty()
-    command = [*TUNESMITH, "chat", str(run_folder), "--cli"]
-    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True) as process:
+    command = [*CHAT, str(run_folder), "--cli"]
+    terminal = {"stdin": theirs, "stdout": theirs, "stderr": theirs, "start_new_session": True, "cwd": tmp_path}
+    with subprocess.Popen(command, **terminal) as process:
         os.close(theirs)
         screen = read_until(ours, "", "> ")
         os.write(ours, LONG.encode() + b"\n")
@@ -393,9 +396,19 @@ def test_terminal_chat_ctrl_c_cuts_an_answer_and_ctrl_d_ends(run_folder):
         process.send_signal(signal.SIGINT)
         screen = read_until(ours, screen, "\r\n> ")
         assert "tokens/s" not in screen  # it did not come to its end
+        os.write(ours, b"/save chats.jsonl\n")
+        read_until(ours, "", "saved to chats.jsonl\r\n> ")
+        os.write(ours, b"half a line")
+        read_until(ours, "", "half a line")
+        process.send_signal(signal.SIGINT)
+        read_until(ours, "", "Ctrl+D or /exit ends the chat")
         os.write(ours, b"\x04")
         assert process.wait(timeout=20) == 0, screen
     os.close(ours)
+    saved = json.loads((tmp_path / "chats.jsonl").read_text())["messages"]
+    assert saved[:2] == [{"role": "system", "content": SYSTEM}, {"role": "user", "content": LONG}]
+    assert saved[2]["role"] == "assistant" and " the " in saved[2]["content"]
+    assert (own_cache / "chat-history").read_text() == f"{LONG}\n/save chats.jsonl\n"
 
 
 def read_until(terminal, screen, text):

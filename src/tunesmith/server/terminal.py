@@ -53,8 +53,18 @@ class Talk:
     def go_on(self) -> None:
         """Until /exit or the end of what is typed."""
         with _history():
-            while (text := _typed()) is not None and text not in ("/exit", "/quit"):
-                self._take(text)
+            while True:
+                try:
+                    if (text := _typed()) is None or text in ("/exit", "/quit"):
+                        return
+                    self._take(text)
+                except KeyboardInterrupt:
+                    print()
+                    if not sys.stdin.isatty():
+                        return
+                    say("Ctrl+D or /exit ends the chat")
+                    if self.messages and self.messages[-1]["role"] == "user":
+                        self.messages.pop()  # nothing came of it
 
     def _take(self, text: str) -> None:
         if text.startswith("//"):
@@ -162,23 +172,16 @@ def _choice(question: str) -> str:
 def _typed() -> str | None:
     """The next text of the user; None at the end. A prompt is for people, not for a pipe."""
     asked = sys.stdin.isatty()
-    while True:
-        try:
-            text = input("> " if asked else "").strip()
-            while text.startswith(MANY_LINES) and not (len(text) >= 6 and text.endswith(MANY_LINES)):
-                text += "\n" + input(". " if asked else "").rstrip()
-        except EOFError:
-            if asked:
-                print()
-            return None
-        except KeyboardInterrupt:
+    try:
+        text = input("> " if asked else "").strip()
+        while text.startswith(MANY_LINES) and not (len(text) >= 6 and text.endswith(MANY_LINES)):
+            text += "\n" + input(". " if asked else "").rstrip()
+    except EOFError:
+        if asked:
             print()
-            if not asked:
-                return None
-            say("Ctrl+D or /exit ends the chat")
-        else:
-            _remember(text)
-            return text.removeprefix(MANY_LINES).removesuffix(MANY_LINES).strip() if text[:3] == MANY_LINES else text
+        return None
+    _remember(text)
+    return text.removeprefix(MANY_LINES).removesuffix(MANY_LINES).strip() if text.startswith(MANY_LINES) else text
 
 
 @contextlib.contextmanager
