@@ -142,6 +142,25 @@ def test_the_history_is_the_users_alone(own_cache, monkeypatch):
     assert engine.asked == [said("two")]
 
 
+@pytest.mark.parametrize("person", [True, False])
+def test_ctrl_c_takes_back_what_is_not_answered_and_ends_a_chat_without_a_person(
+    monkeypatch, own_cache, capsys, person
+):
+    def typed(lines):
+        for line in lines:
+            if line is None:
+                raise KeyboardInterrupt
+            return line
+
+    engine, lines = Engine(2, error=KeyboardInterrupt()), iter(["one", None, "two", "three", "/exit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: typed(lines))
+    monkeypatch.setattr(terminal.sys.stdin, "isatty", lambda: person, raising=False)
+    Talk(engine, system="Be brief.", own_system=None, context=300).go_on()
+    told = capsys.readouterr().err
+    assert engine.asked[1:] == ([said("one", "answer 1", "two"), said("one", "answer 1", "three")] if person else [])
+    assert told.count("Ctrl+D or /exit ends the chat") == person
+
+
 def test_only_sampling_that_changes_something_is_said():
     assert sampling_text({"temperature": 0.2, "top_p": 0.9, "top_k": 0, "min_p": 0.0, "seed": 7}) == (
         "temperature 0.2, top_p 0.9"
