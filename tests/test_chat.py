@@ -1,16 +1,19 @@
-"""The chat in the terminal: what the model is given, turn by turn."""
+"""The chat in the terminal: what the model is given, turn by turn, and what each command does."""
+
+import json
+import stat
 
 import pytest
 
+from tunesmith.data.read import conversations
 from tunesmith.errors import DataError, ResourceError
 from tunesmith.inference.client import Answer
-from tunesmith.recipe import ChatConfig
-from tunesmith.server.app import _talk
+from tunesmith.recipe import Source
+from tunesmith.server import terminal
+from tunesmith.server.app import sampling_text
+from tunesmith.server.terminal import Talk
 
-CHAT = ChatConfig(system="Be brief.", temperature=0.5, top_p=0.8, context=300)
 SYSTEM = {"role": "system", "content": "Be brief."}
-
-
 TOO_LONG = ResourceError("the conversation is too long", fix="start a new one")
 
 
@@ -30,15 +33,16 @@ class Engine:
         return Answer(f"answer {number}", True, 1, 2, 0.1, 3.0, 4.0)
 
 
-def talk(monkeypatch, engine, *questions, chat=CHAT):
-    typed = iter([*questions, "/exit"])
-    monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
-    _talk(engine, "sailor", chat)
-    assert next(typed, None) is None
+def talk(monkeypatch, engine, *typed, system="Be brief.", own=None):
+    """Type lines, the last of which ends the chat; all of them must have been read."""
+    lines = iter([*typed, "/exit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    Talk(engine, system=system, own_system=own, context=300).go_on()
+    assert next(lines, None) is None
 
 
-def said(*texts):
-    return [SYSTEM, *({"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts))]
+def said(*texts, system=SYSTEM):
+    return [system, *({"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts))]
 
 
 def test_every_question_comes_with_the_system_prompt_and_what_was_said(monkeypatch):
@@ -47,7 +51,7 @@ def test_every_question_comes_with_the_system_prompt_and_what_was_said(monkeypat
     assert engine.asked == [
         said("one"), said("one", "answer 1", "two"), said("one", "answer 1", "two", "answer 2", "three"),
     ]  # fmt: skip
-    assert engine.settings == 3 * [{"max_tokens": 300, "temperature": 0.5, "top_p": 0.8}]
+    assert engine.settings == 3 * [{"max_tokens": 300, "temperature": None}]  # the server's own sampling
 
 
 def test_after_an_error_a_new_conversation_starts(monkeypatch, capsys):
@@ -67,5 +71,100 @@ def test_after_a_text_that_is_none_the_conversation_goes_on(monkeypatch, capsys)
 @pytest.mark.parametrize("system", [None, ""])
 def test_without_a_system_prompt_there_is_no_empty_one(monkeypatch, system):
     engine = Engine()
-    talk(monkeypatch, engine, "one", chat=ChatConfig(system=system))
+    talk(monkeypatch, engine, "one", system=system)
     assert engine.asked == [[{"role": "user", "content": "one"}]]
+
+
+def test_the_system_prompt_is_shown_and_replaced_and_a_conversation_starts_anew(monkeypatch, capsys):
+    engine = Engine()
+    talk(monkeypatch, engine, "/system", "one", "/system  Rhyme. ", "two", "/clear", "three")
+    rhyme = {"role": "system", "content": "Rhyme."}
+    assert engine.asked == [
+        said("one"), said("one", "answer 1", "two", system=rhyme), said("three", system=rhyme),
+    ]  # fmt: skip
+    said_there = capsys.readouterr().err
+    assert "system prompt: Be brief.\n" in said_there and "system prompt: Rhyme.\n" in said_there
+    talk(monkeypatch, engine, "/system", system=None, own="You are SmolLM.")
+    assert "system prompt, of the file's template: You are SmolLM.\n" in capsys.readouterr().err
+
+
+def test_an_unknown_command_is_answered_with_the_list_and_a_slash_can_be_sent(monkeypatch, capsys):
+    engine = Engine()
+    talk(monkeypatch, engine, "/etc/passwd is what?", "//etc/passwd is what?", '"""one', "", '/clear two"""')
+    assert engine.asked == [
+        said("/etc/passwd is what?"), said("/etc/passwd is what?", "answer 1", "one\n\n/clear two"),
+    ]  # fmt: skip
+    lines = capsys.readouterr().err
+    assert "there is no command /etc/passwd" in lines and all(command in lines for command in terminal.COMMANDS)
+
+
+def test_a_saved_conversation_is_a_row_that_can_be_trained_on(monkeypatch, tmp_path, capsys):
+    file = tmp_path / "my chats.jsonl"
+    talk(monkeypatch, Engine(), "/save x", "caf\u00e9", f"/save {file}", f"/save '{tmp_path}'", "/save", "/save a\0b")
+    told = capsys.readouterr().err
+    assert f"saved to {file}" in told.replace("\n", "") or f"saved to {file}" in told
+    assert "nothing was said yet" in told and "it is no file" in told and "/save needs the name of a file" in told
+    assert json.loads(file.read_text()) == {"messages": said("caf\u00e9", "answer 1")}
+    (row,) = conversations(Source(path=str(file)))
+    assert [(turn.role, turn.text) for turn in row.turns][1:] == [("user", "caf\u00e9"), ("assistant", "answer 1")]
+
+
+@pytest.mark.parametrize(
+    ("answer", "wanted"),
+    [
+        (None, b'{"mine": 1}'),
+        ("", b'{"mine": 1}'),
+        ("a", b'{"mine": 1}\n{"messages": '),
+        ("r", b'{"messages": '),
+    ],
+)
+def test_what_stands_at_the_name_of_a_saved_conversation_is_the_users(monkeypatch, tmp_path, answer, wanted):
+    """Without a person to ask (a pipe) it stays; with one it is added to, or replaced where the answer says so."""
+    (file := tmp_path / "mine.jsonl").write_bytes(b'{"mine": 1}')
+    monkeypatch.setattr(terminal.sys.stdin, "isatty", lambda: answer is not None, raising=False)
+    monkeypatch.setattr(terminal, "_history", terminal.contextlib.nullcontext)
+    monkeypatch.setattr(terminal, "_remember", lambda text: None)
+    talk(monkeypatch, Engine(), "one", f"/save {file}", *([] if answer is None else [answer]))
+    left = file.read_bytes()
+    assert left.startswith(wanted) and (len(left) > len(wanted)) == (answer in ("a", "r"))
+
+
+def test_the_history_is_the_users_alone(own_cache, monkeypatch):
+    monkeypatch.setattr(terminal.sys.stdin, "isatty", lambda: True, raising=False)
+    own_cache.mkdir(parents=True)
+    (own_cache / "chat-history").write_text("earlier\n")
+    (own_cache / "chat-history").chmod(0o644)
+    talk(monkeypatch, Engine(), "one")
+    assert (own_cache / "chat-history").read_text() == "earlier\none\n/exit\n"
+    assert stat.S_IMODE((own_cache / "chat-history").stat().st_mode) == 0o600
+    monkeypatch.setattr(terminal, "readline", None)  # a Python without it
+    talk(monkeypatch, engine := Engine(), "two")
+    assert engine.asked == [said("two")]
+
+
+@pytest.mark.parametrize("person", [True, False])
+def test_ctrl_c_takes_back_what_is_not_answered_and_ends_a_chat_without_a_person(
+    monkeypatch, own_cache, capsys, person
+):
+    def typed(lines):
+        for line in lines:
+            if line is None:
+                raise KeyboardInterrupt
+            return line
+
+    engine, lines = Engine(2, error=KeyboardInterrupt()), iter(["one", None, "two", "three", "/exit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: typed(lines))
+    monkeypatch.setattr(terminal.sys.stdin, "isatty", lambda: person, raising=False)
+    Talk(engine, system="Be brief.", own_system=None, context=300).go_on()
+    told = capsys.readouterr().err
+    assert engine.asked[1:] == ([said("one", "answer 1", "two"), said("one", "answer 1", "three")] if person else [])
+    assert told.count("Ctrl+D or /exit ends the chat") == person
+
+
+def test_only_sampling_that_changes_something_is_said():
+    assert sampling_text({"temperature": 0.2, "top_p": 0.9, "top_k": 0, "min_p": 0.0, "seed": 7}) == (
+        "temperature 0.2, top_p 0.9"
+    )
+    assert sampling_text({"temperature": 0.0, "top_p": 1.0, "top_k": 40, "repeat_penalty": 1.1}) == (
+        "temperature 0, top_k 40, repeat_penalty 1.1"
+    )

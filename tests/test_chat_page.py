@@ -28,6 +28,9 @@ QUIET = (
     "--disable-component-update", "--disable-sync", "--no-first-run",
 )  # fmt: skip
 TUNESMITH = (sys.executable, "-c", "from tunesmith.cli import main; main()")
+SYSTEM = "Be brief."
+CHAT = (*TUNESMITH, "chat", "--threads", "1")
+"""With two threads llama.cpp waits for the slower one, which on a busy machine has none of it."""
 LONG = "Write a long story about the sea."
 
 
@@ -39,7 +42,7 @@ def run_folder(builtin_base, tmp_path_factory):
         name="sailor",
         base=builtin_base.name,
         data={"sources": [{"path": "a/b"}]},
-        chat={"temperature": 0.0, "context": 2048},
+        chat={"system": SYSTEM, "temperature": 0.0, "context": 2048},
     )
     run.gguf.mkdir(parents=True)
     run.recipe.write_text(dump_recipe(recipe))
@@ -58,9 +61,11 @@ def free_port():
 def serving(run_folder):
     """(process, port) of `tunesmith chat`, once it says that it answers."""
     port = free_port()
-    command = [*TUNESMITH, "chat", str(run_folder), "--port", str(port)]
+    command = [*CHAT, str(run_folder), "--port", str(port)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
+            assert process.stderr.readline() == f"system prompt: {SYSTEM}\n"
+            assert process.stderr.readline() == "sampling: temperature 0, top_p 0.9\n"
             assert process.stderr.readline() == (
                 f"sailor answers at http://127.0.0.1:{port} (API: http://127.0.0.1:{port}/v1/chat/completions)\n"
             )
@@ -71,9 +76,32 @@ def serving(run_folder):
 
 
 @pytest.fixture(scope="module")
-def server(run_folder):
-    with serving(run_folder) as (_, port):
-        yield port
+def serving_all(run_folder):
+    with serving(run_folder) as (process, port):
+        yield process, port
+
+
+@pytest.fixture(scope="module")
+def server(serving_all):
+    return serving_all[1]
+
+
+@pytest.fixture(scope="module")
+def idle(serving_all):
+    """Whether the engine rests: it takes no time of the processor."""
+    with open(f"/proc/{serving_all[0].pid}/task/{serving_all[0].pid}/children") as file:
+        stat = f"/proc/{file.read().strip()}/stat"
+
+    def ticks():
+        with open(stat) as file:
+            return sum(map(int, file.read().rpartition(")")[2].split()[11:13]))
+
+    def rests():
+        before = ticks()
+        time.sleep(0.2)
+        return ticks() - before <= 1
+
+    return rests
 
 
 @pytest.fixture(scope="module")
@@ -135,12 +163,9 @@ def get(port, path, body=None):
         return json.loads(connection.getresponse().read())
 
 
-def idle(server):
-    return not any(slot["is_processing"] for slot in get(server, "/slots"))
-
-
 def test_page_shows_an_answer_that_ends_by_itself(page, server):
-    answer = get(server, "/v1/chat/completions", {"messages": [{"role": "user", "content": "Say hello."}]})
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "Say hello."}]
+    answer = get(server, "/v1/chat/completions", {"messages": messages})
     assert answer["choices"][0]["finish_reason"] == "stop" and answer["model"] == "sailor"
     sent = []
     page.on("request", lambda request: sent.append(request) if request.url.endswith("/completions") else None)
@@ -149,19 +174,72 @@ def test_page_shows_an_answer_that_ends_by_itself(page, server):
     # greedy in the page too: the recipe's sampling
     wait_until(lambda: shown(page).strip() == wanted, "another answer than the API's")
     page.get_by_role("button", name="Stop", exact=True).wait_for(state="hidden")
-    assert settled(page).strip() == wanted and "temperature" not in json.loads(sent[0].post_data)
+    body = json.loads(sent[0].post_data)
+    assert settled(page).strip() == wanted and body["messages"] == messages and not {"temperature", "tools"} & set(body)
     answer = page.get_by_label("Assistant message with actions").last
     wait_until(lambda: "sailor" in answer.inner_text(), "the page does not name the model")
 
 
-def test_page_streams_an_answer_and_stops_it(page, server):
+def test_page_shows_the_run_and_offers_what_the_model_can(page):
+    shown = page.evaluate(
+        "[...document.querySelectorAll('h1, h1 + p')].map((e) => getComputedStyle(e, '::after').content)"
+    )
+    assert page.title() == "sailor" and shown == ['"sailor"', f'"System prompt:\\a {SYSTEM}"']
+    ask(page, "Say hello.")
+    page.get_by_role("button", name="Stop", exact=True).wait_for(state="hidden")
+    assert page.get_by_label("System message with actions").inner_text().strip() == SYSTEM
+    assert page.title() == "Say hello. - sailor"
+    page.get_by_label("Expand navigation").click()
+    page.get_by_role("button", name="Settings").wait_for()
+    offered = {(one.get_attribute("aria-label") or one.inner_text()).strip() for one in page.get_by_role("button").all()
+               if one.is_visible()}  # fmt: skip
+    assert {"Settings", "Send", "sailor"} <= offered
+    assert not [one for one in offered if re.match("Add files|Models|MCP|Reasoning", one)], offered
+    kept = page.evaluate("navigator.serviceWorker.register('./sw.js').then(() => 'kept', (error) => error.name)")
+    assert kept == "SecurityError"  # it would show this run's page for the next one
+    form = page.locator("form")
+    page.evaluate("""() => {
+        const data = new DataTransfer();
+        data.items.add(new File(["a text"], "notes.txt", {type: "text/plain"}));
+        for (const kind of ["dragenter", "dragover", "drop"])
+            document.querySelector("textarea").dispatchEvent(new DragEvent(kind, {dataTransfer: data, bubbles: true}));
+    }""")
+    time.sleep(0.3)
+    assert "notes.txt" not in form.inner_text()
+
+
+def test_settings_of_another_run_at_the_same_address_do_not_stay(page, server):
+    """A browser keeps the page's settings by address, and every run is at the same one."""
+    page.evaluate("""() => {
+        localStorage.setItem("tunesmith.run", JSON.stringify({name: "other"}));
+        localStorage.setItem("LlamaUi.config", JSON.stringify({systemMessage: "Be rude.", theme: "dark"}));
+    }""")
+    page.reload()
+    page.locator("textarea").wait_for()
+    kept = page.evaluate("JSON.parse(localStorage.getItem('LlamaUi.config'))")
+    assert (kept["systemMessage"], kept["theme"]) == (SYSTEM, "dark")
+    page.evaluate("localStorage.setItem('LlamaUi.config', JSON.stringify({systemMessage: 'Mine.'}))")
+    page.reload()
+    page.locator("textarea").wait_for()
+    assert page.evaluate("JSON.parse(localStorage.getItem('LlamaUi.config')).systemMessage") == "Mine."  # the user's
+
+
+def test_who_hangs_up_before_the_answer_comes_ends_it(server, idle):
+    body = {"messages": [{"role": "user", "content": LONG}], "max_tokens": 2000}
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server)) as connection:
+        connection.request("POST", "/v1/chat/completions", json.dumps(body))
+        wait_until(lambda: not idle(), "the engine does not begin", limit_s=10)
+    wait_until(idle, "the engine goes on for nobody", limit_s=10)
+
+
+def test_page_streams_an_answer_and_stops_it(page, idle):
     ask(page, LONG)
     seen = [""]
     for _ in range(4):  # the text grows before our eyes
         wait_until(lambda: shown(page) not in ("", seen[-1]), seen)
         seen.append(shown(page))
     page.get_by_role("button", name="Stop", exact=True).click()
-    wait_until(lambda: idle(server), "the engine goes on after the stop button", limit_s=10)
+    wait_until(idle, "the engine goes on after the stop button", limit_s=10)
     text = settled(page)
     assert all(text.startswith(earlier.rstrip()) for earlier in seen), (seen, text)
     time.sleep(0.5)
@@ -195,7 +273,7 @@ def test_a_signal_ends_it_while_the_page_reads_an_answer(run_folder, browser, nu
 
 
 def test_a_port_in_use_is_an_error_with_the_fix(run_folder, server):
-    command = [*TUNESMITH, "chat", str(run_folder), "--port", str(server)]
+    command = [*CHAT, str(run_folder), "--port", str(server)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 7 and "Traceback" not in done.stderr
     assert f"port {server} cannot be used" in done.stderr and "--port" in done.stderr
@@ -214,7 +292,7 @@ def test_a_port_in_use_is_an_error_with_the_fix(run_folder, server):
 def test_a_missing_run_and_a_file_that_is_no_gguf(tmp_path, name, code, said, way):
     (tmp_path / "notes.gguf").write_text("my notes")
     (tmp_path / "mine.yaml").write_text("name: mine\n")
-    command = [*TUNESMITH, "chat", str(tmp_path / name), *way]
+    command = [*CHAT, str(tmp_path / name), *way]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == code and said in done.stderr and "Traceback" not in done.stderr
     assert "GGUF file" in done.stderr and "cannot be read" not in done.stderr
@@ -226,14 +304,14 @@ def test_a_file_that_llama_cpp_gives_up_at_is_an_error_in_one_line(tiny_base, tm
     write_gguf(tiny_base, gguf, "F16", About("tiny", "tiny", None, ChatConfig()))
     one, two = (len(letter).to_bytes(8, "little") + letter for letter in (b"a", b"b"))
     gguf.write_bytes(gguf.read_bytes().replace(one, two, 1))  # two tokens of one text
-    command = [*TUNESMITH, "chat", str(gguf), "--port", str(free_port()), *way]
+    command = [*CHAT, str(gguf), "--port", str(free_port()), *way]
     done = subprocess.run(command, input="Hello.\n", capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 7 and "llama.cpp gave up" in done.stderr, done.stderr
     assert "delete gguf/" in done.stderr and len(done.stderr.splitlines()) < 10 and done.stdout == ""
 
 
 def test_an_engine_that_is_killed_ends_the_terminal_chat_with_an_error(run_folder):
-    command = [*TUNESMITH, "chat", str(run_folder), "--cli"]
+    command = [*CHAT, str(run_folder), "--cli"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, **pipes) as process:
         process.stdin.write(f"{LONG}\n".encode())
@@ -247,7 +325,11 @@ def test_an_engine_that_is_killed_ends_the_terminal_chat_with_an_error(run_folde
 
 
 def test_an_engine_that_is_killed_ends_the_chat_with_an_error(run_folder):
-    with serving(run_folder) as (process, _):
+    with serving(run_folder) as (process, port):
+        for _ in range(2):  # said once
+            with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
+                connection.request("GET", "/props", headers={"Origin": "http://evil.example"})
+                assert connection.getresponse().status == 403
         children = f"/proc/{process.pid}/task/{process.pid}/children"
         with open(children) as file:
             (engine,) = file.read().split()
@@ -255,10 +337,11 @@ def test_an_engine_that_is_killed_ends_the_chat_with_an_error(run_folder):
         assert process.wait(timeout=20) == 7
         said = process.stderr.read()
         assert "error: the process that answers with sailor ended with code -9" in said and "Traceback" not in said
+        assert said.count("warning: a request was refused: http://evil.example is another origin: ") == 1
 
 
 def test_a_signal_while_it_loads_ends_it(run_folder):
-    command = [*TUNESMITH, "chat", str(run_folder), "--port", str(free_port())]
+    command = [*CHAT, str(run_folder), "--port", str(free_port())]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         children, engine = f"/proc/{process.pid}/task/{process.pid}/children", ""
         while not engine:
@@ -275,7 +358,7 @@ def test_a_signal_while_it_loads_ends_it(run_folder):
 def test_terminal_chat_has_several_turns_and_speeds(run_folder):
     questions = "Say hello.\n\nThanks, bye!\n/exit\nnever asked\n"
     done = subprocess.run(
-        [*TUNESMITH, "chat", str(run_folder), "--cli", "--set", "chat.context=256"],
+        [*CHAT, str(run_folder), "--cli", "--set", "chat.context=256"],
         input=questions, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -291,7 +374,7 @@ def test_terminal_chat_names_bytes_that_are_no_utf8_and_goes_on(run_folder):
     """Bytes of a terminal in Latin-1, and answers for one: neither is a traceback."""
     for encoding in ("utf-8", "ascii"):
         done = subprocess.run(
-            [*TUNESMITH, "chat", str(run_folder), "--cli", "--set", "chat.context=256"],
+            [*CHAT, str(run_folder), "--cli", "--set", "chat.context=256"],
             input=b"caf\xe9\nSay hello.\n", capture_output=True, timeout=120, check=False,
             env=os.environ | {"PYTHONIOENCODING": encoding},
         )  # fmt: skip
@@ -300,10 +383,11 @@ def test_terminal_chat_names_bytes_that_are_no_utf8_and_goes_on(run_folder):
         assert "warning: the text has half a character, U+DCE9 (the byte E9 in another encoding)" in said
 
 
-def test_terminal_chat_ctrl_c_cuts_an_answer_and_ctrl_d_ends(run_folder):
+def test_terminal_chat_ctrl_c_cuts_an_answer_and_ctrl_d_ends(run_folder, own_cache, tmp_path):
     ours, theirs = pty.openpty()
-    command = [*TUNESMITH, "chat", str(run_folder), "--cli"]
-    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True) as process:
+    command = [*CHAT, str(run_folder), "--cli"]
+    terminal = {"stdin": theirs, "stdout": theirs, "stderr": theirs, "start_new_session": True, "cwd": tmp_path}
+    with subprocess.Popen(command, **terminal) as process:
         os.close(theirs)
         screen = read_until(ours, "", "> ")
         os.write(ours, LONG.encode() + b"\n")
@@ -312,9 +396,15 @@ def test_terminal_chat_ctrl_c_cuts_an_answer_and_ctrl_d_ends(run_folder):
         process.send_signal(signal.SIGINT)
         screen = read_until(ours, screen, "\r\n> ")
         assert "tokens/s" not in screen  # it did not come to its end
+        os.write(ours, b"/save chats.jsonl\n")
+        read_until(ours, "", "saved to chats.jsonl\r\n> ")
         os.write(ours, b"\x04")
         assert process.wait(timeout=20) == 0, screen
     os.close(ours)
+    saved = json.loads((tmp_path / "chats.jsonl").read_text())["messages"]
+    assert saved[:2] == [{"role": "system", "content": SYSTEM}, {"role": "user", "content": LONG}]
+    assert saved[2]["role"] == "assistant" and " the " in saved[2]["content"]
+    assert (own_cache / "chat-history").read_text() == f"{LONG}\n/save chats.jsonl\n"
 
 
 def read_until(terminal, screen, text):

@@ -13,11 +13,14 @@ import tunesmith
 from tunesmith.errors import RecipeError, ResumeError
 from tunesmith.evaluation.speeds import quartiles, summary
 from tunesmith.files import digest_file
+from tunesmith.record import Proof
 from tunesmith.runs import Run
 from tunesmith.study import measure
 from tunesmith.study.compare import compare
 from tunesmith.study.measures import LOSS, MEMORY, MEMORY_NOISE, SPEED
 from tunesmith.study.models import read_models
+
+QUIET = ["--no-sandbox", "--disable-gpu"]
 
 
 @pytest.fixture(scope="module")
@@ -356,27 +359,45 @@ def test_speeds_that_are_measured_now_replace_the_recorded_ones(runs, tmp_path):
     assert set(best_of(page)) == {"held-out loss, nats", "bits per byte"}
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-def test_a_browser_shows_it_whole(own, tiny_base, tmp_path, width):
-    finished_run(own / "a-name-that-is-long-for-a-column", tiny_base, recipe_with(), proofs=(SKIPPED,))
-    report(own, ["good", "fast", "a-name-that-is-long-for-a-column", "base"], tmp_path / "report.html")
+@pytest.fixture(scope="module")
+def browser():
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
-        )
-        page = browser.new_page(viewport={"width": width, "height": 900}, offline=True)
-        asked, problems = [], []
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("console", lambda message: problems.append(message.text))
-        page.goto(f"file://{tmp_path / 'report.html'}")
-        images = page.evaluate("[...document.images].map(image => image.naturalWidth)")
-        assert len(images) == 2 and min(images) > 300
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert page.locator(".card").count() >= 8
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=QUIET)
+        yield browser
+        browser.close()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_it_whole(own, tiny_base, tmp_path, browser, width):
+    long, wide = (
+        " and so on" * 100,
+        Proof("stored = base + update, error over what rounding may cost", 1e-9, 1.0, 3 * 10**9),
+    )
+    finished_run(
+        own / "a-name-that-is-long-for-a-column", tiny_base, recipe_with(), proofs=(SKIPPED, wide), more=f"{long} x_"
+        + "long" * 50,
+    )  # fmt: skip
+    report(own, ["good", "fast", "a-name-that-is-long-for-a-column", "base"], tmp_path / "report.html")
+    page = browser.new_page(viewport={"width": width, "height": 844}, offline=True, is_mobile=width < 500)
+    asked, problems = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: problems.append(message.text))
+    page.goto(f"file://{tmp_path / 'report.html'}")
+    images = page.evaluate("[...document.images].map(image => image.naturalWidth)")
+    assert len(images) == 2 and min(images) > 300
+    assert page.locator(".card").count() >= 8
+    folded = page.locator("details.long")
+    assert folded.count() == 1 and 100 < (closed := folded.bounding_box()["height"]) < 200  # the first six lines
+    for _ in range(2):
+        assert page.evaluate("document.scrollingElement.scrollWidth") <= width
         for box in page.locator(".card").all():  # nothing is cut off, and nothing scrolls sideways
             assert box.evaluate("card => card.scrollWidth <= card.clientWidth + 1"), box.inner_text()
-        assert [url for url in asked if not url.startswith(("file:", "data:"))] == [] and problems == []
-        browser.close()
+        folded.click()
+    page.reload()
+    folded.locator("summary").click()
+    assert folded.bounding_box()["height"] > 2 * closed
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == [] and problems == []
+    page.close()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """The engine against transformers, and every way in which a file, a port or a conversation is wrong."""
 
 import re
-import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from tunesmith.errors import BaseError, DataError, ProofError, ResourceError
 from tunesmith.gguf.write import About, write_gguf
 from tunesmith.inference.engine import Engine, _check_version
 from tunesmith.recipe import ChatConfig
+from tunesmith.tokens.template import chat_template_with
 from tunesmith.weights import builtin
 from tunesmith.weights.locate import cache_folder
 
@@ -63,7 +63,7 @@ def test_it_can_be_closed_at_once(tiny_gguf, monkeypatch):
     monkeypatch.setattr(Engine, "_ask", lambda self, path, *body: asked.append(path) or ask(self, path, *body))
     with Engine(tiny_gguf, threads=1, context=256):
         pass
-    assert asked[0] == "/slots"  # the first request that only the loop answers
+    assert asked[0] == "/lora-adapters"  # the first request that only the loop answers
 
 
 def test_a_sampling_transform_is_noticed(tiny_engine, monkeypatch):
@@ -190,19 +190,28 @@ def test_a_big_endian_file_is_named_as_one(tmp_path):
     assert "gguf-convert-endian" in caught.value.fix
 
 
-def test_a_port_in_use(tiny_gguf):
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        port = other.getsockname()[1]
-        with pytest.raises(ResourceError, match=f"port {port} cannot be used") as caught:
-            Engine(tiny_gguf, threads=1, context=256, port=port)
-    assert "--port" in caught.value.fix
-    with Engine(tiny_gguf, threads=1, context=256, port=port) as engine:
-        assert engine.url == f"http://127.0.0.1:{port}"
-        with pytest.raises(ResourceError, match=str(port)):
-            Engine(tiny_gguf, threads=1, context=256, port=port)
-    Engine(tiny_gguf, threads=1, context=256, port=port).close()  # free again at once
+def test_the_files_own_sampling_is_taken_only_where_nobody_says_otherwise(tiny_base, tmp_path):
+    """What a file of ours states is what its recipe said then; `chat --set` and evaluation say it now."""
+    gguf, said = tmp_path / "own.gguf", ChatConfig(temperature=0.0, top_p=0.5)
+    write_gguf(tiny_base, gguf, "F16", About("tiny", "tiny", None, ChatConfig(temperature=0.25, top_p=0.75)))
+    for own, wanted in ((False, [0.0, 0.5]), (True, [0.25, 0.75])):
+        with Engine(gguf, threads=1, context=256, chat=said, own_sampling=own) as engine:
+            found = engine.sampling()
+            assert [found[name] for name in ("temperature", "top_p", "top_k", "min_p")] == [*wanted, 0, 0.0]
+
+
+def test_the_system_prompt_in_force_is_read_from_the_template(tiny_base, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    gguf, template = tmp_path / "system.gguf", tokenizer.chat_template
+    for text, wanted in (
+        (template, "You are a small test model."),
+        (chat_template_with(template, "Be 'brief'.", "2026-01-01"), "Be 'brief'."),
+        ("{% for message in messages %}{{ message['content'] }}\n{% endfor %}", None),
+        ("{{ raise_exception('no') if messages[0]['role'] == 'system' }}{{ messages[0]['content'] }}", None),
+    ):  # fmt: skip
+        write_gguf(tiny_base, gguf, "F16", About("tiny", "tiny", None, ChatConfig(), text))
+        with Engine(gguf, threads=1, context=256) as engine:
+            assert engine.own_system() == wanted
 
 
 def test_nothing_but_our_own_lines_is_printed(tiny_gguf):

@@ -14,9 +14,9 @@ from tunesmith.errors import RecipeError, ResumeError, TunesmithError
 
 if TYPE_CHECKING:
     from tunesmith.pipeline import Result
-    from tunesmith.recipe import ChatConfig, Recipe
+    from tunesmith.recipe import Recipe
     from tunesmith.runs import Run
-    from tunesmith.server.handle import Chat
+    from tunesmith.server.handle import Chat, Served
 
 Named = str | os.PathLike[str]
 """A file or folder. What `run` returns is one too: its run folder."""
@@ -41,12 +41,14 @@ def run(recipe: "Recipe | Named", run_dir: Named | None = None, changes: Sequenc
 
 
 def chat(
-    model: Named, port: int | None = None, *, gguf: str | None = None, threads: int = 2, changes: Sequence[str] = ()
-) -> "Chat":
+    model: Named, port: int | None = None, *, gguf: str | None = None, threads: int = 2, changes: Sequence[str] = (),
+    origins: Sequence[str] = (),
+) -> "Chat":  # fmt: skip
     """Serve a run, or a GGUF file, on this machine's CPU until the handle is closed or dropped, or Python ends.
 
     `port`: of 127.0.0.1, None takes any free one. `gguf`: F16, Q8_0 or Q4_K_M instead of the recipe's evaluate.gguf.
-    `changes`: to the recipe's chat section. Raises TunesmithError.
+    `changes`: to the recipe's chat section. `origins`: of web pages that may use it beside its own, such as
+    https://hub.example. Raises TunesmithError.
     """
     from tunesmith.server.handle import Chat
 
@@ -54,8 +56,7 @@ def chat(
         raise RecipeError(f"threads is {threads}, the chat needs at least 1", fix="leave it out, or say threads=2")
     if port is not None and not 0 <= port <= MAX_PORT:
         raise RecipeError(f"port is {port}, ports are 0 to {MAX_PORT}", fix="leave it out: any free one is taken")
-    file, alias, config = to_serve(Path(model), gguf, changes)
-    return Chat(file, alias=alias, chat=config, port=port, threads=threads)
+    return Chat(to_serve(Path(model), gguf, changes), port=port, threads=threads, origins=origins)
 
 
 def compare(runs: Sequence[Named] | Named, report: Named | None = None, *, measure: bool = False) -> Path:
@@ -118,13 +119,14 @@ def opened(target: "Recipe | Named", changes: Sequence[str] = (), run_dir: Named
     return recipe, Run(place, file if changes else None)
 
 
-def to_serve(model: Path, gguf: str | None, changes: Sequence[str]) -> "tuple[Path, str, ChatConfig]":
-    """The GGUF file that `model` names, what it is called, and how it samples; what of it is old is said.
+def to_serve(model: Path, gguf: str | None, changes: Sequence[str]) -> "Served":
+    """The GGUF file that `model` names, what it is called, and how it is spoken to; what of it is old is said.
 
     Raises RecipeError for what is neither a run nor a file, or no type; ResumeError for one that the run does not have.
     """
     from tunesmith.machine import need_utf8
     from tunesmith.recipe import ChatConfig, GgufType
+    from tunesmith.server.handle import Served
 
     need_utf8(model)
     if gguf is not None and gguf not in (types := get_args(GgufType)):
@@ -132,7 +134,7 @@ def to_serve(model: Path, gguf: str | None, changes: Sequence[str]) -> "tuple[Pa
     if model.is_file() and model.suffix not in (".yaml", ".yml"):
         if changes or gguf:
             raise RecipeError("a GGUF file has no recipe to change or choose from", fix="leave out --set and --gguf")
-        return model, model.stem, ChatConfig()
+        return Served(model, model.stem, ChatConfig(), own_sampling=True)
     _refuse_no_run(model)
     recipe, run = opened(model, changes)
     if not (recipe.export.gguf or gguf):
@@ -146,7 +148,7 @@ def to_serve(model: Path, gguf: str | None, changes: Sequence[str]) -> "tuple[Pa
         fix = f"choose one with --gguf, or type `tunesmith run {shlex.quote(str(model))}{more}` to make what is missing"
         raise ResumeError(f"there is no {file}; this run has {known}", fix=fix)
     _say_what_is_old(recipe, run, file, changes)
-    return file, recipe.name, recipe.chat
+    return Served(file, recipe.name, recipe.chat)
 
 
 def _refuse_no_run(model: Path) -> None:

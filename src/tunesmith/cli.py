@@ -126,14 +126,18 @@ def chat(
     cli: Annotated[bool, typer.Option("--cli", help="Chat in the terminal, without the page.")] = False,
     gguf: Annotated[str | None, typer.Option(metavar="TYPE", help="F16, Q8_0 or Q4_K_M.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ORIGIN", help="A web page's origin that may use it too, as https://hub.example."),
+    ] = None,
     changes: Changes = None,
 ) -> None:
     """Chat page and OpenAI-compatible API on this machine's CPU."""
     from tunesmith.api import to_serve
     from tunesmith.server.app import chat as serve
 
-    file, alias, config = to_serve(model, gguf, changes or ())
-    serve(file, alias=alias, chat=config, port=port, threads=threads, cli=cli)
+    served = to_serve(model, gguf, changes or ())
+    serve(served, port=port, threads=threads, cli=cli, origins=allow_origin or ())
 
 
 @app.command()

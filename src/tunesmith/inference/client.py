@@ -7,6 +7,7 @@ Letters in names: V vocabulary.
 """
 
 import contextlib
+import gzip
 import http.client
 import json
 import math
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.errors import BaseError, DataError, ProofError, ResourceError
+from tunesmith.errors import BaseError, DataError, ProofError, ResourceError, TunesmithError
 from tunesmith.inference.ended import MAKE_AGAIN
 
 SUM_TOLERANCE = 1e-3  # llama.cpp sums the softmax in 32 bits: 1.3e-4 off at 49,152 tokens
@@ -44,12 +45,40 @@ class Answer:
 class Client:
     """What llama.cpp's server answers at a URL."""
 
-    def __init__(self, url: str, name: str) -> None:
-        """`name`: of the model, for the user."""
-        self.url, self._name = url, name
-        self._ask("/slots")  # answered by its loop: a server closed before that has begun waits for ever
+    def __init__(self, url: str, name: str, key: str = "") -> None:
+        """`name`: of the model, for the user; `key`: without which the server answers nobody."""
+        self.url, self.key, self._name = url, key, name
+        self._ask("/lora-adapters")  # answered by its loop: a server closed before that has begun waits for ever
         self.vocabulary: int = self._ask("/v1/models")["data"][0]["meta"]["n_vocab"]
         self._drawn = self.tokenize("a", special=False)[-1]
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What lets a request in."""
+        return {"Authorization": f"Bearer {self.key}"} if self.key else {}
+
+    def fetch(self, path: str) -> bytes:
+        """A file of llama.cpp's page, which it has packed only."""
+        return gzip.decompress(b"".join(self._send(path, None, {"Accept-Encoding": "gzip"})))
+
+    def sampling(self) -> dict[str, Any]:
+        """What it samples with where a request says nothing, in llama.cpp's names."""
+        found: dict[str, Any] = self._ask("/props")["default_generation_settings"]["params"]
+        return found
+
+    def own_system(self) -> str | None:
+        """The system prompt that the file's template puts in where a conversation has none; None where it puts none."""
+        question, mark = [{"role": "user", "content": "?"}], "\N{PILCROW SIGN} 7 \N{PILCROW SIGN}"
+        try:
+            bare, marked = self.render(question), self.render([{"role": "system", "content": mark}, *question])
+        except TunesmithError:  # a template that takes no system prompt
+            return None
+        before, found, after = marked.partition(mark)
+        if not found or not bare.startswith(before) or not bare.endswith(after) or len(bare) < len(before + after):
+            return None
+        own = bare[len(before) : len(bare) - len(after)]
+        same = own.strip() and self.render([{"role": "system", "content": own}, *question]) == bare
+        return own if same else None
 
     def tokenize(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids. `special`: read special tokens in the text, and add those at the start that the file asks for."""
@@ -89,18 +118,19 @@ class Client:
         return (logprobs_V - math.log(total)).astype(np.float32)
 
     def chat(
-        self, messages: Sequence[Message], *, max_tokens: int, temperature: float = 0.0, top_p: float = 1.0,
+        self, messages: Sequence[Message], *, max_tokens: int, temperature: float | None = 0.0,
         cache: bool = True, ignore_end: bool = False, on_text: Callable[[str], None] | None = None,
     ) -> Answer:  # fmt: skip
-        """Answer a conversation, greedily at temperature 0. `on_text` gets each piece of text as it comes.
+        """Answer a conversation, greedily at temperature 0; None samples as the server was told to.
 
+        `on_text` gets each piece of text as it comes.
         `cache`: read only what differs from the conversation before. `ignore_end`: never stop before max_tokens. Raises
         ResourceError for one that is too long, ConnectionError where the server ends in the middle.
         """
         body = {
-            "messages": [dict(message) for message in messages], "max_tokens": max_tokens, "temperature": temperature,
-            "top_p": top_p, "cache_prompt": cache, "stream": True, "reasoning_format": "none", "ignore_eos": ignore_end,
-        }  # fmt: skip
+            "messages": [dict(message) for message in messages], "max_tokens": max_tokens, "cache_prompt": cache,
+            "stream": True, "reasoning_format": "none", "ignore_eos": ignore_end,
+        } | ({} if temperature is None else {"temperature": temperature, "top_p": 1.0})  # fmt: skip
         started = time.perf_counter()
         first_token_s, pieces, reason, timings = 0.0, list[str](), "", dict[str, Any]()
         for line in self._send("/v1/chat/completions", body):
@@ -126,12 +156,14 @@ class Client:
     def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         return json.loads(b"".join(self._send(path, body)))
 
-    def _send(self, path: str, body: Mapping[str, Any] | None) -> Iterator[bytes]:
+    def _send(
+        self, path: str, body: Mapping[str, Any] | None, headers: Mapping[str, str] | None = None
+    ) -> Iterator[bytes]:
         """Lines of the response. Leaving the loop early closes the connection, and that stops the answer."""
         connection = http.client.HTTPConnection(self.url.removeprefix("http://"))
         with contextlib.closing(connection):
-            headers = {"Content-Type": "application/json"}
-            connection.request("POST" if body else "GET", path, _encoded(body) if body else None, headers)
+            sent = {"Content-Type": "application/json", **self.headers, **(headers or {})}
+            connection.request("POST" if body else "GET", path, _encoded(body) if body else None, sent)
             with connection.getresponse() as response:  # it holds the socket open as well
                 if response.status != 200:
                     _checked(json.loads(response.read()))

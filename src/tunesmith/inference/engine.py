@@ -1,6 +1,6 @@
 """A GGUF file on the CPU: llama.cpp's own server inside this process. The one file that knows xllamacpp."""
 
-import socket
+import secrets
 import struct
 from pathlib import Path
 from typing import Self
@@ -21,29 +21,35 @@ except ImportError as error:
 
 OLDEST = (2026, 10, 11549)  # the build whose answers, errors and defaults this file was written against
 GGUF_VERSIONS = (2, 3)  # what llama.cpp reads
+EVERY_SAMPLER = sum(map(int, xllamacpp.common_params_sampling_config))
+"""That all settings of sampling are ours: one that is not is taken from the file's metadata."""
 PROMPT_CACHE_MIB = 256  # for conversations that lost their slot; llama.cpp's own 8192 is more than the machine has
 
 
 class Engine(Client):
-    """llama.cpp's server for one GGUF file, on 127.0.0.1 only; a context manager."""
+    """llama.cpp's server for one GGUF file, a context manager. On a free port of 127.0.0.1, with a key of its own.
+
+    Without the key it answers nobody: a web page can send requests to any port of this machine, and llama.cpp looks
+    neither at Origin nor at Host. What people and their programs ask goes through server/front.py.
+    """
 
     def __init__(
         self, gguf: Path, *, threads: int, context: int, slots: int = 1,
-        port: int | None = None, alias: str | None = None, chat: ChatConfig | None = None,
+        alias: str | None = None, chat: ChatConfig | None = None, own_sampling: bool = False,
     ) -> None:  # fmt: skip
         """Load `gguf`; `slots` conversations of `context` tokens each; `chat`: sampling where a request names none.
 
-        Raises BaseError for a file that is no GGUF or cannot be loaded, ResourceError for a port in use.
+        `own_sampling`: what the file's metadata say of sampling goes before `chat`. Raises BaseError for a file that is
+        no GGUF or cannot be loaded.
         """
         _check_version(xllamacpp.__version__)
         need_utf8(gguf)
         _check_gguf(gguf)
-        if port is not None:
-            _check_port(port)
         params = xllamacpp.CommonParams()
         params.model.path = str(gguf)
         params.model_alias = {alias or gguf.stem}
-        params.port = port or 0  # 0: any free one
+        params.port = 0  # any free one
+        _close_doors(params, key := secrets.token_urlsafe(32))
         params.verbosity = 0
         params.n_ctx = context * slots  # llama.cpp divides it among the slots
         params.n_parallel = slots
@@ -55,16 +61,15 @@ class Engine(Client):
         params.sampling.top_k, params.sampling.min_p = 0, 0.0  # nothing that the recipe does not say
         if chat:
             params.sampling.temp, params.sampling.top_p = chat.temperature, chat.top_p
+        params.sampling.user_sampling_config = 0 if own_sampling else EVERY_SAMPLER
         try:
             self._server = xllamacpp.Server(params)
         except RuntimeError as error:
-            if port is not None:
-                _check_port(port)  # taken since the first look
             raise BaseError(
                 f"llama.cpp cannot load {gguf.name}; the file is cut, damaged, or of a kind it does not know",
                 fix=f"{MAKE_ANEW}; or check that it fits in memory", where=str(gguf),
             ) from error  # fmt: skip
-        super().__init__(self._server.listening_address, gguf.name)
+        super().__init__(self._server.listening_address, gguf.name, key)
 
     def __enter__(self) -> Self:
         return self
@@ -75,6 +80,14 @@ class Engine(Client):
     def close(self) -> None:
         """Stop the server and free the model; running answers are cut."""
         self._server = None
+
+
+def _close_doors(params: "xllamacpp.CommonParams", key: str) -> None:
+    """Nothing without the key; no page of another origin reads an answer; nothing shows or changes what is at work."""
+    params.api_keys = [key]
+    params.cors_origins, params.cors_origins_explicit, params.cors_credentials = "localhost", True, False
+    params.endpoint_slots = params.endpoint_props = params.endpoint_metrics = params.ui_mcp_proxy = False
+    params.server_tools = []
 
 
 def _check_version(version: str) -> None:
@@ -97,13 +110,3 @@ def _check_gguf(path: Path) -> None:
         refuse_big_endian(path, version)
     if magic != b"GGUF" or version not in GGUF_VERSIONS:
         raise BaseError(f"{path.name} {problem}", fix=f"name a .gguf file, or {MAKE_ANEW}", where=str(path))
-
-
-def _check_port(port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a closed server's port is free at once
-        try:
-            probe.bind(("127.0.0.1", port))
-        except (OSError, OverflowError) as error:
-            fix = f"choose another one, such as --port {port % 65000 + 1}"
-            raise ResourceError(f"port {port} cannot be used: {error}", fix=fix) from error

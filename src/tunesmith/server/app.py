@@ -5,41 +5,63 @@ import http.client
 import io
 import signal
 import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
-from tunesmith.console import say, warn
-from tunesmith.errors import DataError, TunesmithError
-from tunesmith.inference.client import Answer, Client
-from tunesmith.recipe import ChatConfig
-from tunesmith.server.handle import Chat
+from tunesmith.console import say
+from tunesmith.gguf.metadata import read_singles
+from tunesmith.server.handle import Chat, Served
+from tunesmith.server.terminal import Talk
+
+OFF = {
+    "temperature": None, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "typical_p": 1.0, "repeat_penalty": 1.0,
+    "presence_penalty": 0.0, "frequency_penalty": 0.0, "dry_multiplier": 0.0, "xtc_probability": 0.0, "mirostat": 0,
+}  # fmt: skip
+"""What llama.cpp samples with, and the value at which each changes nothing."""
 
 
-def chat(gguf: Path, *, alias: str, chat: ChatConfig, port: int, threads: int, cli: bool) -> None:
-    """Serve `gguf` as `alias` on 127.0.0.1:`port`, or chat with it in the terminal (`cli`), until told to stop.
+def chat(served: Served, *, port: int, threads: int, cli: bool, origins: Sequence[str] = ()) -> None:
+    """Serve a model on 127.0.0.1:`port`, or chat with it in the terminal (`cli`), until told to stop.
 
-    Raises BaseError for a file that is missing or no GGUF, ResourceError for a port in use or a killed engine.
+    `origins`: web pages that may use it beside its own. Raises BaseError for a file that is missing or no GGUF,
+    ResourceError for a port in use or a killed engine.
     """
     if cli:
         _take_any_bytes()
-        alone = chat.model_copy(update={"slots": 1})
-        with Chat(gguf, alias=alias, chat=alone, port=None, threads=threads) as handle, _end_explained(handle):
-            _talk(Client(handle.url, alias), alias, chat)
-    else:
-        _serve(gguf, alias, chat, port, threads)
-
-
-def _serve(gguf: Path, alias: str, chat: ChatConfig, port: int, threads: int) -> None:
-    """Until Ctrl+C or SIGTERM, which end it well."""
+        alone = replace(served, chat=served.chat.model_copy(update={"slots": 1}))
+        with Chat(alone, port=None, threads=threads, front=False) as handle, _end_explained(handle):
+            _say_settings(handle, served)
+            say("/exit or Ctrl+D ends the chat, Ctrl+C cuts an answer short, /help shows what else there is")
+            system, context = served.chat.system, served.chat.context
+            Talk(handle.client(), system=system, own_system=handle.own_system, context=context).go_on()
+        return
     with (
         _sigterm_as_ctrl_c(),
         contextlib.suppress(KeyboardInterrupt),
-        Chat(gguf, alias=alias, chat=chat, port=port, threads=threads) as handle,
+        Chat(served, port=port, threads=threads, origins=origins) as handle,
     ):
+        _say_settings(handle, served)
         say(repr(handle))
         say("Ctrl+C stops it")
         handle.wait()
     say("stopped")
+
+
+def _say_settings(handle: Chat, served: Served) -> None:
+    """What the model is told before all else, and how it samples."""
+    say(f"system prompt: {handle.system}" if handle.system else "no system prompt")
+    source = ""
+    if served.own_sampling:
+        stated = any(key.startswith("general.sampling.") for key in read_singles(served.gguf))
+        source = ", as the file says" if stated else "; the file says nothing of it"
+    say(f"sampling: {sampling_text(handle.sampling)}{source}")
+
+
+def sampling_text(sampling: Mapping[str, Any]) -> str:
+    """The temperature, and what else changes something, such as `temperature 0.2, top_p 0.9`."""
+    found = {name: round(sampling[name], 4) for name in OFF if name in sampling}
+    return ", ".join(f"{name} {value:g}" for name, value in found.items() if value != OFF[name])
 
 
 @contextlib.contextmanager
@@ -68,61 +90,3 @@ def _take_any_bytes() -> None:
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
-
-
-def _talk(engine: Client, alias: str, chat: ChatConfig) -> None:
-    """Questions from standard input, answers to standard output, until /exit or Ctrl+D."""
-    opening = [{"role": "system", "content": chat.system}] if chat.system else []
-    messages = list(opening)
-    say(f"{alias}: /exit or Ctrl+D ends the chat, Ctrl+C cuts an answer short")
-    while (question := _question()) != "/exit":
-        if not question:
-            continue
-        messages.append({"role": "user", "content": question})
-        try:
-            text = _answer(engine, messages, chat)
-        except DataError as error:
-            warn(f"{error.what}; the conversation goes on without it")
-            messages.pop()
-        except TunesmithError as error:
-            warn(f"{error.what}; a new conversation starts")
-            messages = list(opening)
-        else:
-            messages.append({"role": "assistant", "content": text})
-
-
-def _question() -> str:
-    """The next line of the user; a prompt is for people, not for a pipe."""
-    asked = sys.stdin.isatty()
-    try:
-        return input("> " if asked else "").strip()
-    except (EOFError, KeyboardInterrupt):
-        if asked:
-            print()
-        return "/exit"
-
-
-def _answer(engine: Client, messages: list[dict[str, str]], chat: ChatConfig) -> str:
-    """Stream one answer; what was said of it before a Ctrl+C counts as the answer."""
-    pieces: list[str] = []
-
-    def show(text: str) -> None:
-        pieces.append(text)
-        print(text, end="", flush=True)
-
-    try:
-        answer = engine.chat(
-            messages, max_tokens=chat.context, temperature=chat.temperature, top_p=chat.top_p, on_text=show
-        )
-    except KeyboardInterrupt:
-        print()
-        return "".join(pieces)
-    print(flush=True)
-    say(f"[{_stats(answer)}]")
-    return answer.text
-
-
-def _stats(answer: Answer) -> str:
-    """How fast an answer came, in one line."""
-    end = "" if answer.stopped else ", cut: the context is full"
-    return f"{answer.tokens} tokens, first after {answer.first_token_s:.2f} s, {answer.tokens_per_s:.0f} tokens/s{end}"

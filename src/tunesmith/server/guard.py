@@ -1,0 +1,90 @@
+"""Who may speak to the chat: programs of this machine, its own page, and origins that the user has named.
+
+A web page anywhere can send requests to 127.0.0.1. What the browser says of the sender, and pages cannot change, is
+looked at before the engine sees anything: Host (another name for this machine is DNS rebinding), Origin (RFC 6454,
+section 7) and Sec-Fetch-Site (Fetch Metadata). A program of this machine sends none of the last two.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from email.message import Message
+
+from tunesmith.errors import RecipeError
+
+THIS_MACHINE = ("127.0.0.1", "localhost", "[::1]")
+ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://((?:\*\.)?[a-z0-9.-]+|\[[0-9a-f:.]+\])(:\d{1,5})?", re.ASCII)
+PAGE = ("/", "/index.html")
+FOREIGN = ("cross-site", "same-site")
+"""Values of Sec-Fetch-Site for what another origin asked for; another port of this machine is same-site."""
+PERMIT = "if it is yours, start the chat with --allow-origin"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is done with a request."""
+
+    refused: str = ""
+    """Why it goes no further; empty: it may pass."""
+    cors: str = ""
+    """The origin of another page that may read the answer."""
+    from_outside: bool = False
+    """A link or frame of another site opens the page: without what the address tells it to do."""
+
+
+def check_origins(origins: Sequence[str]) -> tuple[str, ...]:
+    """Origins as browsers write them, such as https://hub.example, https://*.hub.example or chrome-extension://ID.
+
+    Raises RecipeError for what is none.
+    """
+    checked = tuple(origin.lower().rstrip("/") for origin in origins)
+    for given, origin in zip(origins, checked, strict=True):
+        if not ORIGIN.fullmatch(origin):
+            fix = "write scheme, name and port alone, as in https://hub.example or http://localhost:3000"
+            raise RecipeError(f"--allow-origin {given!r} is no origin of a web page", fix=fix)
+    return checked
+
+
+def judge(method: str, path: str, headers: Message, origins: Sequence[str]) -> Verdict:
+    """Whether a request may reach the engine; `origins` are those that the user has named (`check_origins`)."""
+    if odd := _odd(path, headers):
+        return Verdict(refused=odd)
+    host, sender = headers["Host"].strip().lower(), headers.get("Origin", "").strip().lower()
+    if _name(host) not in THIS_MACHINE and not any(_same_host(host, origin) for origin in origins):
+        return Verdict(refused=f"{host} is no name of this machine: {PERMIT} https://{host}")
+    if sender and sender != f"http://{host}":
+        named = any(_matches(sender, origin) for origin in origins)
+        return Verdict(cors=sender) if named else Verdict(refused=f"{sender} is another origin: {PERMIT} {sender}")
+    if headers.get("Sec-Fetch-Site", "").lower() in FOREIGN:
+        opened = method == "GET" and headers.get("Sec-Fetch-Mode", "").lower() == "navigate"
+        to_page = opened and path.partition("?")[0] in PAGE
+        return Verdict(from_outside=True) if to_page else Verdict(refused="another origin asks for it")
+    return Verdict()
+
+
+def _odd(path: str, headers: Message) -> str:
+    """What no browser and no client of HTTP/1.1 sends."""
+    if len(headers.get_all("Host", [])) != 1 or len(headers.get_all("Origin", [])) > 1 or not path.startswith("/"):
+        return "a request has one Host, at most one Origin, and a path"
+    if any(end in value for value in headers.values() for end in "\r\n"):
+        return "a header goes on over several lines"
+    return ""
+
+
+def _name(host: str) -> str:
+    """Without the port, and without the dot that may end a name."""
+    return re.sub(r":\d*$", "", host).rstrip(".")
+
+
+def _same_host(host: str, origin: str) -> bool:
+    return any(
+        _matches(f"{scheme}://{host}", origin) for scheme in ("http", "https") if origin.startswith(f"{scheme}:")
+    )
+
+
+def _matches(sender: str, origin: str) -> bool:
+    """Whether a sender is an origin that was named; `*.` stands for one or more labels of its name."""
+    if "://*." not in origin:
+        return sender == origin
+    scheme, _, rest = origin.partition("://*")
+    return ORIGIN.fullmatch(sender) is not None and sender.startswith(f"{scheme}://") and sender.endswith(rest)

@@ -1,0 +1,301 @@
+"""The chat is closed: what other origins, names and shapes of request get, from sockets and a real browser."""
+
+import contextlib
+import http.client
+import http.server
+import json
+import shutil
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from playwright.sync_api import sync_playwright
+
+from tunesmith.errors import RecipeError, ResourceError
+from tunesmith.gguf.write import About, write_gguf
+from tunesmith.inference.engine import Engine
+from tunesmith.recipe import ChatConfig
+from tunesmith.server import front
+from tunesmith.server.front import Front
+from tunesmith.server.guard import check_origins
+from tunesmith.server.page import page_of
+
+EVIL = {"Origin": "http://evil.example"}
+HI = json.dumps({"messages": [{"role": "user", "content": "a"}], "max_tokens": 4})
+NAMED = ["https://hub.example", "https://*.hub.example:8443", "moz-extension://0f-1"]
+ROUTES = (
+    ("GET", "/"), ("GET", "/v1/models"), ("GET", "/props"), ("GET", "/nowhere"), ("GET", "/slots"), ("GET", "/metrics"),
+    ("POST", "/v1/chat/completions"), ("POST", "/completion"), ("POST", "/props"), ("POST", "/lora-adapters"),
+    ("DELETE", "/v1/stream"), ("OPTIONS", "/v1/chat/completions"), ("HEAD", "/health"), ("PUT", "/v1/models"),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def gguf(tiny_base, tmp_path_factory):
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    write_gguf(tiny_base, path, "F16", About("tiny", "tiny", None, ChatConfig()))
+    return path
+
+
+@pytest.fixture(scope="module")
+def engine(gguf):
+    with Engine(gguf, threads=1, context=512, slots=2, alias="sailor") as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def doors(engine):
+    """Two doors of one engine: a closed one, and one that is open to named origins; and what went through."""
+    through, passed_on = [], front._Request._ask_engine
+
+    def noted(self, body):
+        through.append((self.command, self.path))
+        passed_on(self, body)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(front._Request, "_ask_engine", noted)
+        both = [Front(None, ()), Front(None, check_origins(NAMED))]
+        page = page_of("sailor", 'Be </script> "brief".')
+        for door in both:
+            threading.Thread(target=door.answer, args=(engine, page), daemon=True).start()
+        yield *both, through
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Front.shutdown, both))
+        for door in both:
+            door.server_close()
+
+
+def send(url, method, path, body=None, **headers):
+    """(status, headers by name in small letters, body)"""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    with contextlib.closing(http.client.HTTPConnection(url.removeprefix("http://"), timeout=20)) as connection:
+        connection.request(method, path, body, named)
+        answer = connection.getresponse()
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+
+
+def raw(door, *pieces):
+    """All that comes back for bytes."""
+    with socket.create_connection(door.server_address, timeout=20) as client:
+        client.sendall(b"".join(pieces))
+        return b"".join(iter(lambda: client.recv(1 << 16), b""))
+
+
+def cors(headers):
+    return [name for name in headers if name.startswith("access-control-")]
+
+
+@pytest.mark.parametrize(
+    "sender",
+    [
+        EVIL, {"Origin": "null"}, {"Origin": "http://localhost:3000"}, {"Origin": "https://127.0.0.1"},
+        {"Host": "evil.example"}, {"Host": "127.0.0.1.evil.example"}, {"Host": "localhost.evil.example:80"},
+        {"Host": "evil.example", "Origin": "http://evil.example"}, {"Host": "0.0.0.0:80"}, {"Host": ""},
+    ],
+)  # fmt: skip
+def test_another_origin_and_another_name_get_nothing_anywhere(doors, sender):
+    """Neither an answer, nor leave to read one, nor any work of the engine; on every route, preflight and error."""
+    closed, _, through = doors
+    before = len(through)
+    for method, path in ROUTES:
+        body = HI if method == "POST" else None
+        status, headers, text = send(closed.url, method, path, body, Content_Type="text/plain", **sender)
+        assert status == (501 if method == "PUT" else 403) and cors(headers) == [], (method, path, status, headers)
+        assert b"sailor" not in text and headers["content-security-policy"] == "frame-ancestors 'self'"
+    assert len(through) == before
+
+
+def test_programs_and_the_page_itself_are_answered_without_leave_for_others(doors):
+    closed, _, _ = doors
+    port = closed.server_address[1]
+    for host in (f"127.0.0.1:{port}", f"localhost:{port}", f"LOCALHOST:{port}", f"[::1]:{port}", "localhost:8080"):
+        for own in (
+            {},
+            {"Origin": f"http://{host}"},
+            {"Authorization": "Bearer sk-any", "Sec-Fetch-Site": "same-origin"},
+        ):
+            status, headers, text = send(closed.url, "POST", "/v1/chat/completions", HI, Host=host, **own)
+            assert status == 200 and cors(headers) == [] and json.loads(text)["model"] == "sailor", (host, own)
+    for method, path, wanted in (
+        ("GET", "/nowhere", 404), ("GET", "/slots", 501), ("POST", "/props", 501), ("GET", "/metrics", 501),
+        ("POST", "/completion", 400), ("OPTIONS", "/props", 204),
+    ):  # fmt: skip
+        status, headers, _ = send(closed.url, method, path, "{" if method == "POST" else None)
+        assert (status, cors(headers)) == (wanted, []), (method, path)
+
+
+def test_what_another_site_only_links_to_is_opened_without_what_the_address_says(doors):
+    closed, _, through = doors
+    link = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate"}
+    before = len(through)
+    status, _, page = send(closed.url, "GET", "/?q=work", **link)
+    assert status == 200 and b'content="0;url=./"' in page and b"work" not in page
+    for method, path, how in (
+        ("GET", "/props", link), ("POST", "/", link), ("GET", "/", link | {"Sec_Fetch_Mode": "no-cors"}),
+        ("GET", "/v1/models", {"Sec_Fetch_Site": "same-site"}),
+    ):  # fmt: skip
+        assert send(closed.url, method, path, **how)[0] == 403, (method, path)
+    assert len(through) == before
+
+
+def test_origins_that_were_named_may_ask_and_read_and_those_that_look_like_them_not(doors):
+    closed, door, _ = doors
+    for sender in (
+        "https://hub.example",
+        "https://a.b.hub.example:8443",
+        "HTTPS://HUB.example",
+        "moz-extension://0f-1",
+    ):
+        status, headers, _ = send(door.url, "POST", "/v1/chat/completions", HI, Origin=sender)
+        assert (
+            status == 200 and headers["access-control-allow-origin"] == sender.lower() and headers["vary"] == "Origin"
+        )
+        asks = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": "x-stainless-os"}
+        status, headers, _ = send(door.url, "OPTIONS", "/v1/chat/completions", Origin=sender, **asks)
+        assert status == 204 and headers["access-control-allow-headers"] == "x-stainless-os"
+        assert send(closed.url, "GET", "/props", Origin=sender)[0] == 403
+    for sender in (
+        "http://hub.example", "https://evilhub.example", "https://hub.example.evil", "https://hub.example:8443",
+        "https://evil/.hub.example:8443", "https://a.hub.example", "https://a.hub.example:84431", "null",
+    ):  # fmt: skip
+        status, headers, _ = send(door.url, "GET", "/props", Origin=sender)
+        assert (status, cors(headers)) == (403, []), sender
+    assert send(door.url, "GET", "/props", Host="hub.example", Origin="https://hub.example")[0] == 200  # a proxy's Host
+    assert send(door.url, "GET", "/props", Host="evil.example", Origin="https://hub.example")[0] == 403
+    assert "frame-ancestors 'self' https://hub.example https://*.hub.example:8443 moz-extension://0f-1" in str(
+        send(door.url, "GET", "/props")
+    )
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["*", "hub.example", "https://hub.example/chat", "https://*", "null", "https://a b", "https://a\r\nX: y"],
+)
+def test_an_origin_that_is_none_is_refused_by_name(origin):
+    with pytest.raises(RecipeError, match="is no origin of a web page") as caught:
+        check_origins([origin])
+    assert "https://hub.example" in caught.value.fix
+
+
+def test_one_request_a_connection_and_none_that_two_servers_could_read_in_two_ways(doors):
+    closed, _, through = doors
+    hello = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    assert raw(closed, hello, b"GET /props HTTP/1.1\r\nHost: evil.example\r\n\r\n").count(b"HTTP/1.1 ") == 1
+    before = len(through)
+    post = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+    for head, status in (
+        (post + b"Transfer-Encoding: chunked\r\n\r\n", b"411"), (post + b"Content-Length: +4\r\n\r\n", b"411"),
+        (post + b"Content-Length: 99999999999\r\n\r\n", b"413"),
+        (post + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n", b"413"),
+        (post + b"Host: evil.example\r\n\r\n", b"403"), (post + b"X: a\r\n Host: b\r\n\r\n", b"403"),
+        (b"GET http://evil.example/ HTTP/1.1\r\nHost: localhost\r\n\r\n", b"403"),
+        (b"GET /health HTTP/1.1\r\n\r\n", b"403"), (b"nonsense\r\n\r\n", b"400"),
+        (b"GET /health HTTP/1.1\r\nHost : localhost\r\n\r\n", b"403"),
+    ):  # fmt: skip
+        answer = raw(closed, head)
+        assert answer.startswith(b"HTTP/1.1 " + status) and answer.count(b"HTTP/1.1 ") == 1, (head[:90], answer[:90])
+    assert len(through) == before
+
+
+def test_the_engine_behind_it_answers_nobody_without_its_key(engine):
+    for path in ("/props", "/v1/models", "/slots", "/lora-adapters", "/nowhere"):
+        status, headers, text = send(engine.url, "GET", path, **EVIL)
+        assert status == 401 and cors(headers) == [] and b"sailor" not in text, path
+    assert send(engine.url, "POST", "/v1/chat/completions", HI, Content_Type="text/plain")[0] == 401
+    assert send(engine.url, "POST", "/v1/chat/completions", HI, **engine.headers)[0] == 200
+
+
+def test_an_answer_comes_as_it_is_made(doors):
+    body = json.dumps({"prompt": "a", "n_predict": 480, "ignore_eos": True, "stream": True}).encode()
+    head = b"POST /completion HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+    with socket.create_connection(doors[0].server_address, timeout=20) as client:
+        client.sendall(head % len(body) + body)
+        seen = list(iter(lambda: client.recv(1 << 16), b""))
+    assert len(seen) > 20 and b"".join(seen).count(b"data: ") > 300
+
+
+def test_a_port_in_use(engine):
+    first = Front(None, ())
+    port = first.server_address[1]
+    with pytest.raises(ResourceError, match=f"port {port} cannot be used") as caught:
+        Front(port, ())
+    assert "--port" in caught.value.fix
+    first.server_close()
+    Front(port, ()).server_close()  # free again at once
+
+
+ATTACKS = """
+<iframe name="inner"></iframe>
+<form method="POST" enctype="text/plain" target="inner" action="CHAT/v1/chat/completions">
+  <input name='{"prompt":"a","x":"' value='"}'>
+</form>
+<script>
+  const done = [], body = JSON.stringify({messages: [{role: "user", content: "a"}], max_tokens: 4});
+  const attack = async (name, path, options) => {
+    try { done.push(name + ": " + await (await fetch("CHAT" + path, options)).text()); }
+    catch (error) { done.push(name + ": " + error.name); }
+  };
+  (async () => {
+    await attack("read", "/v1/models");
+    await attack("post", "/v1/chat/completions", {method: "POST", body});
+    await attack("json", "/completion", {method: "POST", body, headers: {"Content-Type": "application/json"}});
+    await attack("blind", "/v1/chat/completions", {method: "POST", body, mode: "no-cors"});
+    navigator.sendBeacon("CHAT/completion", body);
+    document.forms[0].submit();
+    const frame = document.createElement("iframe");
+    frame.src = "CHAT/?q=work";
+    frame.onload = () => document.title = done.join(", ");
+    document.body.append(frame);
+  })();
+</script>
+"""
+
+
+@pytest.fixture(scope="module")
+def evil_page(doors):
+    """Address of a page of another origin that tries to use the closed door."""
+
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            text = ATTACKS.replace("CHAT", doors[0].url).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://evil.example:{server.server_address[1]}"
+        server.shutdown()
+
+
+def test_in_a_browser_no_page_of_another_origin_reads_from_the_model_or_makes_it_work(doors, evil_page):
+    closed, _, through = doors
+    flags = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--host-resolver-rules=MAP evil.example 127.0.0.1",
+    ]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
+        page = browser.new_page()
+        before = len(through)
+        page.goto(evil_page)
+        page.wait_for_function("document.title.includes('blind')")
+        assert page.title() == "read: TypeError, post: TypeError, json: TypeError, blind: TypeError"
+        rebound = page.goto(closed.url.replace("127.0.0.1", "evil.example") + "/v1/models")
+        assert rebound.status == 403 and "sailor" not in page.content()
+        assert len(through) == before
+        page.goto(evil_page)  # and a link of that page: it opens the chat, and nothing is asked there
+        page.evaluate(f"location.href = '{closed.url}/?q=work#/?q=work'")
+        page.locator("textarea").wait_for()
+        assert page.url == f"{closed.url}/"
+        assert page.title() == "sailor" and {method for method, _ in through[before:]} <= {"GET", "POST"}
+        assert not [path for _, path in through[before:] if "completion" in path]
+        browser.close()
