@@ -111,6 +111,7 @@ class Run:
         if own:  # killed before its recipe.yaml was written, or that was deleted
             own |= {path.name for path in (*self.files, self.checkpoints)}
             own |= {path.name for path in self.path.glob(f"{DAMAGED}{self.metrics.name}-*")}
+            own |= {path.name for path in self.path.glob(f"{self.report.stem}-*.html")}  # earlier comparisons
         elif self._made_manifest():
             own.add(self.manifest.name)
         if self._made_lock():

@@ -69,7 +69,8 @@ def fit(job: Job, state: TrainState, watch: StopWatch) -> None:
             due = due or time.monotonic() - saved_s >= (every.seconds or INFINITY)
             if saved_step < 0 or (due and saved_step != at.step) or last:
                 metrics.flush()
-                save_checkpoint(job.run.checkpoints, state, job.decides, job.conditions, job.recipe.checkpoint.keep)
+                keep = job.recipe.checkpoint.keep
+                save_checkpoint(job.run.checkpoints, state, job.decides, job.conditions, keep, steps)
                 saved_s, saved_step = time.monotonic(), at.step
             if last:
                 return
