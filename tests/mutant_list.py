@@ -627,7 +627,7 @@ SAFE = (
        "test_house.py::test_python_m_works_and_names_itself_in_a_fix"),
     _m("the page of fields has no bounds", "fields.py", "if key in about]", "if key not in about]",
        "test_house.py::test_the_page_of_fields_is_current_and_has_every_field"),
-    _m("a command to type has no quotes", "command.py", "shlex.join(str(word)", '" ".join(str(word)',
+    _m("a command to type has no quotes", "command.py", "shlex.join(str(word)", "' '.join(str(word)",
        "test_api.py::test_any_text_is_a_name_of_a_run"),
     _m("a number that no counter holds is accepted", "recipe.py", "and held > MOST:", "and held > MOST and not held:",
        "test_recipe.py::test_a_whole_number_that_no_counter_holds_is_refused"),

@@ -155,7 +155,7 @@ def as_table(runs: list[Standing], foreign: list[Path], width: int = 80) -> str:
     if not runs:
         lines = ["no runs here"]
     else:
-        wide = min(max(len(run.path) for run in runs), width - 48)
+        wide = min(max(len(run.path) for run in runs), width - 50)
         lines = [f"{'run':<{wide}}  {'held-out loss':>13}  {'bits/byte':>9}  {'size':>8}  last written"]
         for run in runs:
             when = time.strftime("%m-%d %H:%M", time.localtime(run.changed))
