@@ -383,7 +383,7 @@ def test_chat_names_a_newer_adapter(copied, capsys):
         lambda draft: {"n": (draft / "x").write_text("new")},
     )
     said = said_by_chat(copied, capsys)
-    assert "model/ was made from another adapter/ than the one that stands" in said
+    assert "model/ was made from another adapter/ than the one that is there now" in said
     assert "adapter/ was made with seed 1, the recipe says 0" in said
     shutil.rmtree(copied.adapter)
     shutil.rmtree(copied.data)

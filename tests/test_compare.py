@@ -151,7 +151,7 @@ def test_losses_on_other_rows_are_not_compared(runs, own, tmp_path):
     assert "Held-out losses are not comparable" in page
     assert (
         "fast is not all of one piece" in page
-        and "adapter/ was made from another data/ than the one that stands" in page
+        and "adapter/ was made from another data/ than the one that is there now" in page
     )
 
 
@@ -212,7 +212,7 @@ def test_answers_of_another_adapter_have_no_loss(own, tmp_path, capsys):
     change(own / "good" / "model", lambda record: {"inputs": record["inputs"] | {"adapter": "another"}})
     page = report(own, ["good", "fast"], tmp_path / "report.html")
     assert "good is not all of one piece" in page
-    assert "model/ was made from another adapter/ than the one that stands" in page
+    assert "model/ was made from another adapter/ than the one that is there now" in page
     assert "fast has a held-out loss of 2.200" in page and "2.0000" not in page
     assert "good: model/ was made from another adapter/" in " ".join(capsys.readouterr().err.split())
 
@@ -418,3 +418,16 @@ def test_what_is_refused_is_refused_before_measuring(own, monkeypatch, spoilt, p
     monkeypatch.setattr(measure, "measure_speeds", lambda names: pytest.fail("it was measured"))
     with pytest.raises((RecipeError, ResumeError), match=said):
         tunesmith.compare(named(own, ["good", "fast"]), page if page is None else own / page, measure=True)
+
+
+def test_an_earlier_report_on_other_models_is_kept_and_the_same_is_replaced(own, capsys):
+    first, target = own / "good", own / "good" / "report.html"
+    report(own, ["good"], target)
+    alone = target.read_bytes()
+    report(own, ["good", "fast"], target)
+    assert (first / "report-2.html").read_bytes() == alone and b"good, fast: tunesmith" in target.read_bytes()
+    assert f"is kept as {first / 'report-2.html'}" in capsys.readouterr().err
+    report(own, ["good", "fast"], target)
+    report(own, ["good"], target)  # the pair is kept as well, under the next number
+    report(own, ["good", "fast"], target)  # and one page on the run alone is enough
+    assert sorted(path.name for path in first.glob("report*")) == ["report-2.html", "report-3.html", "report.html"]

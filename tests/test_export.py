@@ -103,7 +103,7 @@ def test_a_draft_of_other_settings_and_one_that_is_of_no_use_are_cleared(merged,
     exported(recipe, run, signal.SIGKILL, "Q8_0", "--set", "chat.temperature=0.2")
     assert (draft / "small-F16.gguf").exists()
     code, worked, said = exported(recipe, run, 0, "", "--set", "chat.temperature=0.1")  # what stands is what is wanted
-    assert (code, worked) == (0, []) and "export    stands" in said and not draft.exists()
+    assert (code, worked) == (0, []) and "export    already done" in said and not draft.exists()
 
 
 def test_files_that_fail_their_proof_are_not_used_again(merged, run, monkeypatch):
@@ -152,7 +152,7 @@ def test_a_proof_that_was_skipped_is_done_alone_where_there_is_memory(merged, ru
         assert (path.stat().st_ino, path.stat().st_mtime_ns) == (was.st_ino, was.st_mtime_ns)
     assert set(run.gguf.glob("*.gguf")) == set(files) and not list(run.path.glob(".proof*"))
     run_stages(recipe, run, [stage_of("export")])
-    assert "export    stands\n" in capsys.readouterr().err
+    assert "export    already done\n" in capsys.readouterr().err
 
 
 def test_a_later_proof_that_fails_leaves_what_stands_as_it_is(merged, run, monkeypatch):

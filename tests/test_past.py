@@ -58,8 +58,8 @@ def test_a_finished_run_stands_as_it_is(made, capsys, by):
     run = Run(made / "finished")
     before = {path: path.read_bytes() for folder in run.stage_folders for path in folder.rglob("*") if path.is_file()}
     result = run_stages(read_recipe(made / "recipe.yaml" if by == "recipe" else run.recipe), run)
-    assert result.done and [line for line in capsys.readouterr().err.splitlines() if line.endswith("stands")] == [
-        f"{stage.verb:<9} stands" for stage in STAGES
+    assert result.done and [line for line in capsys.readouterr().err.splitlines() if line.endswith("already done")] == [
+        f"{stage.verb:<9} already done" for stage in STAGES
     ]
     assert all(path.read_bytes() == text for path, text in before.items()) and len(before) > 20
     assert run.recipe.read_text().startswith(MADE_BY)
@@ -70,7 +70,7 @@ def test_a_finished_run_stands_as_it_is(made, capsys, by):
 def test_a_half_done_run_goes_on_and_ends_where_the_finished_one_did(continued):
     made, said = continued
     run, finished = Run(made / "half"), Run(made / "finished")
-    assert "prepare   stands" in said and "going on from step-000006" in said
+    assert "prepare   already done" in said and "going on from step-000006" in said
     assert "versions.tunesmith: 0.1.0 -> " in said  # so it is said that the bits may differ
     ours, theirs = losses(run), losses(finished)
     assert ours.keys() == theirs.keys()

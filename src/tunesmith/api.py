@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from tunesmith.command import to_type
 from tunesmith.errors import RecipeError, ResumeError, TunesmithError
 
 if TYPE_CHECKING:
@@ -176,6 +177,6 @@ def _say_what_is_old(recipe: "Recipe", run: "Run", file: Path, changes: Sequence
     if old:
         place = [str(run.recipe), "--run-dir", f"{run.path}-2"] if settled else [str(run.path)]
         sets = [part for change in changes for part in ("--set", change)]
-        command = shlex.join(["tunesmith", "run", *place, *sets])
+        command = to_type("run", *place, *sets)
         how = "makes such a run" if settled else "makes it anew"
         warn("\n  - ".join([f"{file.name} is not what the recipe says; `{command}` {how}", *old]))

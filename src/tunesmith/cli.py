@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tunesmith import __version__
+from tunesmith.command import as_typed
 from tunesmith.errors import RecipeError, ResourceError, TunesmithError
 from tunesmith.stages import STAGES, Stage
 
@@ -19,7 +20,12 @@ if TYPE_CHECKING:
     from tunesmith.pipeline import Result
 
 app = typer.Typer(
-    name="tunesmith", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True
+    name="tunesmith",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["--help", "-h"]},
 )  # plain help: loading rich for it costs more than everything else here
 INTERRUPTED = 130
 _PERMISSIONS = ("may not be written or read", "change its permissions; a run can also be elsewhere, with --run-dir")
@@ -56,7 +62,7 @@ def main() -> None:
     try:
         app()
     except TunesmithError as error:
-        print(*getattr(error, "__notes__", ()), f"error: {error}", sep="\n", file=sys.stderr)
+        print(*getattr(error, "__notes__", ()), f"error: {as_typed(str(error))}", sep="\n", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
         if error.errno not in REFUSED:
@@ -133,6 +139,7 @@ def chat(
     changes: Changes = None,
 ) -> None:
     """Chat page and OpenAI-compatible API on this machine's CPU."""
+    _begin("chat", f"opening {model}")
     from tunesmith.api import to_serve
     from tunesmith.server.app import chat as serve
 
@@ -149,6 +156,7 @@ def compare(
     ] = False,
 ) -> None:
     """One page: answers side by side, losses, proofs, speed, size."""
+    _begin("compare", f"reading {', '.join(runs)}")
     from tunesmith.api import compare as write_report
 
     typer.echo(f"report: {write_report(runs, report, measure=measure)}")
@@ -161,16 +169,21 @@ def check(
     full: Annotated[bool, typer.Option("--full", help="Print every setting, not only those that differ.")] = False,
     time: Annotated[bool, typer.Option("--time", help="Time one pass, to tell how long training will take.")] = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema for editors instead.")] = False,
+    fields: Annotated[bool, typer.Option("--fields", help="Print every field with its default instead.")] = False,
 ) -> None:
     """Validate a recipe, print it, and say what it will do to its data."""
     from tunesmith.api import opened
+    from tunesmith.fields import fields_text
     from tunesmith.recipe_file import dump_recipe, dump_short, schema_text
 
+    if fields:
+        typer.echo(fields_text(), nl=False)
+        return
     if schema:
         typer.echo(schema_text(), nl=False)
         return
     if recipe is None:
-        raise RecipeError("check needs a recipe", fix="write tunesmith check RECIPE; `tunesmith init` makes one")
+        raise RecipeError("check needs a recipe", fix="type `tunesmith check RECIPE`; `tunesmith init` makes one")
     checked, run = opened(recipe, changes or ())
     typer.echo("# yaml-language-server: $schema=./schema.json")
     typer.echo((dump_recipe if full else dump_short)(checked), nl=False)
@@ -180,6 +193,33 @@ def check(
 
     for line in check_plan(checked, run, timed=time):
         typer.echo(f"# {line}")
+
+
+@app.command("list")
+def list_runs(
+    folders: Annotated[list[Path] | None, typer.Argument(metavar="FOLDER", help="Default: runs.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """The runs, how each stands, its held-out loss and its size."""
+    from tunesmith.inventory import as_json_text, as_table, runs_in
+
+    found, foreign = runs_in(folders or [Path("runs")])
+    typer.echo(as_json_text(found) if as_json else as_table(found, foreign))
+
+
+@app.command()
+def clean(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Delete; without it nothing is.")] = False,
+    model: Annotated[bool, typer.Option("--model", help="The merged model too, where its GGUF files stand.")] = False,
+) -> None:
+    """What a finished run can do without, because a command makes it again."""
+    _begin("clean", f"reading {run}")
+    from tunesmith.runs import Run
+    from tunesmith.tidy import clean as delete
+    from tunesmith.tidy import listed, spare
+
+    typer.echo(listed(Run(run), delete(Run(run), model) if yes else spare(Run(run), model), model, yes))
 
 
 @app.command()
@@ -206,8 +246,15 @@ def init(
     start(to, answers, typed=not yes)
 
 
+def _begin(verb: str, what: str) -> None:
+    """Say what is about to happen before the imports, which take seconds on a small machine."""
+    with contextlib.suppress(OSError, ValueError):  # a terminal that is gone does not end the work
+        print(f"{verb}: {what}", file=sys.stderr, flush=True)
+
+
 def _do(stages: Sequence[Stage], target: Path, changes: Sequence[str] | None, run_dir: Path | None) -> "Result":
     """Do some stages; a pause ends the process with its exit code."""
+    _begin(stages[0].verb if len(stages) == 1 else "run", f"reading {target}")
     from tunesmith.api import opened
     from tunesmith.pipeline import run_stages
     from tunesmith.training.stop import signals_heeded

@@ -16,6 +16,8 @@ from typing import IO, Any, cast
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from tunesmith.command import as_typed
+
 _NOWHERE = io.StringIO()  # for a process that has no standard error (2>&-)
 
 
@@ -77,12 +79,12 @@ LINE_EVERY_S = 10.0  # without a terminal (a log file, a notebook) progress is a
 
 def say(text: str) -> None:
     """One line to the user; rich markup is not read in it."""
-    console.print(text, markup=False)
+    console.print(as_typed(text), markup=False)
 
 
 def warn(text: str) -> None:
     """One line on something the user can act on; the run goes on."""
-    console.print(f"warning: {text}", markup=False, style="yellow")
+    console.print(f"warning: {as_typed(text)}", markup=False, style="yellow")
 
 
 @contextlib.contextmanager

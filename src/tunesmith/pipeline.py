@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from functools import partial
 
 import filelock
 
+from tunesmith.command import to_type
 from tunesmith.console import say
 from tunesmith.data.hub import resolve_commit
 from tunesmith.decides import as_begun, at_commits, stands
@@ -82,13 +82,14 @@ def run_stages(
             record = read_record(run.path / stage.folder)
             is_made = stands(stage, recipe, run, base.digest)
             if is_made and not (record and record.unproved):
-                say(f"{stage.verb:<9} stands")
+                say(f"{stage.verb:<9} already done")
                 remove(beside(run.path / stage.folder, DRAFT))  # begun with other settings, and of no use now
                 continue
             recipe = _ready(stage, recipe, run, base)
             if not is_made:
                 make_sure(_wanted(stages[index:], recipe), recipe, run, base)
             started = time.monotonic()
+            say(f"{stage.verb}: starting")  # what it imports takes seconds
             try:
                 _, done = load(stage)(recipe, run, base)
             except Paused as paused:
@@ -98,7 +99,7 @@ def run_stages(
             recipe = as_begun(recipe, run)  # train has decided each auto
             if may_be_kept(recipe, run, stage):
                 run.keep_recipe(recipe)
-            how = "done" if done else "stands, its proof was tried again"
+            how = "done" if done else "already done, its proof was tried again"
             say(f"{stage.verb:<9} {how} in {time.monotonic() - started:.1f} s")
         if read_record(run.data) and may_be_kept(recipe, run, stages[-1]):
             run.keep_recipe(recipe)  # cadence and the like, which remake nothing
@@ -181,6 +182,5 @@ def ending(recipe: Recipe, run: Run) -> str:
     }
     lines = [f"{recipe.name} is ready:", *(f"  {name:<8} {where}" for name, where in rows.items())]
     if files:
-        place = shlex.quote(str(run.path))
-        lines += [f"next: tunesmith chat {place}", f"      tunesmith compare {place} base"]
+        lines += [f"next: {to_type('chat', run.path)}", f"      {to_type('compare', run.path, 'base')}"]
     return "\n".join(lines)

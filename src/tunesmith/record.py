@@ -35,6 +35,10 @@ class Proof:
         """Whether it was done and the value is within the limit; a value that is no number is not."""
         return self.value is not None and (self.limit is None or self.value <= self.limit)
 
+    def in_words(self, equal: str) -> str:
+        """What is said of it in the log, where `equal` says what was proved; the numbers are in the record."""
+        return str(self) if self.skipped_because or not self.holds else f"proved: {equal}"
+
     def __str__(self) -> str:
         if self.skipped_because:
             return f"NOT proved: {self.name}: {self.skipped_because}"

@@ -113,6 +113,7 @@ class Run:
             own |= {path.name for path in (*self.files, self.checkpoints)}
             for lines in (self.metrics, self.samples):
                 own |= {path.name for path in self.path.glob(f"{DAMAGED}{lines.name}-*")}
+            own |= {path.name for path in self.path.glob(f"{self.report.stem}-*.html")}  # earlier comparisons
         elif self._made_manifest():
             own.add(self.manifest.name)
         if self._made_lock():

@@ -30,7 +30,7 @@ def stale(recipe: Recipe, run: Run, verb: str, but: Collection[str] = ()) -> lis
         differ = settings_differ(stage, record, recipe, run)
         found += [f"{stage.folder}/ was made with {how}" for name, how in differ.items() if name not in but]
         found += [
-            f"{stage.folder}/ was made from another {name} than the one that stands" for name in _cut(run, record)
+            f"{stage.folder}/ was made from another {name} than the one that is there now" for name in _cut(run, record)
         ]
     return found
 

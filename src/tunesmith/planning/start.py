@@ -1,11 +1,11 @@
 """VERB init: a look at the data, the recipe that fits it, and what it will do."""
 
 import os
-import shlex
 from pathlib import Path
 
 import typer
 
+from tunesmith.command import to_type
 from tunesmith.console import say, warn
 from tunesmith.errors import TunesmithError
 from tunesmith.planning.fit import fit, unfitted
@@ -55,4 +55,4 @@ def start(path: Path, answers: Answers, typed: bool) -> None:
         typer.echo(line)
     for file in written:
         typer.echo(f"wrote {file}")
-    typer.echo(f"next: tunesmith run {shlex.quote(str(path))}")
+    typer.echo(f"next: {to_type('run', path)}")

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tunesmith import __version__
-from tunesmith.console import console_for, warn
+from tunesmith.console import console_for, say, warn
 from tunesmith.files import write_file, write_user_file
 from tunesmith.runs import Run
 from tunesmith.study.measures import (
@@ -29,7 +29,7 @@ from tunesmith.study.measures import (
 from tunesmith.study.models import Model, read_models
 from tunesmith.study.named import first_run, named_once
 from tunesmith.study.plots import image, plot_curves, plot_quality
-from tunesmith.study.report_file import refuse_other_file
+from tunesmith.study.report_file import keep_earlier, refuse_other_file
 
 LEAST_WIDTH = 100  # columns, where the table goes to no terminal
 
@@ -59,7 +59,10 @@ def compare(names: Sequence[str], report: Path, speeds: Mapping[str, Mapping[str
         curves_plot=image(plot_curves(models)),
         version=__version__,
     )
-    (write_file if Run(Path(first_run(names))).is_own_report(report) else write_user_file)(report, page)
+    own = Run(Path(first_run(names))).is_own_report(report)
+    if own and (kept := keep_earlier(report, page)):
+        say(f"compare: the earlier report, on other models, is kept as {kept}")
+    (write_file if own else write_user_file)(report, page)
     _print(models, groups, reason)
     return report
 

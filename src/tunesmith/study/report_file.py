@@ -24,6 +24,32 @@ def refuse_other_file(report: Path) -> None:
         )
 
 
+def keep_earlier(report: Path, page: str) -> Path | None:
+    """Give a report of another comparison than `page` its own name beside it; returns that. None: there is none.
+
+    The same comparison as one that was kept before takes its place.
+    """
+    if not report.is_file() or (title := _title(report)) == _title_in(page.encode()):
+        return None
+    number = 2
+    while os.path.lexists(kept := report.with_name(f"{report.stem}-{number}{report.suffix}")):
+        if not kept.is_symlink() and _is_report(kept) and _title(kept) == title:
+            break
+        number += 1
+    report.rename(kept)
+    return kept
+
+
+def _title(report: Path) -> bytes:
+    with report.open("rb") as file:
+        return _title_in(file.read(HEAD_BYTES))
+
+
+def _title_in(head: bytes) -> bytes:
+    """The names of what a page compares, as they are in its title."""
+    return head.partition(MARK)[0].rpartition(b"<title>")[2]
+
+
 def _is_report(path: Path) -> bool:
     if not path.is_file():  # a pipe would wait for ever
         return False

@@ -24,11 +24,12 @@ ADAPTER, OPTIMIZER, STATE = "adapter.safetensors", "optimizer.safetensors", "sta
 
 
 def save_checkpoint(
-    folder: Path, state: TrainState, decides: dict[str, Any], machine: dict[str, Any], keep: Keep
+    folder: Path, state: TrainState, decides: dict[str, Any], machine: dict[str, Any], keep: Keep, planned: int = 0
 ) -> Path:
     """Write folder/step-NNNNNN and delete what `keep` does not name.
 
-    `decides` is what must be the same on resume, `machine` what must be the same for the same bits.
+    `decides` is what must be the same on resume, `machine` what must be the same for the same bits;
+    `planned`: steps of the whole training, for who looks at the run.
     """
     target = folder / f"step-{state.progress.step:06d}"
 
@@ -36,7 +37,7 @@ def save_checkpoint(
         adapter = {name: tensor.contiguous().cpu() for name, tensor in adapter_tensors(state.model).items()}
         (draft / ADAPTER).write_bytes(save(adapter))  # save_file hides a full disk in an error of its own
         (draft / OPTIMIZER).write_bytes(save({n: t.cpu() for n, t in state.optimizer_tensors().items()}))
-        numbers = {**state.numbers(), "decides": decides, "machine": machine}
+        numbers = {**state.numbers(), "decides": decides, "machine": machine, "planned_steps": planned}
         (draft / STATE).write_text(json.dumps(numbers, indent=1) + "\n")
         (draft / DIGESTS).write_text(json.dumps(digest_folder(draft), indent=1) + "\n")
 

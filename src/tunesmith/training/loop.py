@@ -74,7 +74,8 @@ def fit(job: Job, state: TrainState, watch: StopWatch, sampler: Sampler | None =
                 metrics.flush()
                 if sampler:
                     sampler.flush()
-                save_checkpoint(job.run.checkpoints, state, job.decides, job.conditions, job.recipe.checkpoint.keep)
+                keep = job.recipe.checkpoint.keep
+                save_checkpoint(job.run.checkpoints, state, job.decides, job.conditions, keep, steps)
                 saved_s, saved_step = time.monotonic(), at.step
             if last:
                 return

@@ -142,7 +142,7 @@ def _speed(state: TrainState) -> float:
 def _save(job: Job, state: TrainState) -> str:
     """Save the state; returns the checkpoint's name."""
     keep = job.recipe.checkpoint.keep
-    return save_checkpoint(job.run.checkpoints, state, job.decides, job.conditions, keep).name
+    return save_checkpoint(job.run.checkpoints, state, job.decides, job.conditions, keep, len(job.steps)).name
 
 
 def _prepare_job(recipe: Recipe, run: Run, device: torch.device, decides: dict[str, Any]) -> Job:
@@ -181,14 +181,14 @@ def _start(job: Job, base: LocatedBase, proofs: list[Proof]) -> TrainState:
     say(f"train: loading {base.name} in {recipe.train.precision} on {job.conditions['device']}")
     model = load_base(base.folder, precision=recipe.train.precision, device=device)
     proofs.append(prove_packing(model, (job.rows, job.batching), (job.held_out, job.held_out_batching)))
-    say(f"train: {proofs[-1]}")
+    say(f"train: {proofs[-1].in_words('packed rows compute the same as single ones')}")
     keys = attach(model, recipe.lora, seed=recipe.seed)
     if recipe.train.recompute == "on":
         recompute_layers(model)
     if job.batching.static:
         say("train: compiling the layers, which takes half a minute")
         proofs.append(prove_compiling(model, keys, job.rows, job.batching))
-        say(f"train: {proofs[-1]}")
+        say(f"train: {proofs[-1].in_words('compiled layers compute the same as plain ones')}")
     state = new_state(model, keys, recipe.train, device)
     resume(job.run.checkpoints, state, job.decides, job.conditions)
     Metrics(job.run.metrics).cut_back(state.progress)
