@@ -16,7 +16,7 @@ from tunesmith.errors import ResourceError, ResumeError
 from tunesmith.runs import Run, checkpoint_folders
 from tunesmith.training import checkpoint, loop, memory
 from tunesmith.training import train as verb
-from tunesmith.training.checkpoint import damage, is_own
+from tunesmith.training.saved import damage, is_own
 from tunesmith.training.stop import Paused, StopRequested, StopWatch, signals_heeded
 from tunesmith.training.train import train
 from tunesmith.weights.locate import LocatedBase

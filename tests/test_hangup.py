@@ -20,7 +20,7 @@ from tunesmith.recipe_file import read_recipe
 from tunesmith.record import read_record
 from tunesmith.runs import Run, checkpoint_folders
 from tunesmith.stages import STAGES
-from tunesmith.training.checkpoint import damage
+from tunesmith.training.saved import damage
 
 LIMIT_S = 240
 

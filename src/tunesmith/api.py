@@ -30,15 +30,22 @@ def load_recipe(path: Named, changes: Sequence[str] = ()) -> "Recipe":
     return opened(path, changes)[0]
 
 
-def run(recipe: "Recipe | Named", run_dir: Named | None = None, changes: Sequence[str] = ()) -> "Result":
+def run(
+    recipe: "Recipe | Named", run_dir: Named | None = None, changes: Sequence[str] = (), *, fresh: bool = False
+) -> "Result":
     """Do all stages that do not stand, in `run_dir` (default: runs/NAME, or the run folder that is named).
 
     The result says whether all is done or training has paused; the same call goes on. A change of what holds for one
-    call (train.stop_after, checkpoint, chat slots) is forgotten after it. Raises TunesmithError.
+    call (train.stop_after, checkpoint, chat slots) is forgotten after it. `fresh` deletes what was trained, and trains
+    anew. Raises TunesmithError.
     """
+    from tunesmith.fresh import begin_anew
     from tunesmith.pipeline import run_stages
 
-    return run_stages(*opened(recipe, changes, run_dir))
+    asked, place = opened(recipe, changes, run_dir)
+    if fresh:
+        begin_anew(place, True, lambda _: True)
+    return run_stages(asked, place)
 
 
 def chat(

@@ -1,19 +1,19 @@
 """The command line: one short function per verb. Each imports what it needs itself, so that help comes at once."""
 
 import contextlib
-import errno
 import io
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from tunesmith import __version__
+from tunesmith.boundary import explained
 from tunesmith.command import as_typed
-from tunesmith.errors import RecipeError, ResourceError, TunesmithError
+from tunesmith.errors import RecipeError
 from tunesmith.stages import STAGES, Stage
 
 if TYPE_CHECKING:
@@ -28,28 +28,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["--help", "-h"]},
 )  # plain help: loading rich for it costs more than everything else here
 INTERRUPTED = 130
-_PERMISSIONS = ("may not be written or read", "change its permissions; a run can also be elsewhere, with --run-dir")
-_OTHER_KIND = ("is in the way: a file stands where a folder belongs, or the other way round", "move it elsewhere")
-_DRIVE = (
-    "could not be written or read: its drive fails or is gone",
-    "mount or mend it and type the same again; what was committed before is whole",
-)
-REFUSED = {
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _PERMISSIONS),
-    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST), _OTHER_KIND),
-    **dict.fromkeys((errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.ENODEV), _DRIVE),
-    **dict.fromkeys((errno.EMFILE, errno.ENFILE), ("cannot be opened: too many files are open", "raise `ulimit -n`")),
-    errno.ENOENT: ("is not there, or no longer", "put it back and type the same again"),
-    errno.ENAMETOOLONG: ("has a name that is too long for its drive", "choose a shorter one"),
-    errno.ELOOP: ("is a link that leads back to itself", "remove it"),
-}
-"""What the system may refuse to do with a file: what to say of it, and the fix."""
-
 Target = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, or the folder of a run.")]
 Changes = Annotated[
     list[str] | None, typer.Option("--set", metavar="a.b=c", help="Change one value of the recipe; may be repeated.")
 ]
 RunDir = Annotated[Path | None, typer.Option("--run-dir", metavar="PATH", help="Run folder; default: runs/NAME.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Train anew: delete what was trained here, after a question.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Ask nothing.")]
 
 
 class PausedExit(SystemExit):
@@ -57,23 +42,44 @@ class PausedExit(SystemExit):
 
 
 def main() -> None:
-    """Entry point: errors on purpose end with their own exit code and no traceback."""
+    """Entry point: every error ends with what, where and the fix, with its own exit code, and with no traceback."""
     _have_streams()
     try:
         app()
-    except TunesmithError as error:
-        print(*getattr(error, "__notes__", ()), f"error: {as_typed(str(error))}", sep="\n", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        if error.errno not in REFUSED:
-            raise
-        what, fix = REFUSED[error.errno]
-        print(f"error: {error.filename or 'a file'} {what}\n  fix: {fix}", file=sys.stderr)
-        sys.exit(ResourceError.exit_code)
+    except Exception as error:
+        _end(error)
+    except KeyboardInterrupt:  # before or after what typer does
+        _interrupted()
+        sys.exit(INTERRUPTED)
     except SystemExit as end:
         if end.code == INTERRUPTED and not isinstance(end, PausedExit):  # train says itself where it paused
-            print("interrupted; the same command goes on from what is committed", file=sys.stderr)
+            _interrupted()
         raise
+    finally:
+        _flush_streams()
+
+
+def _end(error: Exception) -> NoReturn:
+    """Say an error and end with its exit code."""
+    said = explained(error)
+    with contextlib.suppress(OSError):  # standard error may be what is full
+        print(*getattr(error, "__notes__", ()), f"error: {as_typed(str(said))}", sep="\n", file=sys.stderr)
+    sys.exit(said.exit_code)
+
+
+def _interrupted() -> None:
+    with contextlib.suppress(OSError):
+        print("interrupted; the same command goes on from what is committed", file=sys.stderr)
+
+
+def _flush_streams() -> None:
+    """What cannot be written leads nowhere: Python would end with an error of its own."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _have_streams() -> None:
@@ -107,9 +113,11 @@ def options(
 
 
 @app.command("run")
-def run_all(recipe: Target, changes: Changes = None, run_dir: RunDir = None) -> None:
+def run_all(
+    recipe: Target, changes: Changes = None, run_dir: RunDir = None, fresh: Fresh = False, yes: Yes = False
+) -> None:
     """All stages in order; finished ones are skipped."""
-    typer.echo(_do(STAGES, recipe, changes, run_dir))
+    typer.echo(_do(STAGES, recipe, changes, run_dir, fresh=fresh, yes=yes))
 
 
 def _add_stage(stage: Stage) -> None:
@@ -118,7 +126,12 @@ def _add_stage(stage: Stage) -> None:
     def command(recipe: Target, changes: Changes = None, run_dir: RunDir = None) -> None:
         _do([stage], recipe, changes, run_dir)
 
-    app.command(stage.verb, help=stage.says)(command)
+    def train(
+        recipe: Target, changes: Changes = None, run_dir: RunDir = None, fresh: Fresh = False, yes: Yes = False
+    ) -> None:
+        _do([stage], recipe, changes, run_dir, fresh=fresh, yes=yes)
+
+    app.command(stage.verb, help=stage.says)(train if stage.verb == "train" else command)
 
 
 for _stage in STAGES:
@@ -252,15 +265,22 @@ def _begin(verb: str, what: str) -> None:
         print(f"{verb}: {what}", file=sys.stderr, flush=True)
 
 
-def _do(stages: Sequence[Stage], target: Path, changes: Sequence[str] | None, run_dir: Path | None) -> "Result":
-    """Do some stages; a pause ends the process with its exit code."""
+def _do(
+    stages: Sequence[Stage], target: Path, changes: Sequence[str] | None, run_dir: Path | None, *,
+    fresh: bool = False, yes: bool = False,
+) -> "Result":  # fmt: skip
+    """Do some stages, `fresh`: without what was trained; a pause ends the process with its exit code."""
     _begin(stages[0].verb if len(stages) == 1 else "run", f"reading {target}")
     from tunesmith.api import opened
+    from tunesmith.fresh import begin_anew
     from tunesmith.pipeline import run_stages
     from tunesmith.training.stop import signals_heeded
 
+    recipe, run = opened(target, changes or (), run_dir)
+    if fresh:
+        begin_anew(run, yes, typer.confirm)
     with signals_heeded():
-        result = run_stages(*opened(target, changes or (), run_dir), stages)
+        result = run_stages(recipe, run, stages)
     if result.paused:
         raise PausedExit(result.paused.exit_code)
     return result

@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,46 @@ DEFAULT_PROMPTS = Path(__file__).parent / "evaluation" / "prompts.yaml"
 
 
 def data_needs(recipe: Recipe, run: Run, base_digest: str) -> Needs:
-    """prepare: conversations, cleaning and template. The digest of a Hub data set is its id and revision."""
-    inputs = {f"source_{index}": source_digest(source) for index, source in enumerate(sources_of(recipe))}
+    """prepare: conversations, cleaning and template. The digest of a Hub data set is its id and revision.
+
+    Of rows that stand: files that are no longer on this machine are as they were, and so are the prompts, whatever the
+    recipe says now. They decide rows that are made, and make none anew.
+    """
+    standing, gone = read_record(run.data), gone_sources(recipe, run)
+    if standing is None or "prompts" not in standing.inputs:
+        return data_needs_now(recipe, base_digest)
+    inputs = {
+        name: standing.inputs[name] if source in gone else source_digest(source)
+        for name, source in _named_sources(recipe).items()
+    }
+    return data_settings(recipe), inputs | {"base": base_digest, "prompts": standing.inputs["prompts"]}
+
+
+def data_needs_now(recipe: Recipe, base_digest: str) -> Needs:
+    """The same of rows that are to be made: every file is looked at. Raises DataError if one is missing."""
+    inputs = {name: source_digest(source) for name, source in _named_sources(recipe).items()}
     return data_settings(recipe), inputs | {"base": base_digest, "prompts": fingerprint(read_prompts(recipe))}
+
+
+def gone_sources(recipe: Recipe, run: Run) -> list[Source]:
+    """The sources whose files the rows that stand were made from, and that are no longer on this machine."""
+    standing = read_record(run.data)
+    if standing is None or not run.recipe.exists():
+        return []
+    begun = sources_of(kept_recipe(run))
+    fetched = standing.counts.get("revisions", {})  # what came from the Hub, by its id
+    return [
+        source
+        for number, (source, then) in enumerate(zip(sources_of(recipe), begun, strict=False))
+        if not source_files(source)
+        and then.path == source.path
+        and source.path not in fetched
+        and f"source_{number}" in standing.inputs
+    ]
+
+
+def _named_sources(recipe: Recipe) -> dict[str, Source]:
+    return {f"source_{number}": source for number, source in enumerate(sources_of(recipe))}
 
 
 def data_settings(recipe: Recipe) -> dict[str, Any]:
@@ -108,7 +146,7 @@ def as_begun(recipe: Recipe, run: Run) -> Recipe:
         return recipe
     begun = kept_recipe(run)
     kept = {name: getattr(begun.train, name) for name in AUTOS if getattr(recipe.train, name) == "auto"}
-    recipe = with_sources(recipe, _sources_as_begun(sources_of(recipe), sources_of(begun)))
+    recipe = with_sources(recipe, _sources_as_begun(_where_they_were(recipe, begun), sources_of(begun)))
     update: dict[str, Any] = {
         "base": _base_as_begun(recipe.base, begun.base),
         "train": recipe.train.model_copy(update=kept),
@@ -146,6 +184,16 @@ def _base_as_begun(asked: str, begun: str) -> str:
     begun_repo, _, commit = begun.partition("@")
     same = repo == begun_repo and COMMIT.fullmatch(commit) and not os.path.exists(os.path.expanduser(asked))
     return begun if same and _may_be(revision, commit) else asked
+
+
+def _where_they_were(recipe: Recipe, begun: Recipe) -> list[Source]:
+    """The sources, a file that is gone by the path that it had: nothing is found beside the recipe any more."""
+
+    def was(source: Source, then: Source) -> bool:
+        return not source_files(source) and then.path.endswith(f"/{source.path.removeprefix('./')}")
+
+    pairs = zip_longest(sources_of(recipe), sources_of(begun)[: len(sources_of(recipe))])
+    return [s.model_copy(update={"path": then.path}) if then and was(s, then) else s for s, then in pairs]
 
 
 def _sources_as_begun(asked: list[Source], begun: list[Source]) -> list[Source]:

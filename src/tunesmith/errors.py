@@ -7,6 +7,7 @@ TunesmithError
   ResumeError      a checkpoint or run folder does not fit what was asked         (exit code 5)
   ProofError       two things that must be equal are not                          (exit code 6)
   ResourceError    the machine lacks disk, memory, a port or a device             (exit code 7)
+  InternalError    a fault of tunesmith's own, as boundary.py says it                 (exit code 70)
 """
 
 from functools import partial
@@ -61,3 +62,9 @@ class ResourceError(TunesmithError):
     """The machine lacks something: disk, memory, a port, a device."""
 
     exit_code = 7
+
+
+class InternalError(TunesmithError):
+    """Something that tunesmith did not foresee; `fix` names the file with the traceback."""
+
+    exit_code = 70  # EX_SOFTWARE of sysexits.h

@@ -12,7 +12,7 @@ import filelock
 from tunesmith.command import to_type
 from tunesmith.console import say
 from tunesmith.data.hub import resolve_commit
-from tunesmith.decides import as_begun, at_commits, stands
+from tunesmith.decides import as_begun, at_commits, gone_sources, stands
 from tunesmith.errors import RecipeError, ResumeError
 from tunesmith.files import DRAFT, beside, full_disk_named, make_folder, remove
 from tunesmith.gguf.families import supported
@@ -23,6 +23,7 @@ from tunesmith.room import make_sure
 from tunesmith.runs import Run, write_manifest
 from tunesmith.stages import STAGES, Stage
 from tunesmith.stale import may_be_kept
+from tunesmith.training.saved import refuse_other_settings
 from tunesmith.training.stop import Paused
 from tunesmith.weights.locate import LocatedBase, locate_base
 
@@ -82,7 +83,7 @@ def run_stages(
             record = read_record(run.path / stage.folder)
             is_made = stands(stage, recipe, run, base.digest)
             if is_made and not (record and record.unproved):
-                say(f"{stage.verb:<9} already done")
+                say(f"{stage.verb:<9} already done{_gone(stage, recipe, run)}")
                 remove(beside(run.path / stage.folder, DRAFT))  # begun with other settings, and of no use now
                 continue
             recipe = _ready(stage, recipe, run, base)
@@ -105,6 +106,12 @@ def run_stages(
             run.keep_recipe(recipe)  # cadence and the like, which remake nothing
         write_manifest(run)  # again where a run was killed between a stage and its manifest
     return Result(run, recipe)
+
+
+def _gone(stage: Stage, recipe: Recipe, run: Run) -> str:
+    """What the rows were made from and is no longer here: the run goes on without."""
+    gone = gone_sources(recipe, run) if stage.folder == run.data.name else []
+    return f" (without {', '.join(source.path for source in gone)}, not on this machine)" if gone else ""
 
 
 def _with_base(asked: Recipe, begun: Recipe, run: Run) -> tuple[Recipe, LocatedBase]:
@@ -138,6 +145,9 @@ def _ready(stage: Stage, recipe: Recipe, run: Run, base: LocatedBase) -> Recipe:
     if stage.verb in ASK_BEFORE:
         rows = None if first else read_record(run.data)
         supported(base.folder, recipe, rows.counts.get("longest") if rows else None)
+    if stage.folder == run.adapter.name:
+        settings, inputs = stage.load_decides()(recipe, run, base.digest)
+        refuse_other_settings(run.checkpoints, {"settings": settings, "inputs": inputs})
     return at_commits(recipe, resolve_commit) if first else recipe
 
 

@@ -17,7 +17,7 @@ from tunesmith.pipeline import locked
 from tunesmith.record import Record, output_digest, parsed, read_record
 from tunesmith.runs import Run, checkpoint_folders, write_manifest
 from tunesmith.stale import stale
-from tunesmith.training.checkpoint import is_own
+from tunesmith.training.saved import is_own
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from tunesmith.boundary import explained, is_of_this_machine
 from tunesmith.data.tables import BATCH_ROWS
 from tunesmith.errors import DataError
 from tunesmith.files import write_file
@@ -120,7 +121,15 @@ def _is_no_answer(error: Exception) -> bool:
 
 
 def _explained(error: Exception, path: str, revision: str | None) -> tuple[str, str]:
-    """What is wrong and what to do. `datasets` has exceptions of its own, caused by those of huggingface_hub."""
+    """What is wrong and what to do."""
+    if is_of_this_machine(error):  # the network is not to blame
+        said = explained(error)
+        return f"the data set {path} could not be fetched: {said.what}", said.fix
+    return _of_the_hub(error, path, revision)
+
+
+def _of_the_hub(error: Exception, path: str, revision: str | None) -> tuple[str, str]:
+    """As above; `datasets` has exceptions of its own, caused by those of huggingface_hub."""
     error = error.__cause__ if isinstance(error.__cause__, HfHubHTTPError) else error
     text = str(error)
     if isinstance(error, GatedRepoError) or "is a gated dataset" in text:

@@ -21,7 +21,7 @@ from tunesmith.data.dedup import clusters, exact, signature
 from tunesmith.data.hub import resolve_commit
 from tunesmith.data.read import conversations
 from tunesmith.data.split import HELD_OUT, TRAIN, Signed, fates
-from tunesmith.decides import Needs, data_needs, read_prompts, source_files, sources_of
+from tunesmith.decides import Needs, data_needs, data_needs_now, read_prompts, source_files, sources_of
 from tunesmith.errors import DataError, ResumeError
 from tunesmith.recipe import Dedup, Recipe, Source, without_defaults
 from tunesmith.record import Proof, Record, made_from, read_record
@@ -57,6 +57,8 @@ def prepare(recipe: Recipe, run: Run, base: LocatedBase, prompts: Sequence[str] 
     Raises DataError if the data or the template cannot be used, ResumeError if checkpoints would lose their data.
     """
     needs = data_needs(recipe, run, base.digest)
+    if not made_from(read_record(run.data), *needs):
+        needs = data_needs_now(recipe, base.digest)
     _keep_what_checkpoints_need(run, needs)
     asked = read_prompts(recipe) if prompts is None else prompts
     proofs: list[Proof] = []

@@ -13,14 +13,12 @@ from safetensors.torch import load_file, save
 
 from tunesmith.console import say, warn
 from tunesmith.errors import ResumeError
-from tunesmith.files import DIGESTS, aside, commit_folder, digest_file, digest_folder, discard, strangers
-from tunesmith.json_file import OTHER_JSON, json_object
+from tunesmith.files import DIGESTS, aside, commit_folder, digest_folder, discard
 from tunesmith.model.adapter import adapter_tensors
 from tunesmith.recipe import Keep
-from tunesmith.runs import CHECKPOINT, checkpoint_folders, sweep_checkpoints
+from tunesmith.runs import checkpoint_folders, sweep_checkpoints
+from tunesmith.training.saved import ADAPTER, OPTIMIZER, STATE, changes, damage, is_own, refuse_others
 from tunesmith.training.state import TrainState
-
-ADAPTER, OPTIMIZER, STATE = "adapter.safetensors", "optimizer.safetensors", "state.json"
 
 
 def save_checkpoint(
@@ -64,7 +62,7 @@ def resume(folder: Path, state: TrainState, decides: dict[str, Any], machine: di
             damaged.append((checkpoint, reason))
             continue
         numbers = json.loads((checkpoint / STATE).read_text())
-        _refuse_others(checkpoint, numbers["decides"], decides)
+        refuse_others(checkpoint, numbers["decides"], decides)
         _put_aside(damaged)
         state.load(load_file(checkpoint / ADAPTER), load_file(checkpoint / OPTIMIZER), numbers)
         state.progress.interruptions += 1
@@ -97,69 +95,7 @@ def _name_strangers(folder: Path) -> None:
         warn(f"no checkpoints, and left alone: {', '.join(none)} (a checkpoint is a folder such as step-000040)")
 
 
-def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """One text for each value that differs, such as "train.lr: 0.0002 -> 0.0001"."""
-    found = []
-    for key in sorted(old.keys() | new.keys()):
-        was, now = old.get(key), new.get(key)
-        if isinstance(was, dict) and isinstance(now, dict):
-            found += changes(was, now, f"{prefix}{key}.")
-        elif was != now:
-            found.append(f"{prefix}{key}: {was} -> {now}")
-    return found
-
-
-def damage(checkpoint: Path) -> str:
-    """What is wrong with a checkpoint; nothing if each listed file has the bytes that were written.
-
-    A disk that cannot be read is an OSError.
-    """
-    digests = _listed(checkpoint)
-    if digests is None:
-        return f"{DIGESTS} is {'damaged' if (checkpoint / DIGESTS).exists() else 'missing'}"
-    for name, written in digests.items():
-        file = checkpoint / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if (found := file.stat().st_size) != written["bytes"]:
-            return f"{name} has {found:,} bytes, not {written['bytes']:,}"
-        if digest_file(file) != written["sha256"]:
-            return f"{name} has other bytes than were written"
-    return ""
-
-
-def is_whole(checkpoint: Path) -> bool:
-    """Whether nothing is wrong with a checkpoint."""
-    return not damage(checkpoint)
-
-
-def is_own(checkpoint: Path) -> bool:
-    """Whether we made this folder, by its name and its files, and nothing of the user's is in it."""
-    digests = _listed(checkpoint)
-    named = CHECKPOINT.fullmatch(checkpoint.name) and (checkpoint / STATE).is_file()
-    return bool(named and digests is not None and not strangers(checkpoint, digests))
-
-
-def _listed(checkpoint: Path) -> dict[str, dict[str, Any]] | None:
-    """Digest and size of each file of a checkpoint, as written; None where that cannot be read."""
-    try:
-        digests = json_object((checkpoint / DIGESTS).read_bytes())
-        entries = {name: {"sha256": entry["sha256"], "bytes": int(entry["bytes"])} for name, entry in digests.items()}
-    except (FileNotFoundError, *OTHER_JSON):
-        return None
-    return entries if {ADAPTER, OPTIMIZER, STATE} <= entries.keys() else None
-
-
 def _refuse_foreign(target: Path) -> None:
     """Raise ResumeError if something else than a checkpoint of ours has the name of one."""
     if os.path.lexists(target) and not is_own(target):
         raise ResumeError(f"{target} is in the way: tunesmith did not make it", fix="move it elsewhere, and go on")
-
-
-def _refuse_others(checkpoint: Path, was: dict[str, Any], now: dict[str, Any]) -> None:
-    if changed := changes(was, now):
-        raise ResumeError(
-            "this run was trained with other settings:\n  - " + "\n  - ".join(changed),
-            fix="set them back, give the recipe another name, or delete the run's checkpoints to start again",
-            where=str(checkpoint),
-        )

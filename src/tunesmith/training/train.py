@@ -26,13 +26,14 @@ from tunesmith.runs import Run, checkpoint_folders, commit_stage
 from tunesmith.tokens.order import FEW_STEPS, more_steps, rows_of_epoch
 from tunesmith.tokens.rows import TokenRows, load_rows
 from tunesmith.tokens.tokenizer import load_tokenizer
-from tunesmith.training.checkpoint import ADAPTER, is_whole, resume, save_checkpoint
+from tunesmith.training.checkpoint import resume, save_checkpoint
 from tunesmith.training.device import conditions, peak_memory_bytes, pick_device, set_determinism
 from tunesmith.training.loop import Job, fit
 from tunesmith.training.memory import decide_autos, full_memory
 from tunesmith.training.metrics import Metrics, Samples, plot_losses
 from tunesmith.training.outcome import outcome
 from tunesmith.training.sample import Sampler, pick_question
+from tunesmith.training.saved import ADAPTER, is_whole
 from tunesmith.training.score import bits_per_byte
 from tunesmith.training.state import TrainState, new_state
 from tunesmith.training.stop import Paused, StopRequested, StopWatch

@@ -23,9 +23,18 @@ from tunesmith.machine import disk_of
 def cache_folder() -> Path:
     """Where fetched and unpacked bases are kept: $TUNESMITH_CACHE, else ~/.cache/tunesmith.
 
-    Raises ResourceError if that is no folder, or lies below a file.
+    Raises ResourceError if that is no folder, cannot be made, or lies below a file.
     """
-    folder = Path(os.environ.get("TUNESMITH_CACHE") or "~/.cache/tunesmith").expanduser()
+    named = os.environ.get("TUNESMITH_CACHE") or "~/.cache/tunesmith"
+    try:
+        folder = Path(named).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        pass  # said below, with what is in the way
+    except (OSError, RuntimeError) as error:  # RuntimeError: a ~name that nobody here has
+        reason = error.strerror if isinstance(error, OSError) else "there is no such home"
+        what = f"the folder where bases are kept, {named}, cannot be made: {reason}"
+        raise ResourceError(what, fix="set the environment variable TUNESMITH_CACHE to another folder") from error
     if not (place := disk_of(folder)).is_dir():
         what = f"TUNESMITH_CACHE, the folder where bases are kept, is {folder}, and {place} is a file"
         raise ResourceError(what, fix="set the environment variable TUNESMITH_CACHE to another folder")

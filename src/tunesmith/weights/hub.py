@@ -12,6 +12,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from tunesmith.boundary import explained, is_of_this_machine
 from tunesmith.errors import BaseError
 from tunesmith.weights.small_files import CONFIG
 from tunesmith.weights.tensorfile import weight_files
@@ -69,6 +70,9 @@ def _snapshot(repo: str, revision: str | None, weights: bool, **options: bool) -
 
 
 def _explained(error: Exception, repo: str, revision: str | None) -> tuple[str, str]:
+    if is_of_this_machine(error):  # the network is not to blame
+        said = explained(error)
+        return f"{repo} could not be fetched: {said.what}", said.fix
     http = error if isinstance(error, HfHubHTTPError) else error.__cause__
     status = http.response.status_code if isinstance(http, HfHubHTTPError) else None
     if isinstance(error, RevisionNotFoundError):

@@ -1,0 +1,201 @@
+"""The boundary of the command line: what others raise, in tunesmith's words: what, where and the fix.
+
+What is no fault of the user's or of the machine is a fault of tunesmith's own: it is said in one line, and its
+traceback is kept in a file to report. Knows the libraries by name only, so that none is loaded for an error.
+"""
+
+import errno
+import os
+import platform
+import re
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+from tunesmith import __version__
+from tunesmith.errors import DataError, InternalError, ResourceError, TunesmithError
+
+WHOLE = "what was committed before is whole"
+FREE = "free some space and type the same again; a run can be elsewhere with --run-dir, the cache with TUNESMITH_CACHE"
+_PERMISSIONS = ("may not be written or read", "change its permissions; a run can also be elsewhere, with --run-dir")
+_OTHER_KIND = ("is in the way: a file stands where a folder belongs, or the other way round", "move it elsewhere")
+_DRIVE = (
+    "could not be written or read: its drive fails or is gone",
+    f"mount or mend it and type the same again; {WHOLE}",
+)
+_IN_USE = ("is in use by another program", "close that, and type the same again")
+_NO_MORE = ("could not be done: the system gives no more memory or processes", "end other programs, or raise `ulimit`")
+REFUSED = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _PERMISSIONS),
+    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY), _OTHER_KIND),
+    **dict.fromkeys((errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT), _DRIVE),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), ("cannot be opened: too many files are open", "raise `ulimit -n`")),
+    **dict.fromkeys((errno.EBUSY, errno.ETXTBSY), _IN_USE),
+    **dict.fromkeys((errno.ENOMEM, errno.EAGAIN), _NO_MORE),
+    errno.EFBIG: (f"is too large for its drive or for `ulimit -f`; {WHOLE}", "raise the limit, or use another drive"),
+    errno.ENOENT: ("is not there, or no longer", "put it back and type the same again"),
+    errno.ENAMETOOLONG: ("has a name that is too long for its drive", "choose a shorter one"),
+    errno.ELOOP: ("is a link that leads back to itself", "remove it"),
+}
+"""What the system may refuse to do with a file: what to say of it, and the fix."""
+NO_MEMORY = ("can't allocate memory", "out of memory", "failed to map segment", "CUBLAS_STATUS_ALLOC_FAILED",
+             "std::bad_alloc", "Cannot allocate memory")  # fmt: skip
+"""What libraries say in errors of any class where memory is full."""
+NO_SPACE = ("No space left on device", "os error 28", "Disk quota exceeded", "Not enough disk space")
+"""What libraries say in errors of any class where a disk is full."""
+SECRET = re.compile(r"hf_\w{8,}|(?<=//)[^/@\s]+(?=@)")
+"""A token of the Hub; a name and password in an address."""
+OTHERS = {
+    "pyarrow": "a table of the data", "tokenizers": "the base's tokenizer.json", "jinja2": "the base's chat template",
+    "safetensors": "a safetensors file", "safetensors_rust": "a safetensors file", "yaml": "a YAML file",
+    "json": "a JSON file", "csv": "a CSV file", "transformers": "the base", "huggingface_hub": "what the Hub gave",
+    "datasets": "a data set", "zipfile": "an archive", "zlib": "an archive", "gguf": "a GGUF file",
+}  # fmt: skip
+"""Package whose errors may reach the boundary -> what it was reading."""
+
+
+def explained(error: Exception) -> TunesmithError:
+    """The error that says what, where and the fix. Keeps the traceback in a file where somebody should see it."""
+    if isinstance(error, TunesmithError):
+        return error
+    ways = (_full_disk, _full_memory, _refused, _no_text, _too_deep, _not_loaded, _of_another)
+    return next((said for way in ways if (said := way(error))), None) or _own(error)
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether a disk or a quota is full, by the error or one that caused it: libraries wrap it, or say it in a text."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return any(
+        (isinstance(one, OSError) and one.errno in full) or any(sign in str(one) for sign in NO_SPACE)
+        for one in _chain(error)
+    )
+
+
+def is_of_this_machine(error: BaseException) -> bool:
+    """Whether what a download ended with is no fault of the network: a disk, a permission, too many files."""
+    return is_full_disk(error) or any(
+        isinstance(one, OSError) and one.errno in REFUSED and one.filename is not None for one in _chain(error)
+    )
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and those that led to it."""
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        yield one
+        one = one.__cause__ or one.__context__
+
+
+def _full_disk(error: Exception) -> TunesmithError | None:
+    if not is_full_disk(error):
+        return None
+    files = (str(one.filename) for one in _chain(error) if isinstance(one, OSError) and one.filename)
+    place = next(files, "a file, or standard output,")
+    return ResourceError(f"{place} could not be written: the disk is full; {WHOLE}", fix=FREE)
+
+
+def _full_memory(error: Exception) -> TunesmithError | None:
+    if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in NO_MEMORY):
+        return None
+    what = f"memory is full: {_first_line(error)}; {WHOLE}"
+    return ResourceError(what, fix="end other programs, raise `ulimit -v`, or take a smaller base or GGUF type")
+
+
+def _refused(error: Exception) -> TunesmithError | None:
+    """What the system refused to do."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    other = (f"could not be used: {error.strerror}", f"see to it and type the same again; {WHOLE}")
+    what, fix = REFUSED.get(error.errno, other)
+    return ResourceError(f"{error.filename or 'a file, or standard output,'} {what}", fix=fix)
+
+
+def _no_text(error: Exception) -> TunesmithError | None:
+    """A text that is in another encoding than it is read or written in."""
+    if not isinstance(error, UnicodeEncodeError | UnicodeDecodeError):
+        return None
+    found = error.object[error.start : error.start + 8]
+    way = "written" if isinstance(error, UnicodeEncodeError) else "read"
+    what = f"a text cannot be {way} as {error.encoding}, from {found!a} on"
+    return DataError(what, fix="save files as UTF-8, and set LANG=C.UTF-8 or PYTHONUTF8=1", where=_kept(error))
+
+
+def _too_deep(error: Exception) -> TunesmithError | None:
+    if not isinstance(error, RecursionError):
+        return None
+    fix = "look for values in values hundreds deep in the recipe, the data and the base's files"
+    return DataError("something is nested too deeply to be read", fix=fix, where=_kept(error))
+
+
+def _not_loaded(error: Exception) -> TunesmithError | None:
+    """A package that is not installed, or whose libraries are not."""
+    if not isinstance(error, ImportError) or (error.name or "").split(".")[0] == "tunesmith":
+        return None
+    fix = "install again what this needs: `make` in the folder that you cloned, or pip install 'tunesmith[train]'"
+    return ResourceError(f"{error.name or 'a package'} cannot be loaded: {_first_line(error)}", fix=fix)
+
+
+def _of_another(error: Exception) -> TunesmithError | None:
+    """What a library raised by itself, of what it was given to read; None if the error is not a library's."""
+    package = _package(error)
+    if package not in OTHERS:
+        return None
+    what = f"{OTHERS[package]} cannot be used: {package} says {_first_line(error)}"
+    fix = "see whether the files that the recipe names are whole; if they are, report it with the file named here"
+    return DataError(what, fix=fix, where=_kept(error))
+
+
+def _package(error: Exception) -> str:
+    """The package of an error's class; of a class that anybody raises, that of the code which did."""
+    package = type(error).__module__.split(".")[0]
+    if package != "builtins" or type(error) not in (Exception, ValueError, OSError, RuntimeError):
+        return package
+    frames = traceback.extract_tb(error.__traceback__)
+    within = Path(frames[-1].filename).parts if frames else ()
+    if "site-packages" not in within:
+        return package
+    return within[len(within) - within[::-1].index("site-packages")].removesuffix(".py")
+
+
+def _own(error: Exception) -> TunesmithError:
+    what = f"a fault of tunesmith's own: {type(error).__name__}: {_first_line(error)}; {WHOLE}"
+    return InternalError(what, fix=f"report it with what you typed and the file {_kept(error)}")
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+
+
+def _kept(error: BaseException) -> str:
+    """The file that the traceback was written to, in the cache or else in the folder for what is temporary.
+
+    Where neither can be written: the places in the source, in a line.
+    """
+    head = f"tunesmith {__version__}, Python {platform.python_version()}, {platform.platform()}\n{sys.argv[1:]}\n\n"
+    text = head + "".join(traceback.format_exception(error))
+    text = SECRET.sub("***", text.replace(os.environ.get("HF_TOKEN") or "\0", "***"))
+    cache = os.path.expanduser(os.environ.get("TUNESMITH_CACHE") or "~/.cache/tunesmith")
+    for folder in (cache, tempfile.gettempdir):
+        try:
+            place = Path(folder if isinstance(folder, str) else folder(), "faults")
+            if str(place).startswith("~"):  # a home that nobody here has
+                continue
+            place.mkdir(parents=True, exist_ok=True)
+            file = place / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+            file.write_text(text, encoding="utf-8", errors="backslashreplace")
+            return str(file)
+        except (OSError, ValueError):
+            continue
+    return " < ".join(_places(error.__traceback__)) or "no file, since none could be written"
+
+
+def _places(trace: TracebackType | None) -> list[str]:
+    """Where the error came from, the innermost first."""
+    frames = traceback.extract_tb(trace)[-5:]
+    return [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in reversed(frames)]

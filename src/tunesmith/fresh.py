@@ -1,0 +1,67 @@
+"""A clean new start of a run's training: what was trained, and all that was made from it, is deleted; rows are kept."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from tunesmith.console import say
+from tunesmith.errors import ResumeError
+from tunesmith.files import discard, remove
+from tunesmith.pipeline import locked
+from tunesmith.runs import Run, checkpoint_folders, refuse_to_replace, write_manifest
+from tunesmith.training.saved import is_own
+
+Sure = Callable[[str], bool]
+"""Asks the user, and says whether they want it."""
+
+
+def begin_anew(run: Run, yes: bool, ask: Sure) -> None:
+    """Delete what was trained, once `yes` or the user says so; nothing where nothing was.
+
+    Each folder goes whole, what was made last first: a kill leaves a run that opens, and the same command goes on.
+    Raises ResumeError if the user does not want it, cannot be asked, or has put something of their own there.
+    """
+    run.refuse_strangers()
+    if not run.path.is_dir():
+        return
+    with locked(run):
+        found = _trained(run)
+        if not found:
+            return
+        lines = [f"{_size(path) / 1e6:9.1f} MB  {path}" for path in found]
+        say("\n".join([f"--fresh deletes what was trained in {run.path}:", *lines]))
+        if not yes and not sys.stdin.isatty():
+            what = f"--fresh would delete {len(found)} folders and files of {run.path}, and nobody can be asked"
+            raise ResumeError(what, fix="add --yes")
+        if not yes and not ask("Delete these?"):
+            raise ResumeError("nothing was deleted, and nothing is begun anew", fix="leave out --fresh to go on")
+        for path in found:
+            if path.is_dir():
+                discard(path, path)
+            else:
+                remove(path)
+        write_manifest(run)
+
+
+def _trained(run: Run) -> list[Path]:
+    """The folders and files of training and of all stages after it, the last stage's first.
+
+    Raises ResumeError if one of them is, or holds, what tunesmith did not make.
+    """
+    found = []
+    for folder in reversed([folder for folder in run.stage_folders if folder != run.data]):
+        if os.path.lexists(folder):
+            refuse_to_replace(folder)
+            found.append(folder)
+    for checkpoint in reversed(checkpoint_folders(run.checkpoints)):
+        if not is_own(checkpoint):
+            what = f"{checkpoint} is damaged, or holds what tunesmith did not make"
+            raise ResumeError(what, fix="move it elsewhere and type the same again")
+        found.append(checkpoint)
+    return [*found, *(file for file in (run.metrics, run.samples, run.loss_plot) if file.is_file())]
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())

@@ -1,0 +1,238 @@
+"""Forty ways to be wrong, through the real command line: each says what, where and the fix, and none is a traceback."""
+
+import json
+import shutil
+import sys
+
+import pytest
+from forked import completed
+from small_project import write_project
+
+from tunesmith import boundary, cli
+from tunesmith.errors import InternalError, ResumeError
+from tunesmith.fresh import begin_anew
+from tunesmith.pipeline import run_stages
+from tunesmith.recipe_file import read_recipe
+from tunesmith.record import read_record
+from tunesmith.runs import Run
+from tunesmith.stages import STAGES
+
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+DEEP = "[" * 100_000
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_base):
+    """A project whose run is finished."""
+    folder = tmp_path_factory.mktemp("finished")
+    recipe = read_recipe(write_project(folder, tiny_base))
+    run_stages(recipe, Run(folder / "runs" / "small"), STAGES)
+    return folder
+
+
+@pytest.fixture
+def project(finished, tmp_path):
+    """A copy of it, which a test may spoil; the run's own recipe names the copy's files."""
+    folder = tmp_path / "project"
+    shutil.copytree(finished, folder)
+    own = folder / "runs" / "small" / "recipe.yaml"
+    own.write_text(own.read_text().replace(str(finished), str(folder)))
+    return folder
+
+
+def write(name, content):
+    return lambda folder: (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def delete(name):
+    def gone(folder):
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return gone
+
+
+def rows(text):
+    return write("rows.jsonl", text)
+
+
+NEW = ("--run-dir", "new")
+RUN = ("run", "recipe.yaml")
+PREPARE = ("prepare", "recipe.yaml", *NEW)
+CASES = {
+    # what is wrong: (what is done before, arguments, exit code, what is said)
+    "a recipe that is not there": (None, ("run", "none.yaml"), 2, "recipe none.yaml cannot be read"),
+    "a recipe that is none": (None, ("run", "runs/small/gguf/small-Q8_0.gguf"), 2, "cannot be read"),
+    "a folder that is no run": (None, ("run", "runs"), 2, "runs is no run folder"),
+    "a day that is none": (None, (*RUN, "--set", "data.date=2026-02-30"), 2, "2026-02-30"),
+    "a seed beyond its bounds": (None, (*RUN, "--set", "seed=8589934592"), 2, "must be less than 4294967296"),
+    "a setting of another tool": (None, (*RUN, "--set", "learning_rate=1"), 2, "did you mean train.lr?"),
+    "a setting at the wrong place": (None, (*RUN, "--set", "lr=3"), 2, "did you mean train.lr?"),
+    "no value to set": (None, (*RUN, "--set", "train.lr"), 2, "not of the form a.b=value"),
+    "a name that is no text": (None, ("check", "a\udcff.yaml"), 7, "no name in UTF-8"),
+    "a file that is not there": (None, (*PREPARE, "--set", "data.sources.0.path=gone.jsonl"), 3, "no file gone.jsonl"),
+    "a glob of nothing": (None, (*PREPARE, "--set", "data.sources.0.path=p/*.jsonl"), 3, "no file p/*.jsonl"),
+    "a folder of files": (None, (*PREPARE, "--set", "data.sources.0.path=runs"), 3, "is a folder"),
+    "neither a file nor on the Hub": (None, (*PREPARE, "--set", "data.sources.0.path=data/mine"), 3, "data/mine"),
+    "held-out rows that are not there": (None, (*PREPARE, "--set", "data.held_out={path: h.csv}"), 3, "no file h.csv"),
+    "prompts that are not there": (None, (*PREPARE, "--set", "evaluate.prompts=no.yaml"), 2, "no.yaml cannot be read"),
+    "prompts that are no list": (write("prompts.yaml", "a: b\n"), PREPARE, 2, "not a list of prompts"),
+    "a base that is not there": (None, (*PREPARE, "--set", "base=./gone"), 4, "there is no base ./gone"),
+    "a GGUF that is not there": (None, (*PREPARE, "--set", "base=gone.gguf"), 4, "there is no base gone.gguf"),
+    "a GGUF that is none": (write("x.gguf", "no GGUF"), (*PREPARE, "--set", "base=x.gguf"), 4, "x.gguf"),
+    "a base of the Hub, offline": (None, (*PREPARE, "--set", "base=a/b"), 4, "a/b is not on this machine"),
+    "a base whose config is damaged": (
+        lambda folder: (
+            (folder / "m").mkdir(),
+            (folder / "m" / "config.json").write_text("{"),
+            (folder / "m" / "tokenizer.json").write_text("{"),
+        ),
+        (*PREPARE, "--set", "base=m"),
+        4,
+        "config.json is no JSON object",
+    ),
+    "an empty file": (rows(""), PREPARE, 3, "holds no rows"),
+    "rows of no known form": (rows('{"a": 1}\n'), PREPARE, 3, "has the columns a"),
+    "rows that are all damaged": (rows("{broken\n{too\n"), PREPARE, 3, "rows.jsonl"),
+    "values without end": (write("d.json", DEEP), (*PREPARE, "--set", "data.sources.0.path=d.json"), 3, "d.json"),
+    "no UTF-8": (rows(b"\xff\xfe{\x00"), PREPARE, 3, "UTF-16"),
+    "a damaged Parquet file": (
+        write("rows.parquet", b"PAR1" + bytes(range(256)) + b"PAR1"),
+        (*PREPARE, "--set", "data.sources.0.path=rows.parquet"),
+        3,
+        "not a whole Parquet file",
+    ),
+    "an open quote": (
+        write("r.csv", 'prompt,completion\n"a,b\n'),
+        (*PREPARE, "--set", "data.sources.0.path=r.csv"),
+        3,
+        "line 2",
+    ),
+    "a file where the run belongs": (None, (*RUN, "--run-dir", "rows.jsonl"), 5, "rows.jsonl is a file"),
+    "a file above the run": (None, (*RUN, "--run-dir", "rows.jsonl/x"), 7, "a file stands where a folder belongs"),
+    "a folder of the user's": (None, (*RUN, "--run-dir", "."), 5, "tunesmith did not make its recipe.yaml"),
+    "another learning rate": (None, (*RUN, "--set", "train.lr=1e-3"), 5, "- train.lr: 0.01 -> 0.001"),
+    "another learning rate of train alone": (None, ("train", "runs/small", "--set", "train.lr=1e-3"), 5, "--fresh"),
+    "a damaged record": (write("runs/small/adapter/record.json", "{"), RUN, 5, "record.json"),
+    "a damaged recipe": (write("runs/small/recipe.yaml", "a: ["), ("chat", "runs/small"), 5, "recipe is damaged"),
+    "no GGUF to make": (None, ("export", "recipe.yaml", "--set", "export.gguf=[]"), 2, "no GGUF was asked for"),
+    "no run to chat with": (None, ("chat", "runs/none"), 2, "there is no run and no file runs/none"),
+    "`base` to chat with": (None, ("chat", "base"), 2, "there is no run and no file base"),
+    "a recipe to chat with": (None, ("chat", "recipe.yaml"), 2, "recipe.yaml is a recipe"),
+    "a GGUF type that is none": (None, ("chat", "runs/small", "--gguf", "Q3"), 2, "Q3 is no type of GGUF file"),
+    "a GGUF type that was not made": (None, ("chat", "runs/small", "--gguf", "F16"), 5, "this run has small-Q8_0.gguf"),
+    "nothing but base to compare": (None, ("compare", "base"), 2, "`base` alone says nothing"),
+    "no run to compare": (None, ("compare", "runs/none"), 5, "runs/none is no run folder"),
+    "a report onto a folder": (None, ("compare", "runs/small", "--report", "/"), 2, "/ is a folder"),
+    "a report onto a device": (None, ("compare", "runs/small", "--report", "/dev/null"), 2, "is there already"),
+    "a report onto a file": (None, ("compare", "runs/small", "--report", "rows.jsonl"), 2, "it is not overwritten"),
+    "a cache that is a file": (None, PREPARE, 7, "is a file", {"TUNESMITH_CACHE": "rows.jsonl"}),
+    "a cache where none can be": (None, PREPARE, 7, "/proc/x, cannot be made", {"TUNESMITH_CACHE": "/proc/x"}),
+    "a cache in nobody's home": (None, PREPARE, 7, "there is no such home", {"TUNESMITH_CACHE": "~nobody-here/x"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_wrong_is_said_with_the_fix_and_nothing_is_lost(case, project):
+    before, arguments, code, said, *environment = CASES[case]
+    if before:
+        before(project)
+    there = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
+    done = completed(*arguments, cwd=project, **(OFFLINE | (environment[0] if environment else {})))
+    assert done.returncode == code and said in done.stderr, done.stderr
+    assert "error: " in done.stderr and "\n  fix: " in done.stderr and "Traceback" not in done.stderr
+    changed = [path for path, content in there.items() if not path.is_file() or path.read_bytes() != content]
+    assert [path for path in changed if path.name not in (".lock", "manifest.json")] == []
+
+
+def test_a_run_goes_on_without_the_files_its_rows_were_made_from(project):
+    delete("rows.jsonl")(project)
+    delete("prompts.yaml")(project)
+    shutil.rmtree(project / "runs" / "small" / "gguf")
+    done = completed("export", "recipe.yaml", cwd=project)
+    assert done.returncode == 0, done.stderr
+    write("prompts.yaml", "- Other?\n")(project)
+    done = completed("run", "recipe.yaml", cwd=project)
+    assert done.returncode == 0 and "prepare   already done (without " in done.stderr, done.stderr
+    assert "rows.jsonl, not on this machine)" in done.stderr and "train     already done" in done.stderr
+    assert read_recipe(project / "runs" / "small" / "recipe.yaml").data.sources[0].path == str(project / "rows.jsonl")
+    asked = (project / "runs" / "small" / "evaluation" / "answers.jsonl").read_text().splitlines()
+    assert [json.loads(line)["prompt"] for line in asked] == ["Other?"]  # other prompts make evaluate anew, and no more
+    done = completed("run", "recipe.yaml", "--set", "data.dedup=words", cwd=project)
+    assert done.returncode == 3 and "there is no file" in done.stderr  # rows that must be made need it
+
+
+def test_another_learning_rate_is_refused_before_torch_is_loaded(project, monkeypatch):
+    recipe, run = read_recipe(project / "recipe.yaml", ["train.lr=1e-3"]), Run(project / "runs" / "small")
+
+    def load(stage):
+        raise AssertionError(f"{stage.verb} was loaded")
+
+    with pytest.raises(ResumeError, match=r"train\.lr: 0\.01 -> 0\.001\n  fix: set them back; .*--run-dir; .*--fresh"):
+        run_stages(recipe, run, STAGES, load)
+
+
+def test_fresh_asks_deletes_what_was_trained_and_trains_anew(project):
+    changed = ("run", "recipe.yaml", "--fresh", "--set", "train.lr=1e-3", "--set", "train.epochs=1")
+    run = Run(project / "runs" / "small")
+    done = completed(*changed, cwd=project)
+    assert done.returncode == 5 and "nobody can be asked" in done.stderr and "checkpoints/step-" in done.stderr
+    assert read_record(run.evaluation) and read_record(run.adapter)
+    (run.model / "mine.txt").write_text("the user's")
+    done = completed(*changed, "--yes", cwd=project)
+    assert done.returncode == 5 and "mine.txt" in done.stderr and read_record(run.evaluation)
+    (run.model / "mine.txt").unlink()
+    made = read_record(run.data)
+    done = completed(*changed, "--yes", cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert read_record(run.adapter).settings["train"]["lr"] == 1e-3 and read_record(run.evaluation)
+    assert read_record(run.data) == made
+    steps = [json.loads(line)["step"] for line in run.metrics.read_text().splitlines()]
+    assert max(steps) == read_record(run.adapter).counts["steps"]
+
+
+def test_fresh_is_not_begun_where_the_user_says_no(project, monkeypatch):
+    run = Run(project / "runs" / "small")
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    with pytest.raises(ResumeError, match="nothing was deleted"):
+        begin_anew(run, False, lambda _: False)
+    assert read_record(run.adapter)
+    begin_anew(run, False, lambda _: True)
+    assert not run.adapter.exists() and not run.metrics.exists() and read_record(run.data)
+    begin_anew(run, False, lambda _: False)  # nothing is left to ask about
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (MemoryError(), 7, "memory is full"), (RecursionError(), 3, "nested too deeply"),
+        (OSError(28, "No space left on device", "/x/y"), 7, "/x/y could not be written: the disk is full"),
+        (RuntimeError("write failed: No space left on device"), 7, "the disk is full"),
+        (UnicodeEncodeError("ascii", "caf\xe9", 3, 4, "no"), 3, "cannot be written as ascii"),
+        (ImportError("no torch here", name="torch"), 7, "torch cannot be loaded: no torch here"),
+        (ZeroDivisionError("of ours"), 70, "a fault of tunesmith's own: ZeroDivisionError: of ours"),
+    ],
+)  # fmt: skip
+def test_every_foreign_error_ends_with_what_and_fix(error, code, said, capsys, monkeypatch, own_cache):
+    def raises():
+        raise error
+
+    monkeypatch.setattr(cli, "app", raises)
+    monkeypatch.setenv("HF_TOKEN", "hf_secretsecret")
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    printed = capsys.readouterr().err
+    assert ended.value.code == code and said in printed and "\n  fix: " in printed and "Traceback" not in printed
+
+
+def test_a_fault_of_ours_keeps_its_traceback_in_a_file_without_the_token(own_cache, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secretsecret")
+    try:
+        raise KeyError("hf_secretsecret in https://me:password@host/")
+    except KeyError as error:
+        said = boundary.explained(error)
+    assert isinstance(said, InternalError)
+    (file,) = (own_cache / "faults").glob("*.txt")
+    text = file.read_text()
+    assert str(file) in said.fix and "Traceback" in text and "test_refusals.py" in text
+    assert "secret" not in text and "password" not in text
