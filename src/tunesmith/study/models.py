@@ -168,19 +168,21 @@ def _file(kind: str, file: Mapping[str, Any], skipped: str) -> dict[str, Any]:
     if not isinstance(file.get("bytes", 0), int):
         raise ValueError(f"the size of {kind} is no number")
     against = file.get("against_F16") or (file.get("against_model") if kind == "F16" else None)
-    held_out = file.get("held_out") or {}  # version 0.1 did not measure it
-    bits = held_out.get("bits_per_byte")
     return {
         "type": kind,
         "bytes": file.get("bytes"),
         "kl": f"{against['mean_kl']:.2g}" if against else f"not proved: {skipped}",
         "top1": f"{against['top1']:.1%}" if against else "",
-        "loss": f"{held_out['loss']:.4f}" if held_out else "",
-        "bits": f"{bits:.3f}" if bits is not None else "",
-        "where": f"{held_out['positions']:,} positions" if held_out else "",
+        "loss": _loss_in_words(file["held_out"]) if "held_out" in file else "",  # version 0.1 did not measure it
         "tensors": ", ".join(f"{count} {name}" for name, count in file.get("tensor_types", {}).items()),
         "fallbacks": file.get("fallbacks", 0),
     }
+
+
+def _loss_in_words(held_out: Mapping[str, Any]) -> str:
+    bits = held_out["bits_per_byte"]
+    each = f", {bits:.3f} bits per byte" if bits is not None else ""
+    return f"{held_out['loss']:.4f} nats{each} ({held_out['positions']:,} positions)"
 
 
 def _answers(path: Path) -> list[dict[str, Any]]:
