@@ -1,7 +1,10 @@
 """The gate: a good export passes and says so, each planted fault stops it with its place."""
 
+import contextlib
 import json
+import re
 import shutil
+from dataclasses import replace
 
 import gguf
 import numpy as np
@@ -21,7 +24,7 @@ from tunesmith.model.batch import Batching, supervised_in
 from tunesmith.proof import gguf as proof
 from tunesmith.proof import reference
 from tunesmith.proof.divergence import Apart
-from tunesmith.proof.gguf import check_equal, loss_limit, prove_gguf
+from tunesmith.proof.gguf import check_equal, compare, loss_limit, prove_gguf
 from tunesmith.proof.sample import LONGEST, pick_sample
 from tunesmith.recipe import ChatConfig, Recipe
 from tunesmith.release.base_gguf import export_base
@@ -51,7 +54,7 @@ def made(tmp_path_factory):
         name="made",
         base="tiny",
         data={"sources": [{"path": str(rows)}], "held_out": 0.3},
-        export={"gguf": ["Q8_0", "Q4_K_M"], "positions": 24},
+        export={"gguf": ["Q8_0", "Q4_K_M"], "positions": 100},
         evaluate={"gguf": "Q8_0"},
         chat={"system": SYSTEM},
     )
@@ -98,7 +101,7 @@ def test_export_writes_what_was_asked_and_proves_it(made):
         assert facts.items() <= proof[kind].items() and {"bytes", "write_s", "tensor_types"} <= facts.keys()
     assert list(proof) == ["F16", "Q8_0", "Q4_K_M"]
     f16, q8, q4 = proof.values()
-    assert all(24 <= facts["held_out"]["positions"] < 24 + LONGEST for facts in proof.values())
+    assert all(100 <= facts["held_out"]["positions"] < 100 + LONGEST for facts in proof.values())
     assert (
         f16["way"] == "whole sequences"
         and f16["against_model"]["mean_kl"] <= 1e-4
@@ -202,7 +205,6 @@ def test_a_merged_model_that_gives_no_numbers_is_named_before_its_file(made, tmp
         shutil.copytree(stage, broken.path / stage.name)
     sample = pick_sample(load_rows(run.data)[1], recipe.export.positions)
     weights = load_file(broken.model / "model.safetensors")
-    asked = [(row, place) for row in sample.rows for place in row.places]
     before = {token for row in sample.rows[:-1] for token in row.ids}
     last = sample.rows[-1]
     once = next(token for token in last.ids[last.places[0] :] if token not in before)
@@ -212,8 +214,9 @@ def test_a_merged_model_that_gives_no_numbers_is_named_before_its_file(made, tmp
     save_file(weights, broken.model / "model.safetensors", {"format": "pt"})
     with pytest.raises(ProofError) as caught:
         prove_gguf(recipe, broken, {"F16": tmp_path / "never-opened.gguf"}, tmp_path)
-    row, place = next((row, place) for row, place in asked if once in row.ids[: place + 1])
-    assert caught.value.what == f"the merged model gives no numbers at held-out row {row.number}, token {place + 1}"
+    place = re.fullmatch(r"the merged model gives no numbers at held-out row (\d+), token (\d+)", caught.value.what)
+    assert int(place[1]) == last.number and len(sample.rows) > 1  # attention makes nothing of a whole block of a row
+    assert int(place[2]) - 1 in last.places
     assert caught.value.fix == "delete model/ and run again" and caught.value.where == str(broken.model)
 
 
@@ -398,8 +401,25 @@ def test_a_divergence_is_never_below_zero():
 
 def test_not_a_number_is_not_equal():
     logprobs = torch.full((1, 200), np.nan)
-    with pytest.raises(ProofError):
-        check_equal(apart_of(logprobs, logprobs), 0.0, "a.gguf")
+    found = apart_of(logprobs, logprobs)
+    assert np.isnan(found.mean_kl) and np.isnan(found.max_kl)
+    with pytest.raises(ProofError, match="mean KL nan"):
+        check_equal(replace(found, top1=1.0), 0.0, "a.gguf")
+
+
+def test_what_is_compared_may_take_the_references_place(made, tmp_path):
+    """F16's log-probabilities are those that the smaller files are compared with, and no longer the model's."""
+    sample = pick_sample(load_rows(made[1].data)[1], 24)
+    ours, theirs = (torch.randn(len(sample), 50).log_softmax(1) for _ in range(2))
+    targets = replace(sample, rows=tuple(replace(row, targets=(7,) * len(row.targets)) for row in sample.rows))
+    with contextlib.closing(reference.Reference(tmp_path / "reference")) as kept:
+        kept.write(0, ours)
+        kept.loss = targets.held_out_loss(-ours[:, 7].double().numpy())
+        first, loss = compare(iter(theirs.split(5)), targets, kept, "a.gguf", keep=True)
+        again, _ = compare(iter(theirs.split(7)), targets, kept, "b.gguf", keep=False)
+        last, _ = compare(iter([ours]), targets, kept, "c.gguf", keep=False)
+    assert first.mean_kl > 0.1 and again.mean_kl == 0 and again.top1 == 1 and last.mean_kl > 0.1
+    assert loss.loss == pytest.approx(float(-theirs[:, 7].mean()), abs=1e-5) and loss.positions == len(sample)
 
 
 def test_the_untouched_base_is_made_once_with_the_runs_template(made, own_cache):

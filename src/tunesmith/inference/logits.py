@@ -39,6 +39,9 @@ _i32, _u32, _f32, _bool, _size, _ptr = (
 )  # fmt: skip
 
 
+PrintLog = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, _ptr)
+
+
 class Layout(NamedTuple):
     """The structs that are passed by value."""
 
@@ -82,8 +85,8 @@ def sequence_logits(
 ) -> Iterator[Logits]:
     """Logits [C, V] of a GGUF file after places of token sequences, in order, a piece of a sequence at a time.
 
-    A sequence is (its token ids, the places after which logits are wanted, rising). `window`: a file for them, which
-    must not exist. Raises Unavailable before the first piece where the library is not known or not as it was; after it
+    A sequence is (its token ids, the places after which logits are wanted, rising). `window`: a file for them.
+    Raises Unavailable before the first piece where the library is not known or not as it was; after it
     the error of a process that ended.
     """
     job = {"gguf": str(gguf), "threads": threads, "window": str(window),
@@ -163,7 +166,6 @@ class Library:
 
     def _declare(self) -> None:
         """Types of the functions that are used: what they take and what they return."""
-        c, print_log = self._c, ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, _ptr)
         for name, takes, returns in (
             ("llama_model_default_params", [], self._model), ("llama_context_default_params", [], self._context),
             ("llama_model_load_from_file", [ctypes.c_char_p, self._model], _ptr),
@@ -172,12 +174,11 @@ class Library:
             ("llama_n_ctx", [_ptr], _u32), ("llama_n_batch", [_ptr], _u32),
             ("llama_batch_get_one", [_ptr, _i32], Batch), ("llama_decode", [_ptr, Batch], _i32),
             ("llama_get_logits", [_ptr], _ptr), ("llama_get_memory", [_ptr], _ptr),
-            ("llama_memory_clear", [_ptr, _bool], None), ("llama_log_set", [print_log, _ptr], None),
+            ("llama_memory_clear", [_ptr, _bool], None), ("llama_log_set", [PrintLog, _ptr], None),
         ):  # fmt: skip
-            function = getattr(c, name)
+            function = getattr(self._c, name)
             function.argtypes, function.restype = takes, returns
-        self._log = print_log(_print_warning)  # kept as long as it may be called
-        c.llama_log_set(self._log, None)
+        self._c.llama_log_set(_log, None)
 
 
 class Batch(ctypes.Structure):
@@ -250,8 +251,12 @@ def _struct(fields: Struct) -> type[ctypes.Structure]:
 
 
 def _print_warning(level: int, text: bytes, _: Any) -> None:
+    """Warnings and errors alone go to standard error: the last of them is the reason of an end."""
     if level >= LOG_WARNING and level != LOG_CONTINUED:
         os.write(2, text)
+
+
+_log = PrintLog(_print_warning)  # as long as the process: llama.cpp may call it at any time
 
 
 if __name__ == "__main__":

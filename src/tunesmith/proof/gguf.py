@@ -99,8 +99,8 @@ def why_one_by_one(file: Path, sample: Sample, threads: int, scratch: Path) -> s
         theirs_CV = torch.from_numpy(engine.next_token_logprobs(prefix))[None]
     try:
         (ours_CV,) = _whole(file, first, threads, scratch)
-    except (Unavailable, ResourceError) as error:
-        return error.what if isinstance(error, ResourceError) else str(error)
+    except ResourceError as error:
+        return error.what
     apart = Apart()
     apart.add(theirs_CV, ours_CV)
     kl = apart.found(first.place).mean_kl
@@ -110,8 +110,11 @@ def why_one_by_one(file: Path, sample: Sample, threads: int, scratch: Path) -> s
 def _whole(path: Path, sample: Sample, threads: int, scratch: Path) -> Iterator[Tensor]:
     """Log-probabilities [C, V] of a file at all positions, a piece at a time."""
     sequences = [(row.ids, row.places) for row in sample.rows]
-    for logits_CV in sequence_logits(path, sequences, threads=threads, window=scratch / "window"):
-        yield torch.from_numpy(logits_CV).log_softmax(dim=1)
+    try:
+        for logits_CV in sequence_logits(path, sequences, threads=threads, window=scratch / "window"):
+            yield torch.from_numpy(logits_CV).log_softmax(dim=1)
+    except Unavailable as error:
+        raise ResourceError(f"{path.name}: {error}", fix="free some memory, and type the same again") from error
 
 
 def _one_by_one(path: Path, sample: Sample, threads: int) -> Iterator[Tensor]:

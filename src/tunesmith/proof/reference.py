@@ -103,7 +103,6 @@ def _at_places(model: StreamedModel, rows: list[Row]) -> Tensor:
 
 def _logprobs(model: StreamedModel, hidden_SD: Tensor) -> Iterator[Tensor]:
     """Log-probabilities [C, V], from the hidden states of some positions after those of others."""
-    vocabulary = sum(len(weight) for weight, _ in model.head_pieces(WORDS))
-    for hidden_CD in hidden_SD.split(max(1, PIECE_BYTES // (4 * vocabulary))):
+    for hidden_CD in hidden_SD.split(max(1, PIECE_BYTES // (4 * model.vocabulary))):
         logits_CV = torch.cat([F.linear(hidden_CD, *head) for head in model.head_pieces(WORDS)], dim=1)
         yield logits_CV.log_softmax(dim=1).cpu()
