@@ -67,8 +67,8 @@ def prove_gguf(
     with contextlib.closing(Reference(scratch / "reference")) as reference:
         reason = store_model(run.model, sample, reference)
         if why := why_one_by_one(files["F16"], sample, threads, scratch):
-            warn(f"only {FEW} positions are compared, one request to llama.cpp's server each: {why}")
             sample = sample.spread(FEW)
+            warn(f"only {len(sample)} positions are compared, one request to llama.cpp's server each: {why}")
             reason = store_model(run.model, sample, reference)
         for kind, path in files.items():
             with Engine(path, threads=threads, context=SHORT) as engine:
