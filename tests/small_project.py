@@ -16,7 +16,7 @@ def write_project(folder, base, **replaced):
         "lora": "{rank: 4}",
         "train": "{tokens_per_step: 400, max_length: 200, epochs: 3, lr: 1e-2, precision: fp32,"
         " evaluate_every: 2 steps, early_stopping: null}",
-        "export": "{gguf: [Q8_0], prefixes: 4}",
+        "export": "{gguf: [Q8_0], positions: 4}",
         "evaluate": "{prompts: prompts.yaml, max_tokens: 8, threads: 1}",
     } | replaced
     path = folder / "recipe.yaml"

@@ -96,9 +96,10 @@ def _proved(draft):
         "against_F16": {"mean_kl": 0.062, "top1": 0.953},
         "tensor_types": {"Q5_0": 166},
     }
+    held_out = {"loss": 2.12345, "bits_per_byte": 0.7654, "positions": 2012, "rows": 30}
     files = {
         "F16": {"bytes": 271_000_000, "against_model": against, "tensor_types": {"F16": 211}, "fallbacks": 0},
-        "Q4_K_M": quantised | {"bytes": 105_000_000, "fallbacks": 166},
+        "Q4_K_M": quantised | {"bytes": 105_000_000, "fallbacks": 166, "held_out": held_out},
     }
     (draft / "proof.json").write_text(json.dumps(files))
     return {}

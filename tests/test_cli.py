@@ -144,7 +144,7 @@ def test_version_and_every_verb_in_the_help():
 
 
 def test_check_reports_every_problem(recipe_path):
-    recipe_path.write_text(recipe_path.read_text() + "lora: {rnk: 1}\ntrain: {lr: x}\nexport: {prefixes: 0}\n")
+    recipe_path.write_text(recipe_path.read_text() + "lora: {rnk: 1}\ntrain: {lr: x}\nexport: {positions: 0}\n")
     done = tunesmith("check", recipe_path)
     assert done.returncode == 2 and "the recipe has 3 problems" in done.stderr
     assert all(f"line {line})" in done.stderr for line in (8, 9, 10))
@@ -166,7 +166,7 @@ def test_check_reports_every_problem(recipe_path):
     ],
 )
 def test_a_wrong_set_is_named_and_no_line_of_the_file(recipe_path, change, said):
-    recipe_path.write_text(recipe_path.read_text() + "train:\n  epochs: 2\nexport:\n  prefixes: 4\n")
+    recipe_path.write_text(recipe_path.read_text() + "train:\n  epochs: 2\nexport:\n  positions: 4\n")
     with pytest.raises(RecipeError) as caught:
         read_recipe(recipe_path, [change])
     assert said in str(caught.value).replace(str(recipe_path), "recipe.yaml")

@@ -66,6 +66,7 @@ def test_page_is_one_file_with_everything(runs, tmp_path, capsys):
     for text in (
         "2.0000", "0.667", "145 MB", "250 MB", ">0.10<", ">90<", "88 to 92", "12,345",
         "5 min", "Q4_K_M", "0.062", "95.3%",
+        "Q4_K_M: held-out loss of the file itself 2.1235 nats, 0.765 bits per byte (2,012 positions)",
         "1 hold", "F16 = merged, mean KL in nats", "1.7e-05", "in training, adapter on base, fp32",
         "Test CPU, 2 threads, 2026-01-02 03:04", "The losses are not those of the files",
     ):  # fmt: skip

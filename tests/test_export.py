@@ -54,7 +54,7 @@ def stop_at(number, at):
 def merged(tiny_base, tmp_path_factory):
     """A recipe, and the folder of its run up to the merged model."""
     folder = tmp_path_factory.mktemp("merged")
-    path = write_project(folder, tiny_base, export="{gguf: [F16, Q8_0, Q4_K_M], prefixes: 4}")
+    path = write_project(folder, tiny_base, export="{gguf: [F16, Q8_0, Q4_K_M], positions: 4}")
     assert run_stages(read_recipe(path), Run(folder / "run"), STAGES[:3]).done
     return path, folder / "run"
 
@@ -129,7 +129,7 @@ def test_a_proof_that_was_skipped_is_done_alone_where_there_is_memory(merged, ru
         patch.setattr(machine, "free_memory_bytes", lambda: 1_000_000)
         run_stages(recipe, run, [stage_of("export")])
     first = read_record(run.gguf)
-    assert len(first.unproved) == 2 and "NOT proved" in capsys.readouterr().err
+    assert len(first.unproved) == 3 and "NOT proved" in capsys.readouterr().err
     before = json.loads((run.gguf / "proof.json").read_text())
     assert "against_model" not in before["F16"] and before["Q8_0"]["against_F16"]
     files = {path: path.stat() for path in run.gguf.glob("*.gguf")}
@@ -145,7 +145,7 @@ def test_a_proof_that_was_skipped_is_done_alone_where_there_is_memory(merged, ru
     proof = json.loads((run.gguf / "proof.json").read_text())
     assert list(proof) == ["F16", "Q8_0", "Q4_K_M"]
     for kind, facts in before.items():  # whole: what was known is there still, what was measured is new
-        assert proof[kind].keys() == facts.keys() | {"against_model"}
+        assert proof[kind].keys() == facts.keys() | ({"against_model", "model_held_out"} if kind == "F16" else set())
         assert all(proof[kind][name] == facts[name] for name in ("bytes", "write_s", "tensor_types", "fallbacks"))
     assert proof["F16"]["against_model"]["mean_kl"] <= proof_module.LIMIT_MEAN_KL
     for path, was in files.items():  # the files are the same; nothing after them is stale
@@ -174,4 +174,4 @@ def test_a_later_proof_that_fails_leaves_what_stands_as_it_is(merged, run, monke
     with pytest.raises(ProofError, match="is not the merged model"):
         run_stages(recipe, run, [stage_of("export")])
     assert {path: path.read_bytes() for path in run.gguf.iterdir()} == before and not list(run.path.glob(".proof*"))
-    assert len(read_record(run.gguf).unproved) == 2
+    assert len(read_record(run.gguf).unproved) == 3

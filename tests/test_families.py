@@ -46,7 +46,7 @@ def recipe_of(base="org/model", gguf=("F16", "Q8_0"), max_length=256, **changes)
         data={"sources": [{"path": "rows.jsonl"}], "held_out": 0.25},
         lora={"rank": 4},
         train={"max_length": max_length, "tokens_per_step": 1024, "precision": "fp32", "evaluate_every": "4 steps"},
-        export={"gguf": gguf, "prefixes": 8},
+        export={"gguf": gguf, "positions": 8},
         **changes,
     )
 

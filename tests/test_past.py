@@ -115,6 +115,21 @@ def test_a_field_taken_out_is_read_with_a_word_and_refused_where_it_asks_for_som
         read_recipe(made / "recipe.yaml", ["trust_remote_code=true"])
 
 
+def test_the_prefixes_of_earlier_recipes_redo_nothing(made, tmp_path, capsys):
+    """export.prefixes became export.positions: read with a word, whatever it says, and no part of what stands."""
+    record = read_record(made / "finished" / "gguf")
+    assert json.loads((MADE / "finished" / "gguf" / "record.json").read_text())["settings"]["export"]["prefixes"] == 8
+    assert "prefixes" not in record.settings["export"]
+    recipe = read_recipe(made / "recipe.yaml", ["export.prefixes=99"])
+    assert "export.prefixes no longer counts; whole rows are compared" in " ".join(capsys.readouterr().err.split())
+    assert (recipe.export.positions, recipe.export.gguf) == (2000, ("F16", "Q8_0"))
+    younger = json.loads((MADE / "finished" / "gguf" / "record.json").read_text())
+    younger["versions"]["tunesmith"] = "0.2.0"
+    assert "prefixes" not in past.record_as_now(younger | {"proofs": []})["settings"]["export"]
+    with pytest.raises(RecipeError, match=r"export\.prefix is no setting"):
+        read_recipe(made / "recipe.yaml", ["export.prefix=99"])
+
+
 def test_a_proof_that_0_1_left_out_is_known_as_skipped():
     raw = json.loads((MADE / "finished" / "model" / "record.json").read_text())
     (done,) = past.record_as_now(raw)["proofs"]

@@ -1,7 +1,10 @@
 """The gate: a good export passes and says so, each planted fault stops it with its place."""
 
+import contextlib
 import json
+import re
 import shutil
+from dataclasses import replace
 
 import gguf
 import numpy as np
@@ -13,11 +16,16 @@ from training_runs import said_as_written
 from transformers import AutoModelForCausalLM
 
 from tunesmith import machine
-from tunesmith.errors import ProofError
+from tunesmith.errors import ProofError, ResourceError
 from tunesmith.gguf.write import About, write_gguf
 from tunesmith.inference.engine import Engine
+from tunesmith.model.base import load_base
+from tunesmith.model.batch import Batching, supervised_in
 from tunesmith.proof import gguf as proof
-from tunesmith.proof.gguf import Prefix, check_equal, divergence, pick_prefixes, prove_gguf
+from tunesmith.proof import reference
+from tunesmith.proof.divergence import Apart
+from tunesmith.proof.gguf import check_equal, compare, loss_limit, prove_gguf
+from tunesmith.proof.sample import LONGEST, pick_sample
 from tunesmith.recipe import ChatConfig, Recipe
 from tunesmith.release.base_gguf import export_base
 from tunesmith.release.export import export
@@ -26,6 +34,7 @@ from tunesmith.runs import Run, commit_stage
 from tunesmith.tokens.prepare import prepare
 from tunesmith.tokens.rows import load_rows
 from tunesmith.tokens.template import chat_template_with
+from tunesmith.training.score import bits_per_byte, measure_held_out
 from tunesmith.weights.locate import LocatedBase
 
 SYSTEM = "Answer in one line."
@@ -45,7 +54,7 @@ def made(tmp_path_factory):
         name="made",
         base="tiny",
         data={"sources": [{"path": str(rows)}], "held_out": 0.3},
-        export={"gguf": ["Q8_0", "Q4_K_M"], "prefixes": 24},
+        export={"gguf": ["Q8_0", "Q4_K_M"], "positions": 100},
         evaluate={"gguf": "Q8_0"},
         chat={"system": SYSTEM},
     )
@@ -92,7 +101,12 @@ def test_export_writes_what_was_asked_and_proves_it(made):
         assert facts.items() <= proof[kind].items() and {"bytes", "write_s", "tensor_types"} <= facts.keys()
     assert list(proof) == ["F16", "Q8_0", "Q4_K_M"]
     f16, q8, q4 = proof.values()
-    assert f16["against_model"]["mean_kl"] <= 1e-4 and f16["against_model"]["top1"] == 1
+    assert all(100 <= facts["held_out"]["positions"] < 100 + LONGEST for facts in proof.values())
+    assert (
+        f16["way"] == "whole sequences"
+        and f16["against_model"]["mean_kl"] <= 1e-4
+        and f16["against_model"]["top1"] == 1
+    )
     assert 0 < q8["against_F16"]["mean_kl"] < q4["against_F16"]["mean_kl"]
     assert q4["tensor_types"]["Q5_0"] and q4["fallbacks"] == 22 and q8["fallbacks"] == 0
     assert f16["tokens_equal"] == load_rows(run.data)[1].lengths_N.sum() > 100
@@ -164,22 +178,23 @@ def test_a_planted_fault_fails_the_gate(made, good, fault):
     recipe, run, _ = made
     fault(good)
     with pytest.raises(ProofError, match=FAULTS[fault]):
-        prove_gguf(recipe, run, {"F16": good})
+        prove_gguf(recipe, run, {"F16": good}, good.parent)
 
 
 def test_with_too_little_memory_the_comparison_with_the_model_is_skipped_and_said(made, good, monkeypatch):
     recipe, run, _ = made
-    details, proofs = prove_gguf(recipe, run, {"F16": good})
-    assert [proof.skipped_because for proof in proofs] == [None] * 3 and all(p.value <= p.limit for p in proofs)
+    details, proofs = prove_gguf(recipe, run, {"F16": good}, good.parent)
+    assert [proof.skipped_because for proof in proofs] == [None] * 6 and all(p.holds for p in proofs)
     monkeypatch.setattr(machine, "free_memory_bytes", lambda: 1_000_000)
-    less, skipped = prove_gguf(recipe, run, {"F16": good})
-    assert [proof.name for proof in skipped] == [proof.name for proof in proofs] and skipped[0] == proofs[0]
-    assert [(proof.value, proof.positions) for proof in skipped[1:]] == [(None, 0)] * 2
-    assert all("GB of memory, 0.0 GB are free" in str(p) and str(p).startswith("NOT proved") for p in skipped[1:])
-    assert details["F16"].keys() - less["F16"].keys() == {"against_model"}
+    less, skipped = prove_gguf(recipe, run, {"F16": good}, good.parent)
+    assert [proof.name for proof in skipped] == [proof.name for proof in proofs]
+    assert (skipped[0], skipped[4:]) == (proofs[0], proofs[4:])  # the file's own loss as well
+    assert [(proof.value, proof.positions) for proof in skipped[1:4]] == [(None, 0)] * 3
+    assert all("GB of memory, 0.0 GB are free" in str(p) and str(p).startswith("NOT proved") for p in skipped[1:4])
+    assert details["F16"].keys() - less["F16"].keys() == {"against_model", "model_held_out"}
     say_bos(good)  # what needs no memory is looked at all the same
     with pytest.raises(ProofError, match="add_bos_token"):
-        prove_gguf(recipe, run, {"F16": good})
+        prove_gguf(recipe, run, {"F16": good}, good.parent)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -188,40 +203,115 @@ def test_a_merged_model_that_gives_no_numbers_is_named_before_its_file(made, tmp
     broken = Run(tmp_path / "run")
     for stage in (run.data, run.model):
         shutil.copytree(stage, broken.path / stage.name)
-    prefixes = pick_prefixes(load_rows(run.data)[1], recipe.export.prefixes)
+    sample = pick_sample(load_rows(run.data)[1], recipe.export.positions)
     weights = load_file(broken.model / "model.safetensors")
-    once = next(token for token in prefixes[-1].ids if all(token not in one.ids for one in prefixes if one.row == 0))
+    before = {token for row in sample.rows[:-1] for token in row.ids}
+    last = sample.rows[-1]
+    once = next(token for token in last.ids[last.places[0] :] if token not in before)
     weights["model.embed_tokens.weight"][once, 0] = value
     # the head apart, or that word would be no number everywhere
     weights.setdefault("lm_head.weight", load_file(run.model / "model.safetensors")["model.embed_tokens.weight"])
     save_file(weights, broken.model / "model.safetensors", {"format": "pt"})
     with pytest.raises(ProofError) as caught:
-        prove_gguf(recipe, broken, {"F16": tmp_path / "never-opened.gguf"})
-    first = next(one for one in prefixes if once in one.ids)
-    assert caught.value.what == f"the merged model gives no numbers at held-out row {first.row}, token {len(first.ids)}"
+        prove_gguf(recipe, broken, {"F16": tmp_path / "never-opened.gguf"}, tmp_path)
+    place = re.fullmatch(r"the merged model gives no numbers at held-out row (\d+), token (\d+)", caught.value.what)
+    assert int(place[1]) == last.number and len(sample.rows) > 1  # attention makes nothing of a whole block of a row
+    assert int(place[2]) - 1 in last.places
     assert caught.value.fix == "delete model/ and run again" and caught.value.where == str(broken.model)
 
 
-@pytest.mark.parametrize("pass_tokens", [1, 100, 100_000])
-def test_log_probabilities_of_the_model_are_those_of_transformers(made, monkeypatch, pass_tokens):
+@pytest.mark.parametrize(("pass_tokens", "piece"), [(1, 1), (100, 5), (100_000, 1_000)])
+def test_log_probabilities_of_the_model_are_those_of_transformers(made, tmp_path, monkeypatch, pass_tokens, piece):
     _, run, _ = made
-    monkeypatch.setattr(proof, "PASS_TOKENS", pass_tokens)
-    monkeypatch.setattr(proof, "WORDS", 100)
-    prefixes = pick_prefixes(load_rows(run.data)[1], 24)
-    found, reason = proof.model_logprobs(run.model, prefixes)
+    monkeypatch.setattr(reference, "PASS_TOKENS", pass_tokens)
+    monkeypatch.setattr(reference, "PIECE_BYTES", piece * 4 * 512)
+    monkeypatch.setattr(reference, "WORDS", 100)
+    sample = pick_sample(load_rows(run.data)[1], 24)
+    kept = reference.Reference(tmp_path / "reference")
+    assert reference.store_model(run.model, sample, kept) == ""
     model = AutoModelForCausalLM.from_pretrained(run.model, dtype=torch.float32)
     with torch.no_grad():
-        wanted = [model(torch.tensor([prefix.ids])).logits[0, -1].log_softmax(0) for prefix in prefixes]
-    torch.testing.assert_close(torch.from_numpy(found), torch.stack(wanted), rtol=1e-4, atol=1e-4)
-    assert reason == ""
+        wanted = torch.stack([model(torch.tensor([ids])).logits[0, -1].log_softmax(0) for ids in sample.prefixes()])
+    torch.testing.assert_close(kept.read(0, len(sample)), wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(kept.read(3, 7), wanted[3:7], rtol=1e-4, atol=1e-4)
+    kept.close()
+    cost = -wanted.gather(1, torch.from_numpy(sample.targets_S)[:, None]).mean()
+    assert kept.loss.loss == pytest.approx(float(cost), abs=1e-5)
+
+
+def test_the_loss_of_the_f16_file_is_what_training_measures(made, good):
+    """On rows that are all there: the definition of training/score.py, by transformers."""
+    recipe, run, _ = made
+    held_out = load_rows(run.data)[1]
+    whole = recipe.model_copy(update={"export": recipe.export.model_copy(update={"positions": 100_000})})
+    facts, _ = prove_gguf(whole, run, {"F16": good}, good.parent)
+    batching = Batching(400, 200, torch.device("cpu"), kernel=False, static=False)
+    trained = measure_held_out(load_base(run.model, precision="fp32", device=torch.device("cpu")), held_out, batching)
+    found = facts["F16"]["held_out"]
+    assert found["positions"] == supervised_in(held_out, range(len(held_out))) and found["rows"] == len(held_out)
+    assert found["loss"] == pytest.approx(trained.loss, abs=1e-3)
+    assert found["bits_per_byte"] == pytest.approx(bits_per_byte(trained, held_out), abs=1e-3)
+    assert facts["F16"]["model_held_out"]["loss"] == pytest.approx(trained.loss, abs=1e-5)
+    assert facts["F16"]["model_held_out"]["bits_per_byte"] == pytest.approx(bits_per_byte(trained, held_out), abs=1e-5)
+
+
+def test_a_loss_that_is_off_fails_the_gate(good):
+    same = Apart()
+    logprobs = torch.randn(2000, 8).log_softmax(1)
+    same.add(logprobs, logprobs)
+    found = same.found(str)
+    check_equal(found, 0.99e-3, good.name)
+    for difference in (1.01e-3, float("nan")):
+        with pytest.raises(ProofError, match=r"its held-out loss is .* nats off \(limit 0.001\)"):
+            check_equal(found, difference, good.name)
+    assert loss_limit(64) == pytest.approx(4e-3, rel=0.05)  # chance, at so few
+
+
+def test_a_quantised_file_without_numbers_is_no_result(made, good, tmp_path):
+    recipe, run, base = made
+    q8 = tmp_path / "made-Q8_0.gguf"
+    write_gguf(run.model, q8, "Q8_0", About("made", base.name, None, recipe.chat))
+    tensor = next(t for t in gguf.GGUFReader(q8, "r+").tensors if t.name == "token_embd.weight")
+    tensor.data[7, :2] = np.frombuffer(np.float16("nan").tobytes(), np.uint8)  # the scale of one word's first block
+    with pytest.raises(ProofError, match=r"made-Q8_0.gguf computes no numbers at held-out row \d+, token \d+"):
+        prove_gguf(recipe, run, {"F16": good, "Q8_0": q8}, tmp_path)
+
+
+@pytest.mark.parametrize("why", ["version", "crash", "other numbers"])
+def test_where_whole_sequences_cannot_be_had_fewer_positions_are_proved_and_it_is_said(
+    made, good, monkeypatch, capsys, why
+):
+    recipe, run, _ = made
+    monkeypatch.setattr(proof, "FEW", 5)
+    whole, asked = proof.sequence_logits, []
+
+    def sequence_logits(path, sequences, **rest):
+        asked.append(sequences)
+        if why == "version":
+            raise proof.Unavailable("xllamacpp 9 is not known")
+        if why == "crash":
+            raise ResourceError("the process ended with code -11", fix="none")
+        yield from (logits + np.arange(512, dtype=np.float32) % 3 for logits in whole(path, sequences, **rest))
+
+    monkeypatch.setattr(proof, "sequence_logits", sequence_logits)
+    facts, proofs = prove_gguf(recipe, run, {"F16": good}, good.parent)
+    reason = {"version": "xllamacpp 9 is not known", "crash": "code -11", "other numbers": "not those of llama.cpp"}[
+        why
+    ]
+    assert reason in facts["F16"]["way"] and len(asked) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "only 5 positions are compared" in said and reason in said
+    assert {proof.positions for proof in proofs[1:]} == {5} and all(proof.holds for proof in proofs)
+    assert facts["F16"]["held_out"]["bits_per_byte"] is None  # of no whole row
+    assert facts["F16"]["against_model"]["positions"] == 5
 
 
 def test_an_adapter_merged_twice_fails_the_gate(made, good):
     recipe, run, base = made
-    prove_gguf(recipe, run, {"F16": good})  # once is fine
+    prove_gguf(recipe, run, {"F16": good}, good.parent)  # once is fine
     write_gguf(run.path.parent / "twice", good, "F16", About("made", base.name, None, recipe.chat))
     with pytest.raises(ProofError, match="is not the merged model: mean KL"):
-        prove_gguf(recipe, run, {"F16": good})
+        prove_gguf(recipe, run, {"F16": good}, good.parent)
 
 
 def test_nothing_is_committed_when_the_gate_fails(made, tmp_path):
@@ -237,28 +327,57 @@ def test_nothing_is_committed_when_the_gate_fails(made, tmp_path):
     assert not broken.gguf.exists() and not list(broken.path.glob(".gguf*"))
 
 
-def test_prefixes_are_spread_over_rows_and_end_before_a_supervised_token(made):
+def test_positions_are_those_of_whole_rows_spread_over_all(made):
     _, run, _ = made
     held_out = load_rows(run.data)[1]
-    prefixes = pick_prefixes(held_out, 24)
-    assert prefixes == pick_prefixes(held_out, 24) and len(prefixes) == 24
-    assert len({prefix.row for prefix in prefixes}) == len(held_out)
-    for prefix in prefixes:
-        start = held_out.offsets_N1[prefix.row]
-        assert held_out.tokens_T[start : start + len(prefix.ids)].tolist() == list(prefix.ids)
-        assert held_out.supervised_T[start + len(prefix.ids)]
+    sample = pick_sample(held_out, 100)
+    assert sample == pick_sample(held_out, 100) and 100 <= len(sample) < 100 + LONGEST
+    assert len(pick_sample(held_out, 1).rows) == 1 and len(pick_sample(held_out, 10**6).rows) == len(held_out)
+    numbers = [row.number for row in sample.rows]
+    assert numbers == sorted(numbers) and numbers != list(range(len(numbers)))  # not the first ones
+    for row, start in zip(sample.rows, sample.starts, strict=False):
+        ids = held_out.tokens_T[held_out.offsets_N1[row.number] : held_out.offsets_N1[row.number + 1]].tolist()
+        marks = held_out.supervised_T[held_out.offsets_N1[row.number] : held_out.offsets_N1[row.number + 1]]
+        assert [place + 1 for place in row.places] == np.flatnonzero(marks).tolist()
+        assert list(row.ids) == ids[: row.places[-1] + 1] and list(row.targets) == [ids[p + 1] for p in row.places]
+        assert [ids[place + 1] == 2 for place in row.places] == list(row.ends) and any(row.ends)
+        assert row.answer_bytes == held_out.answer_bytes_N[row.number]
+        assert sample.place(start + 1) == f"held-out row {row.number}, token {row.places[1] + 1}"
+    few = sample.spread(7)
+    assert len(few) == 7 and all(row.answer_bytes is None for row in few.rows)
+    assert set(few.prefixes()) < set(sample.prefixes()) and len(few.rows) > 1
+
+
+def test_the_start_of_long_rows_is_read_where_something_is_supervised_there(made, monkeypatch):
+    held_out = load_rows(made[1].data)[1]
+    monkeypatch.setattr("tunesmith.proof.sample.LONGEST", 60)
+    cut = pick_sample(held_out, 10**6)
+    assert max(len(row.ids) for row in cut.rows) < 60 and any(row.answer_bytes is None for row in cut.rows)
+    monkeypatch.setattr("tunesmith.proof.sample.LONGEST", 2)
+    assert pick_sample(held_out, 10**6) == pick_sample_whole(held_out)
+
+
+def pick_sample_whole(held_out):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tunesmith.proof.sample.LONGEST", 10**6)
+        return pick_sample(held_out, 10**6)
+
+
+def apart_of(reference_NV, other_NV):
+    found = Apart()
+    for start in range(0, len(reference_NV), 4):  # a piece at a time
+        found.add(reference_NV[start : start + 4], other_NV[start : start + 4])
+    return found.found(lambda position: f"position {position}")
 
 
 def test_divergence_is_torchs_and_near_ties_are_counted_apart():
     torch.manual_seed(0)
     ours, theirs = torch.randn(6, 300).log_softmax(1), torch.randn(6, 300).log_softmax(1)
-    prefixes = [Prefix((1,) * (n + 1), n) for n in range(6)]
-    found = divergence(ours.numpy(), theirs.numpy(), prefixes)
+    found = apart_of(ours, theirs)
     expected = torch.nn.functional.kl_div(theirs, ours, reduction="none", log_target=True).sum(1)
-    assert found.mean_kl == pytest.approx(float(expected.mean())) and found.max_kl == pytest.approx(
-        float(expected.max())
-    )
-    assert found.worst == f"held-out row {int(expected.argmax())}, token {int(expected.argmax()) + 1}"
+    assert found.mean_kl == pytest.approx(float(expected.mean())) and found.positions == 6
+    assert found.max_kl == pytest.approx(float(expected.max()))
+    assert found.worst == f"position {int(expected.argmax())}"
     top = ours.topk(100, dim=1).indices
     assert found.max_difference_top100 == pytest.approx(float((ours - theirs).gather(1, top).abs().max()))
     tied = ours.clone()
@@ -266,24 +385,41 @@ def test_divergence_is_torchs_and_near_ties_are_counted_apart():
     other = tied.clone()
     other[0, 0] -= 1e-4
     tied[0, 1] -= 1e-4
-    found = divergence(tied.numpy(), other.numpy(), prefixes)
+    found = apart_of(tied, other)
     assert (found.top1, found.near_ties) == (1, 1)
     zero = ours.clone()
     zero[0, 7] = -3e38  # as llama.cpp writes a probability of zero
-    assert np.isfinite(divergence(ours.numpy(), zero.numpy(), prefixes).mean_kl)
+    assert np.isfinite(apart_of(ours, zero).mean_kl)
 
 
 def test_a_divergence_is_never_below_zero():
     """Rounding leaves that of two equal models at -1e-7."""
-    ours = torch.randn(4, 300, generator=torch.Generator().manual_seed(0)).log_softmax(1).numpy()
-    found = divergence(ours, ours + np.float32(1e-6), [Prefix((1,), n) for n in range(4)])
+    ours = torch.randn(4, 300, generator=torch.Generator().manual_seed(0)).log_softmax(1)
+    found = apart_of(ours, ours + 1e-6)
     assert (found.mean_kl, found.max_kl) == (0, 0) and str(found.mean_kl) == "0.0"
 
 
 def test_not_a_number_is_not_equal():
-    logprobs = np.full((1, 200), np.nan, np.float32)
-    with pytest.raises(ProofError):
-        check_equal(divergence(logprobs, logprobs, [Prefix((1,), 0)]), "a.gguf")
+    logprobs = torch.full((1, 200), np.nan)
+    found = apart_of(logprobs, logprobs)
+    assert np.isnan(found.mean_kl) and np.isnan(found.max_kl)
+    with pytest.raises(ProofError, match="mean KL nan"):
+        check_equal(replace(found, top1=1.0), 0.0, "a.gguf")
+
+
+def test_what_is_compared_may_take_the_references_place(made, tmp_path):
+    """F16's log-probabilities are those that the smaller files are compared with, and no longer the model's."""
+    sample = pick_sample(load_rows(made[1].data)[1], 24)
+    ours, theirs = (torch.randn(len(sample), 50).log_softmax(1) for _ in range(2))
+    targets = replace(sample, rows=tuple(replace(row, targets=(7,) * len(row.targets)) for row in sample.rows))
+    with contextlib.closing(reference.Reference(tmp_path / "reference")) as kept:
+        kept.write(0, ours)
+        kept.loss = targets.held_out_loss(-ours[:, 7].double().numpy())
+        first, loss = compare(iter(theirs.split(5)), targets, kept, "a.gguf", keep=True)
+        again, _ = compare(iter(theirs.split(7)), targets, kept, "b.gguf", keep=False)
+        last, _ = compare(iter([ours]), targets, kept, "c.gguf", keep=False)
+    assert first.mean_kl > 0.1 and again.mean_kl == 0 and again.top1 == 1 and last.mean_kl > 0.1
+    assert loss.loss == pytest.approx(float(-theirs[:, 7].mean()), abs=1e-5) and loss.positions == len(sample)
 
 
 def test_the_untouched_base_is_made_once_with_the_runs_template(made, own_cache):

@@ -7,12 +7,18 @@ that began with it; a record of an earlier version says its proofs as today's do
 from collections.abc import Mapping
 from typing import Any
 
-RETIRED = {
+ANY = object()
+RETIRED: dict[str, tuple[Any, str, str]] = {
     "trust_remote_code": (
         False,
         "code that comes with a base is never run: it is not fetched, and no digest covers it",
         "use a base whose architecture transformers has itself, and take this line out",
-    )
+    ),
+    "export.prefixes": (
+        ANY,
+        "whole rows are compared, at export.positions places",
+        "",
+    ),
 }
 """Field of the recipe that is no more -> the value that asks for nothing, why it is no more, and what to do instead."""
 WORDS_OF_0_1 = {"exact": "words"}
@@ -26,7 +32,7 @@ def is_recipe_of_0_1(text: str) -> bool:
     """Whether version 0.1 wrote this recipe.yaml: every field is in it, also the one that is no more; no comment is."""
     lines = text.splitlines()
     named = {line.partition(":")[0] for line in lines if line[:1].isalpha()}
-    return named >= FIELDS_OF_0_1 | RETIRED.keys() and not any(line.lstrip().startswith("#") for line in lines)
+    return named >= FIELDS_OF_0_1 | {"trust_remote_code"} and not any(line.lstrip().startswith("#") for line in lines)
 
 
 def begun_by(record_versions: Mapping[str, str]) -> str:
@@ -36,9 +42,11 @@ def begun_by(record_versions: Mapping[str, str]) -> str:
 
 def record_as_now(raw: dict[str, Any]) -> dict[str, Any]:
     """A record.json of any version, with what it lacks. Raises KeyError or AttributeError for what is no record."""
-    if begun_by(raw["versions"]) != "0.1":
-        return raw
     settings = dict(raw["settings"])
+    if isinstance(exported := settings.get("export"), dict):
+        settings["export"] = {name: value for name, value in exported.items() if name != "prefixes"}
+    if begun_by(raw["versions"]) != "0.1":
+        return raw | {"settings": settings}
     if isinstance(data := settings.get("data"), dict):
         settings["data"] = data | {"dedup": WORDS_OF_0_1.get(data["dedup"], data["dedup"])}
     return raw | {"settings": settings, "proofs": raw.get("proofs", _proofs_of_0_1(raw["stage"], raw["counts"]))}

@@ -237,8 +237,8 @@ class ExportConfig(Section):
 
     gguf: tuple[GgufType, ...] = ("F16", "Q8_0", "Q4_K_M")
     """Types of the GGUF files; an empty list makes none: the run ends with the merged model."""
-    prefixes: Annotated[int, Field(ge=1)] = 64
-    """Held-out positions at which the next-token probabilities are compared."""
+    positions: Annotated[int, Field(ge=1)] = 2000
+    """Held-out positions, of whole rows, at which files are compared and their loss is measured; all if fewer."""
 
 
 class EvaluateConfig(Section):

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from tunesmith.console import say
 from tunesmith.errors import RecipeError
-from tunesmith.past import RETIRED
+from tunesmith.past import ANY, RETIRED
 from tunesmith.recipe import NO_TEXT, Recipe, without_defaults
 from tunesmith.recipe_problems import place_of, report
 from tunesmith.yaml_text import Loc, Places, read_yaml
@@ -88,13 +88,18 @@ def schema_text() -> str:
 def _retire(raw: dict[str, Any], path: Path, lines: Places) -> None:
     """Take out fields of earlier versions: one that asks for nothing with a word, one that asks for something fails."""
     for name, (harmless, reason, fix) in RETIRED.items():
-        if name not in raw:
+        *sections, key = name.split(".")
+        holder = raw
+        for section in sections:
+            holder = holder.get(section, {}) if isinstance(holder, dict) else {}
+        if not isinstance(holder, dict) or key not in holder:
             continue
-        if raw[name] != harmless:
-            raise RecipeError(f"{name} is {raw[name]}: {reason}", fix=fix, where=place_of((name,), path, lines))
+        if harmless not in (ANY, holder[key]):
+            where = place_of((*sections, key), path, lines)
+            raise RecipeError(f"{name} is {holder[key]}: {reason}", fix=fix, where=where)
         if path.name != "recipe.yaml" or not path.with_name("manifest.json").exists():  # not a run of version 0.1
             say(f"{path}: {name} no longer counts; {reason}")
-        del raw[name]
+        del holder[key]
 
 
 def _apply(raw: dict[str, Any], lines: Places, change: str) -> None:

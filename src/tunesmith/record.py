@@ -43,7 +43,8 @@ class Proof:
         if self.skipped_because:
             return f"NOT proved: {self.name}: {self.skipped_because}"
         limit = f"limit {self.limit:g}, " if self.limit is not None else ""
-        return f"{self.name}: {self.value:.2g} ({limit}{self.positions:,} positions)"
+        value = f"{self.value:.2g}" if self.limit is not None else f"{self.value:.4g}"
+        return f"{self.name}: {value} ({limit}{self.positions:,} positions)"
 
 
 @dataclass(frozen=True)

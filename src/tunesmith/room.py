@@ -18,6 +18,7 @@ from tunesmith.runs import Run, checkpoint_folders, refuse_foreign, refuse_to_re
 from tunesmith.stages import STAGES, Stage
 from tunesmith.weights.cache import cache_folder
 from tunesmith.weights.locate import LocatedBase
+from tunesmith.weights.small_files import CONFIG, read_json
 from tunesmith.weights.tensorfile import read_index, weight_files
 
 
@@ -110,7 +111,10 @@ def disk_needs(stage: Stage, recipe: Recipe, run: Run, base: LocatedBase) -> lis
         sizes = {kind: expected_bytes(base.folder, kind) for kind in types}
         begun = _folder_bytes(beside(run.gguf, DRAFT))  # goes on, or is deleted first
         stays = sum(sizes[kind] for kind in recipe.export.gguf)
-        return [Need("GGUF files", run.path, max(0, sum(sizes.values()) - begun), stays - begun - replaced)]
+        words = read_json(base.folder / CONFIG).get("vocab_size", 0)
+        proof = 4 * recipe.export.positions * words if isinstance(words, int) else 0  # what files are compared with
+        takes = max(0, sum(sizes.values()) + proof - begun)
+        return [Need("GGUF files", run.path, takes, stays - begun - replaced)]
     if stage.verb == "evaluate":
         name = f"{base.name.replace(':', '/').split('/')[-1]}-{recipe.evaluate.gguf}.gguf"
         if not any((cache_folder() / "base-gguf").glob(f"*/{name}")):

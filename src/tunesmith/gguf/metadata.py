@@ -20,6 +20,7 @@ CODES = {
 }  # fmt: skip
 LEAST = {Type.STRING: "Q", Type.ARRAY: "IQ"} | CODES
 """The fewest bytes of an item: an empty text is its length, an empty array its type and length."""
+LARGE = 1 << 20  # bytes; to ask for the file's size before each of 100,000 texts takes as long as reading them
 MADE_HERE = "delete it, and type the command that makes it"
 
 
@@ -63,9 +64,11 @@ def _take(file: BinaryIO, codes: str) -> tuple[Any, ...]:
 
 
 def _read(file: BinaryIO, size: int) -> bytes:
-    if size > _left(file):
+    if size > LARGE and size > _left(file):  # it would be made room for
         raise ValueError("it ends inside its metadata")
-    return file.read(size)
+    if len(data := file.read(size)) < size:
+        raise ValueError("it ends inside its metadata")
+    return data
 
 
 def _left(file: BinaryIO) -> int:

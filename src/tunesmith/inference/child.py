@@ -29,8 +29,10 @@ KEPT_BYTES = 20_000  # of what it prints: a traceback, or what llama.cpp says as
 class Child:
     """The parent's side."""
 
-    def __init__(self, module: str, job: Mapping[str, Any], name: str) -> None:
-        """Start `python -m module` on `job`; `name` is what answers, for the user."""
+    def __init__(
+        self, module: str, job: Mapping[str, Any], name: str, environment: Mapping[str, str] | None = None
+    ) -> None:
+        """Start `python -m module` on `job`; `name` is what answers, for the user. `environment`: where not said."""
         self._name, self._owner = name, os.getpid()
         self._closed = False
         self._errors = _unnamed_file()  # a pipe would have to be read all the time
@@ -40,7 +42,9 @@ class Child:
         command = [sys.executable, "-P", "-m", module, str(theirs)]  # -P: a json.py in the working folder is not ours
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "pass_fds": [theirs]}
         pipes["stderr"] = self._errors
-        pipes["env"] = {"GGML_NO_BACKTRACE": "1"} | os.environ  # an abort is one line, not a debugger's screens
+        pipes["env"] = (
+            {"GGML_NO_BACKTRACE": "1"} | dict(environment or {}) | os.environ
+        )  # an abort is one line, not a debugger's screens
         try:
             # a session of its own: Ctrl+C in the terminal, or a notebook's interrupt, is for the parent to act on
             self._process = subprocess.Popen(command, start_new_session=True, text=True, encoding="utf-8", **pipes)

@@ -60,6 +60,11 @@ class StreamedModel:
         embedding.padding_idx = None  # counts for gradients only, and is no number of the few words read below
         embedding.register_forward_pre_hook(self._read_words)
 
+    @property
+    def vocabulary(self) -> int:
+        """Words that the output layer knows."""
+        return self._head_weight.shape[0]
+
     def needed_bytes(self, tokens: int) -> int:
         """About what `hidden` of so many tokens takes at most: a layer while it is read, and its activations."""
         shapes = [[info.shape for _, _, info in places] for places in self._layers.values()]

@@ -2,8 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -50,10 +49,15 @@ def export(recipe: Recipe, run: Run, base: LocatedBase) -> tuple[Record, bool]:
 
     def prove(folder: Path) -> list[Proof]:
         facts = written or _facts(folder)
-        with _with_f16(run, folder, names["F16"], about) as f16:
-            measured, proofs = prove_gguf(recipe, run, {kind: folder / names[kind] for kind in types} | {"F16": f16})
+        with scratch_folder(run.scratch) as scratch:
+            f16 = _f16(run, folder / names["F16"], scratch, about)
+            paths = {kind: folder / names[kind] for kind in types} | {"F16": f16}
+            measured, proofs = prove_gguf(recipe, run, paths, scratch)
         for proof in proofs:
-            say(f"export: {proof}")
+            if proof.limit is not None:
+                say(f"export: {proof}")
+        for kind in types:
+            say(f"export: {names[kind]}: {_in_words(measured[kind])}")
         said = {kind: facts[kind] | measured[kind] for kind in types}
         write_file(folder / PROOFS, json.dumps(said, indent=1) + "\n")
         if "F16" not in recipe.export.gguf:
@@ -74,16 +78,22 @@ def _write(model: Path, path: Path, kind: GgufType, about: About) -> None:
     say(f"export: {path.name}, {facts['bytes'] / 1e6:.0f} MB{note}")
 
 
-@contextmanager
-def _with_f16(run: Run, folder: Path, name: str, about: Callable[[], About]) -> Iterator[Path]:
-    """The F16 file of a folder; where it was not kept, one that is written again, for a proof that is done later."""
-    if (folder / name).exists():
-        yield folder / name
-        return
+def _f16(run: Run, path: Path, scratch: Path, about: Callable[[], About]) -> Path:
+    """The F16 file; where it was not kept, one that is written again, for a proof that is done later."""
+    if path.exists():
+        return path
     need_disk(run.path, expected_bytes(run.model, "F16"), "the F16 file that the proof compares with")
-    with scratch_folder(run.scratch) as scratch:
-        write_gguf(run.model, scratch / name, "F16", about())
-        yield scratch / name
+    write_gguf(run.model, scratch / path.name, "F16", about())
+    return scratch / path.name
+
+
+def _in_words(measured: Mapping[str, Any]) -> str:
+    """What a file loses, for the choice of its type."""
+    held_out, from_f16 = measured["held_out"], measured.get("against_F16")
+    bits = f" ({held_out['bits_per_byte']:.3f} bits per byte)" if held_out["bits_per_byte"] is not None else ""
+    kl = f", mean KL to F16 {from_f16['mean_kl']:.2g} nats" if from_f16 else ""
+    where = f"{held_out['positions']:,} positions of {held_out['rows']:,} rows"
+    return f"held-out loss {held_out['loss']:.4f}{bits}{kl}, {where}"
 
 
 def _facts(folder: Path) -> dict[str, dict[str, Any]]:

@@ -173,9 +173,16 @@ def _file(kind: str, file: Mapping[str, Any], skipped: str) -> dict[str, Any]:
         "bytes": file.get("bytes"),
         "kl": f"{against['mean_kl']:.2g}" if against else f"not proved: {skipped}",
         "top1": f"{against['top1']:.1%}" if against else "",
+        "loss": _loss_in_words(file["held_out"]) if "held_out" in file else "",  # version 0.1 did not measure it
         "tensors": ", ".join(f"{count} {name}" for name, count in file.get("tensor_types", {}).items()),
         "fallbacks": file.get("fallbacks", 0),
     }
+
+
+def _loss_in_words(held_out: Mapping[str, Any]) -> str:
+    bits = held_out["bits_per_byte"]
+    each = f", {bits:.3f} bits per byte" if bits is not None else ""
+    return f"{held_out['loss']:.4f} nats{each} ({held_out['positions']:,} positions)"
 
 
 def _answers(path: Path) -> list[dict[str, Any]]:

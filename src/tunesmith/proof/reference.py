@@ -1,0 +1,108 @@
+"""What the positions of a file are compared with: log-probabilities on disk, of which a piece is in memory at a time.
+
+Letters in names: C positions of a piece, S all positions, D hidden width, V vocabulary.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tunesmith.errors import BaseError, ProofError
+from tunesmith.model.streamed import StreamedModel, roomiest
+from tunesmith.proof.sample import HeldOutLoss, Row, Sample
+
+PASS_TOKENS = 2048  # of the merged model at once; its weights are read once a pass
+WORDS = 4096  # of the vocabulary whose weights are in memory at once
+PIECE_BYTES = 64 << 20  # log-probabilities in memory at once
+
+
+class Reference:
+    """Log-probabilities [S, V] in a file, written and read from one position to another."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w+b", buffering=0)
+        self._vocabulary = 0
+        self.loss: HeldOutLoss | None = None
+        """Of the model whose they are; None while there are none."""
+
+    def write(self, start: int, logprobs_CV: Tensor) -> None:
+        """From a position on."""
+        self._vocabulary = logprobs_CV.shape[1]
+        self._file.seek(4 * self._vocabulary * start)
+        data = memoryview(logprobs_CV.contiguous().numpy().data).cast("B")
+        while data:  # what is written at once has a limit (write(2)), and a full disk takes a part
+            data = data[self._file.write(data) :]
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """From one position up to another, [C, V]."""
+        self._file.seek(4 * self._vocabulary * start)
+        numbers = np.fromfile(self._file, np.float32, (stop - start) * self._vocabulary)
+        return torch.from_numpy(numbers.reshape(stop - start, self._vocabulary))
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._file.close()
+
+
+@torch.no_grad()
+def store_model(folder: Path, sample: Sample, reference: Reference) -> str:
+    """Write the log-probabilities of a Hugging Face folder's model, by transformers in fp32, to the reference.
+
+    Returns why there are none, empty where there are. Raises ProofError where the model computes no numbers.
+    """
+    passes = list(_passes(sample))
+    try:
+        model = StreamedModel(folder)
+        device, reason = roomiest(model.needed_bytes(max(sum(len(row.ids) for row in rows) for rows in passes)))
+    except BaseError as error:  # stored by names of its own, as the experts of a mixture are
+        device, reason = None, error.what
+    if device is None:
+        return reason
+    model.to(device)
+    hidden_SD = torch.cat([_at_places(model, rows) for rows in passes])
+    targets_S, nats, start = torch.from_numpy(sample.targets_S), list[Tensor](), 0
+    for logprobs_CV in _logprobs(model, hidden_SD):
+        part = slice(start, start + len(logprobs_CV))
+        if (bad_C := ~logprobs_CV.isfinite().all(dim=1)).any():
+            what = f"the merged model gives no numbers at {sample.place(start + int(bad_C.int().argmax()))}"
+            raise ProofError(what, fix="delete model/ and run again", where=str(folder))
+        reference.write(start, logprobs_CV)
+        nats.append(-logprobs_CV.gather(1, targets_S[part, None])[:, 0])
+        start = part.stop
+    reference.loss = sample.held_out_loss(in_float64(nats))
+    return ""
+
+
+def in_float64(nats: list[Tensor]) -> NDArray[np.float64]:
+    """The costs of the pieces as one array [S]."""
+    return torch.cat(nats).double().numpy()
+
+
+def _passes(sample: Sample) -> Iterator[list[Row]]:
+    """So many rows as have PASS_TOKENS tokens together."""
+    now: list[Row] = []
+    for row in sample.rows:
+        if now and sum(len(one.ids) for one in [*now, row]) > PASS_TOKENS:
+            yield now
+            now = []
+        now.append(row)
+    yield now
+
+
+def _at_places(model: StreamedModel, rows: list[Row]) -> Tensor:
+    """The last hidden states at the places of rows."""
+    hidden_TD = model.hidden([row.ids for row in rows])
+    starts = np.cumsum([0, *(len(row.ids) for row in rows[:-1])])
+    return hidden_TD[[int(start) + place for start, row in zip(starts, rows, strict=True) for place in row.places]]
+
+
+def _logprobs(model: StreamedModel, hidden_SD: Tensor) -> Iterator[Tensor]:
+    """Log-probabilities [C, V], from the hidden states of some positions after those of others."""
+    for hidden_CD in hidden_SD.split(max(1, PIECE_BYTES // (4 * model.vocabulary))):
+        logits_CV = torch.cat([F.linear(hidden_CD, *head) for head in model.head_pieces(WORDS)], dim=1)
+        yield logits_CV.log_softmax(dim=1).cpu()
