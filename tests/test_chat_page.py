@@ -64,6 +64,7 @@ def serving(run_folder):
     command = [*CHAT, str(run_folder), "--port", str(port)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
+            assert process.stderr.readline() == f"chat: opening {run_folder}\n"
             assert process.stderr.readline() == f"system prompt: {SYSTEM}\n"
             assert process.stderr.readline() == "sampling: temperature 0, top_p 0.9\n"
             assert process.stderr.readline() == (
@@ -350,7 +351,7 @@ def test_a_signal_while_it_loads_ends_it(run_folder):
         time.sleep(0.3)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 0
-        said = process.stderr.read()
+        said = process.stderr.read().removeprefix(f"chat: opening {run_folder}\n")
         assert said in ("stopped\n", "") or said.endswith("Ctrl+C stops it\nstopped\n")  # we were slow: it had loaded
     wait_until(lambda: not os.path.exists(f"/proc/{engine}"), "the engine goes on", limit_s=10)
 
