@@ -9,10 +9,10 @@ from functools import partial
 
 import filelock
 
-from tunesmith.command import to_type
 from tunesmith.console import say
 from tunesmith.data.hub import resolve_commit
 from tunesmith.decides import as_begun, at_commits, gone_sources, stands
+from tunesmith.ending import ending
 from tunesmith.errors import RecipeError, ResumeError
 from tunesmith.files import DRAFT, beside, full_disk_named, make_folder, remove
 from tunesmith.gguf.families import supported
@@ -178,19 +178,3 @@ def locked(run: Run) -> Iterator[None]:
             yield
     finally:
         lock.release()
-
-
-def ending(recipe: Recipe, run: Run) -> str:
-    """Where everything is, and what to type next."""
-    files = ", ".join(run.gguf_file(recipe.name, kind).name for kind in recipe.export.gguf)
-    rows = {
-        "adapter": f"{run.adapter} (PEFT format)",
-        "model": f"{run.model} (merged, Hugging Face format)",
-        "GGUF": f"{run.gguf} ({files}, proof.json)" if files else "none was asked for",
-        "answers": f"{run.evaluation}" if files else "none, since there is no GGUF",
-        "losses": f"{run.loss_plot}, {run.metrics}",
-    }
-    lines = [f"{recipe.name} is ready:", *(f"  {name:<8} {where}" for name, where in rows.items())]
-    if files:
-        lines += [f"next: {to_type('chat', run.path)}", f"      {to_type('compare', run.path, 'base')}"]
-    return "\n".join(lines)

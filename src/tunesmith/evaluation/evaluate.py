@@ -3,12 +3,13 @@
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tunesmith.console import progress, say
+from tunesmith.console import progress, say, warn
 from tunesmith.decides import evaluation_needs, read_prompts
+from tunesmith.evaluation.rows import Asked, pick_asked, seen_in_training
 from tunesmith.evaluation.speeds import session, summary
 from tunesmith.files import fingerprint
 from tunesmith.inference.child import Child
@@ -21,23 +22,26 @@ from tunesmith.runs import Run, commit_stage
 from tunesmith.weights.cache import cache_folder, made_once
 from tunesmith.weights.locate import LocatedBase
 
-ANSWERS, SCORES = "answers.jsonl", "scores.json"
+ANSWERS, SCORES, HELD_OUT = "answers.jsonl", "scores.json", "held-out.jsonl"
 
 
 def evaluate(recipe: Recipe, run: Run, base: LocatedBase) -> tuple[Record, bool]:
-    """Answer the prompts with the run's GGUF and with its base; answers and scores go to evaluation/.
+    """Answer the prompts, and ten held-out questions, with the run's GGUF and with its base, into evaluation/.
 
-    The base's answers are kept in the cache, by digest, prompts, settings and processor. Raises ResourceError if the
-    answering process dies.
+    The base's answers are kept in the cache, by digest, prompts, settings and processor. Prompts that a training row
+    asks are marked: their answers show memory. Raises ResourceError if the answering process dies.
     """
     settings, inputs = evaluation_needs(recipe, run, base.digest)
 
     def work(draft: Path) -> dict[str, Any]:
         warn_of_threads(recipe.evaluate.threads, "evaluate.threads")
-        answer_prompts(recipe, run.gguf_file(recipe.name, recipe.evaluate.gguf), draft)
-        kept = _base_answers(recipe, base, settings)
-        shutil.copy(kept / ANSWERS, draft / f"base-{ANSWERS}")
-        shutil.copy(kept / SCORES, draft / f"base-{SCORES}")
+        asked, prompts = pick_asked(run.data), read_prompts(recipe)
+        answer_prompts(recipe, run.gguf_file(recipe.name, recipe.evaluate.gguf), draft, asked)
+        kept = _base_answers(recipe, base, settings, asked)
+        for name in (ANSWERS, SCORES, HELD_OUT):
+            shutil.copy(kept / name, draft / f"base-{name}")
+        if seen := seen_in_training(run.data, prompts, recipe.data.dedup):
+            _mark_seen(draft, seen)
         return {
             "tuned": json.loads((draft / SCORES).read_text()),
             "base": json.loads((draft / f"base-{SCORES}").read_text()),
@@ -46,8 +50,11 @@ def evaluate(recipe: Recipe, run: Run, base: LocatedBase) -> tuple[Record, bool]
     return commit_stage(run.evaluation, settings, inputs, work)
 
 
-def answer_prompts(recipe: Recipe, gguf: Path, folder: Path) -> None:
-    """Write answers.jsonl and scores.json to `folder`: medians and spread; seconds, tokens/s, bytes."""
+def answer_prompts(recipe: Recipe, gguf: Path, folder: Path, asked: Sequence[Asked] = ()) -> None:
+    """Write answers.jsonl, held-out.jsonl and scores.json to `folder`: medians and spread; seconds, tokens/s, bytes.
+
+    Those of the prompts alone are timed.
+    """
     config = recipe.evaluate
     job = {
         "gguf": str(gguf),
@@ -55,9 +62,15 @@ def answer_prompts(recipe: Recipe, gguf: Path, folder: Path) -> None:
         "system": recipe.chat.system,
         "threads": config.threads,
         "max_tokens": config.max_tokens,
+        "rows": [{"messages": row.messages, "max_tokens": row.max_tokens(config.max_tokens)} for row in asked],
     }
     measured = session(config.threads)
-    *answers, end = _answered(job, gguf.stem)
+    *lines, end = _answered(job, gguf.stem)
+    answers = [line for line in lines if "prompt" in line]
+    held_out = [
+        {"where": row.where, "question": row.question, "expected": row.expected, **answer}
+        for row, answer in zip(asked, (line for line in lines if "row" in line), strict=True)
+    ]
     scores = summary(answers) | end | measured
     scores |= {
         "file_bytes": gguf.stat().st_size,
@@ -65,9 +78,8 @@ def answer_prompts(recipe: Recipe, gguf: Path, folder: Path) -> None:
         "answers": len(answers),
         "stopped": sum(answer["stopped"] for answer in answers),
     }
-    (folder / ANSWERS).write_text(
-        "".join(f"{json.dumps(answer, ensure_ascii=False)}\n" for answer in answers), encoding="utf-8"
-    )
+    _write_lines(folder / ANSWERS, answers)
+    _write_lines(folder / HELD_OUT, held_out)
     (folder / SCORES).write_text(json.dumps(scores, indent=1) + "\n")
     say(
         f"{gguf.stem}: first token {scores['first_token_s']:.2f} s, {scores['tokens_per_s']:.0f} tokens/s, "
@@ -78,7 +90,7 @@ def answer_prompts(recipe: Recipe, gguf: Path, folder: Path) -> None:
 def _answered(job: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
     """Lines of the worker process: an answer each, then its peak memory."""
     with (
-        progress(f"answers of {name}", len(job["prompts"]), unit="prompts") as advance,
+        progress(f"answers of {name}", len(job["prompts"]) + len(job["rows"]), unit="questions") as advance,
         contextlib.closing(Child("tunesmith.evaluation.worker", job, name)) as worker,
     ):
         for line in worker:
@@ -86,13 +98,37 @@ def _answered(job: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
             yield line
 
 
-def _base_answers(recipe: Recipe, base: LocatedBase, settings: dict[str, Any]) -> Path:
+def _write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
+    path.write_text("".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines), encoding="utf-8")
+
+
+def _mark_seen(folder: Path, seen: dict[str, str]) -> None:
+    """Mark the answers to prompts that training has `seen`, and score them with these and without."""
+    for prefix in ("", "base-"):
+        answers = [json.loads(line) for line in (folder / f"{prefix}{ANSWERS}").read_text("utf-8").splitlines()]
+        marked = [answer | ({"seen": seen[answer["prompt"]]} if answer["prompt"] in seen else {}) for answer in answers]
+        unseen = [answer for answer in marked if "seen" not in answer]
+        scores = json.loads((folder / f"{prefix}{SCORES}").read_text())
+        scores["seen_in_training"] = len(marked) - len(unseen)
+        scores["unseen"] = {"answers": len(unseen), "stopped": sum(answer["stopped"] for answer in unseen)}
+        scores["unseen"] |= summary(unseen) if unseen else {}
+        _write_lines(folder / f"{prefix}{ANSWERS}", marked)
+        (folder / f"{prefix}{SCORES}").write_text(json.dumps(scores, indent=1) + "\n")
+    prompt, where = next(iter(seen.items()))
+    asked = f"1 prompt is asked in training too: {prompt!r} ({where})"
+    if len(seen) > 1:
+        asked = f"{len(seen)} prompts are asked in training too, as {prompt!r} is ({where})"
+    warn(f"{asked}; such answers show memory, not what was learned")
+
+
+def _base_answers(recipe: Recipe, base: LocatedBase, settings: dict[str, Any], asked: Sequence[Asked]) -> Path:
     """Folder with the answers of the untouched base, made once for each base, settings and processor."""
     machine = [processor(), versions()["xllamacpp"]]
     folder = cache_folder() / "base-evaluation"
-    folder /= fingerprint([base.digest, settings, recipe.data.date, read_prompts(recipe), machine])
+    questions = [[row.messages, row.max_tokens(recipe.evaluate.max_tokens)] for row in asked]
+    folder /= fingerprint([base.digest, settings, recipe.data.date, read_prompts(recipe), machine, questions])
 
     def answer(draft: Path) -> None:
-        answer_prompts(recipe, export_base(base, recipe.evaluate.gguf, recipe.chat, recipe.data.date), draft)
+        answer_prompts(recipe, export_base(base, recipe.evaluate.gguf, recipe.chat, recipe.data.date), draft, asked)
 
     return made_once(folder, answer)

@@ -20,6 +20,7 @@ SHOWN = 60  # letters of a prompt in an error
 def answer_all(job: dict[str, Any]) -> None:
     """Answer every prompt as a conversation of its own, greedily, reading each from its first token.
 
+    job["rows"]: conversations to answer after them, each with its own system prompt and limit.
     job["in_turn"]: each answer waits for a turn, and has max_tokens tokens whatever the model says: to be timed beside
     others.
     """
@@ -39,6 +40,9 @@ def answer_all(job: dict[str, Any]) -> None:
                 what = f"{error.what}: the prompt {textwrap.shorten(prompt, SHOWN)!r} is too long"
                 raise ResourceError(what, fix="shorten it in evaluate.prompts, or chat.system") from error
             tell({"prompt": prompt} | asdict(answer))
+        for number, row in enumerate(job.get("rows", ())):
+            found = engine.chat(row["messages"], max_tokens=row["max_tokens"], cache=False)
+            tell({"row": number} | asdict(found))
         tell({"peak_memory_bytes": peak_memory_bytes()})
 
 

@@ -49,12 +49,19 @@ def compare(names: Sequence[str], report: Path, speeds: Mapping[str, Mapping[str
     environment = Environment(loader=PackageLoader("tunesmith.study", ""), autoescape=True, undefined=StrictUndefined)
     environment.filters["megabytes"] = megabytes
     prompts = list(dict.fromkeys(answer["prompt"] for model in models for answer in model.answers))
+    seen = {answer["prompt"]: answer["seen"] for model in models for answer in model.answers if "seen" in answer}
+    questions = {row["question"]: row["expected"] for model in models for row in model.held_out}
     page = environment.get_template("report.html.j2").render(
         models=models,
         best=best,
         reason=reason,
         groups=groups,
         answers=[(prompt, [_answer_to(model, prompt) for model in models]) for prompt in prompts],
+        seen=seen,
+        held_out=[
+            (question, expected, [_held_out_answer(model, question) for model in models])
+            for question, expected in questions.items()
+        ],
         speed_plot=image(plot_quality(models)),
         curves_plot=image(plot_curves(models)),
         version=__version__,
@@ -105,6 +112,10 @@ def _answer_to(model: Model, prompt: str) -> dict[str, Any] | None:
     """The model's answer to a prompt, with what the page says of it."""
     found = next((answer for answer in model.answers if answer["prompt"] == prompt), None)
     return {"text": "", "tokens": None, "stopped": True} | found if found else None
+
+
+def _held_out_answer(model: Model, question: str) -> dict[str, Any] | None:
+    return next((row for row in model.held_out if row["question"] == question), None)
 
 
 def _print(models: Sequence[Model], groups: Sequence[Group], reason: str) -> None:

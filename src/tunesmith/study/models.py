@@ -19,6 +19,7 @@ from tunesmith.stale import cut_from_training, stale
 from tunesmith.study.named import BASE, first_run, titles
 from tunesmith.tokens.rows import load_rows
 from tunesmith.training.metrics import Metrics, damage_in_words
+from tunesmith.training.outcome import outcome
 
 COLOURS = ("#3457d5", "#c2410c", "#0f766e", "#9333ea", "#b45309", "#be123c", "#4d7c0f", "#0369a1")
 BASE_COLOUR = "#6b7280"
@@ -34,6 +35,8 @@ class Model:
     scores: dict[str, Any]
     """What evaluate measured: speeds, spread, memory, size, session; empty where no GGUF was asked for."""
     answers: list[dict[str, Any]]
+    held_out: list[dict[str, Any]]
+    """Answers to held-out questions, with what the data answer; none in runs of earlier versions."""
     losses: dict[str, float]
     """held_out_loss and bits_per_byte as training measured them: of the adapter on its base, or of the base alone."""
     precision: str
@@ -49,6 +52,8 @@ class Model:
     files: list[dict[str, Any]] = field(default_factory=list)
     proofs: list[tuple[str, Proof]] = field(default_factory=list)
     """Verb and proof."""
+    outcome: str = ""
+    """How its training ended, in a sentence."""
     old: list[str] = field(default_factory=list)
     """What of the run is not what its recipe says."""
 
@@ -80,6 +85,7 @@ def _read(run: Run, of_base: bool) -> Model:
     prefix, key = ("base-", "base_") if of_base else ("", "")
     refuse_damaged(run.evaluation)
     answers = _answers(run.evaluation / f"{prefix}answers.jsonl") if evaluated else []
+    asked = _answers(run.evaluation / f"{prefix}held-out.jsonl") if evaluated else []
     scores = _scores(run.evaluation / f"{prefix}scores.json", evaluated, answers) if evaluated else {}
     counts = trained.counts if trained else {}
     losses = _numbers(run, counts, {name: key + name for name in ("held_out_loss", "bits_per_byte")})
@@ -87,7 +93,7 @@ def _read(run: Run, of_base: bool) -> Model:
     damaged = damaged_file(run.data)
     rows, text = (None, None) if damaged else _held_out(run, trained)
     model = Model(
-        name="", colour="", base=recipe.base, scores=scores, answers=answers, losses=losses,
+        name="", colour="", base=recipe.base, scores=scores, answers=answers, held_out=asked, losses=losses,
         precision=str(counts.get("precision", "unknown precision")), definition=definition.get("version", 1),
         rows=rows, text=text,
     )  # fmt: skip
@@ -107,6 +113,7 @@ def _read(run: Run, of_base: bool) -> Model:
     return replace(
         model,
         training=_training(run, counts),
+        outcome=outcome(counts),
         metrics=metrics,
         files=_files(run),
         proofs=_proofs(run),

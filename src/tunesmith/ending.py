@@ -1,0 +1,65 @@
+"""The end of a run in the terminal: where everything is, what was learned, and what to type next."""
+
+import shutil
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+from tunesmith.command import to_type
+from tunesmith.json_file import json_lines
+from tunesmith.recipe import Recipe
+from tunesmith.runs import Run
+
+SHOWN, LONGEST = 3, 300
+"""Held-out questions, and letters of each text."""
+WIDEST = 100
+
+
+def ending(recipe: Recipe, run: Run) -> str:
+    """Three held-out questions with the answers of the base and of the tuned model, the files, and what to type."""
+    files = ", ".join(run.gguf_file(recipe.name, kind).name for kind in recipe.export.gguf)
+    rows = {
+        "adapter": f"{run.adapter} (PEFT format)",
+        "model": f"{run.model} (merged, Hugging Face format)",
+        "GGUF": f"{run.gguf} ({files}, proof.json)" if files else "none was asked for",
+        "answers": f"{run.evaluation}" if files else "none, since there is no GGUF",
+        "losses": f"{run.loss_plot}, {run.metrics}",
+    }
+    lines = [*(held_out_answers(run) if files else ()), f"{recipe.name} is ready:"]
+    lines += [f"  {name:<8} {where}" for name, where in rows.items()]
+    if files:
+        lines += [f"next: {to_type('chat', run.path)}", f"      {to_type('compare', run.path, 'base')}"]
+    return "\n".join(lines)
+
+
+def held_out_answers(run: Run) -> Iterator[str]:
+    """What base and tuned model answer to questions that nobody trained on; nothing where evaluate asked none."""
+    tuned, base = (_asked(run, name) for name in ("held-out.jsonl", "base-held-out.jsonl"))
+    pairs = list(zip(tuned, base, strict=False))
+    step = max(1, len(pairs) // SHOWN)
+    if chosen := pairs[::step][:SHOWN]:
+        count = "a held-out question" if len(chosen) == 1 else f"{len(chosen)} held-out questions"
+        yield f"{count}, which nobody trained on:"
+    for ours, theirs in chosen:
+        yield _told("", ours["question"])
+        yield from (_told(f"{who}:", text) for who, text in _texts(ours, theirs))
+
+
+def _texts(ours: dict[str, Any], theirs: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "the data", ours["expected"]
+    for who, line in (("base", theirs), ("tuned", ours)):
+        yield who, line["text"] if line["stopped"] else f"{line['text']} ..."
+
+
+def _told(who: str, text: str) -> str:
+    short = textwrap.shorten(text, LONGEST, placeholder=" ...")
+    width = min(WIDEST, shutil.get_terminal_size().columns)
+    indent = "    " if who else "  "
+    first = f"{indent}{who:<10}" if who else indent
+    return textwrap.fill(short, width, initial_indent=first, subsequent_indent=" " * len(first))
+
+
+def _asked(run: Run, name: str) -> list[dict[str, Any]]:
+    file = run.evaluation / name
+    wanted = {"question", "expected", "text", "stopped"}
+    return [line for _, line in json_lines(file)[0] if wanted <= line.keys()] if file.is_file() else []

@@ -1,0 +1,72 @@
+"""What evaluate takes from a run's rows: held-out questions to ask, and prompts that training has seen."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+
+from tunesmith.data.dedup import exact, words
+from tunesmith.data.split import HELD_OUT, TRAIN
+from tunesmith.recipe import Dedup
+
+MOST = 10
+LETTERS_PER_TOKEN, ROOM = 3, 24
+"""An answer may be a little longer than the one in the data: what rambles is cut, and takes no minutes."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The first question of a held-out row, and the answer that the data give."""
+
+    where: str
+    messages: list[dict[str, str]]
+    """The row's system prompt, if it has one, and the question."""
+    expected: str
+
+    @property
+    def question(self) -> str:
+        """What the user says."""
+        return self.messages[-1]["content"]
+
+    def max_tokens(self, most: int) -> int:
+        """Tokens that an answer may have."""
+        return min(most, len(self.expected) // LETTERS_PER_TOKEN + ROOM)
+
+
+def pick_asked(data: Path) -> list[Asked]:
+    """Up to ten held-out rows, spread evenly over all; the same ones every time. None where the rows have no texts."""
+    found = []
+    for where, messages in _rows(data, HELD_OUT):
+        first = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), 0)
+        if first and messages[first - 1]["role"] == "user":
+            found.append(Asked(where, messages[:first], messages[first]["content"]))
+    count = min(MOST, len(found))
+    return [found[round(i * (len(found) - 1) / max(count - 1, 1))] for i in range(count)]
+
+
+def seen_in_training(data: Path, prompts: Sequence[str], dedup: Dedup) -> dict[str, str]:
+    """Prompts that a user asks in a training row -> where that row was read.
+
+    Those known at prepare drove such rows out; these were named later.
+    """
+    form = words if dedup == "words" else exact
+    wanted, found = {form(prompt): prompt for prompt in prompts}, dict[str, str]()
+    for where, messages in _rows(data, TRAIN):
+        for message in messages:
+            if message["role"] == "user" and (prompt := wanted.get(form(message["content"]))):
+                found.setdefault(prompt, where)
+    return found
+
+
+def _rows(data: Path, split: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Where each row of a split was read, and its messages."""
+    file = data / "rows.parquet"
+    if not file.is_file():
+        return
+    with pyarrow.parquet.ParquetFile(file) as table:
+        for batch in table.iter_batches(columns=["where", "messages", "split"]):
+            for row in batch.to_pylist():
+                if row["split"] == split:
+                    yield row["where"], row["messages"]

@@ -1,0 +1,109 @@
+"""Held-out questions end a run and stand in its report; prompts that training has seen are marked, and lock nothing."""
+
+import json
+
+import pyarrow.parquet
+import pytest
+import yaml
+from small_project import write_project
+
+from tunesmith.ending import ending
+from tunesmith.evaluation.rows import Asked, pick_asked, seen_in_training
+from tunesmith.pipeline import run_stages
+from tunesmith.recipe_file import read_recipe
+from tunesmith.record import read_record
+from tunesmith.runs import Run
+from tunesmith.stages import STAGES
+from tunesmith.study.compare import compare
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_base):
+    """Recipe file and run of a small project."""
+    folder = tmp_path_factory.mktemp("held-out")
+    path = write_project(folder, tiny_base)
+    run = Run(folder / "run")
+    run_stages(read_recipe(path), run, STAGES)
+    return path, run
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def texts(run, split):
+    rows = pyarrow.parquet.read_table(run.data / "rows.parquet", filters=[("split", "=", split)])
+    return [[message["content"] for message in messages] for messages in rows["messages"].to_pylist()]
+
+
+def test_held_out_rows_are_asked_of_both_models_and_are_not_timed(finished):
+    _, run = finished
+    asked, held_out = pick_asked(run.data), texts(run, "held_out")
+    assert [[row.question, row.expected] for row in asked] == [row[:2] for row in held_out]
+    for prefix in ("", "base-"):
+        found = lines(run.evaluation / f"{prefix}held-out.jsonl")
+        assert [line["question"] for line in found] == [row.question for row in asked]
+        assert all(line["text"] is not None and line["tokens"] <= 8 for line in found)
+        assert json.loads((run.evaluation / f"{prefix}scores.json").read_text())["answers"] == 2
+        assert len(lines(run.evaluation / f"{prefix}answers.jsonl")) == 2
+
+
+def test_a_run_ends_in_three_questions_with_what_data_base_and_tuned_say(finished, monkeypatch):
+    path, run = finished
+    monkeypatch.setenv("COLUMNS", "60")
+    said = ending(read_recipe(path), run).splitlines()
+    assert said[0] == "3 held-out questions, which nobody trained on:"
+    assert max(map(len, said[: said.index("small is ready:")])) <= 60
+    for who in ("the data:", "base:", "tuned:"):
+        assert sum(line.startswith(f"    {who}") for line in said) == 3
+    question = pick_asked(run.data)[0].question
+    assert "".join(question.split())[:40] in "".join("".join(said).split())
+
+
+def test_ten_rows_are_spread_over_all_and_what_rambles_is_cut(tmp_path):
+    rows = [{"where": f"r:{i}", "split": "held_out", "messages": [
+        {"role": "system", "content": "Be kind."}, {"role": "user", "content": f"q{i}"},
+        {"role": "assistant", "content": f"a{i}"}, {"role": "user", "content": "more"},
+        {"role": "assistant", "content": "yes"}]} for i in range(41)]  # fmt: skip
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    asked = pick_asked(tmp_path)
+    assert [row.question for row in asked][::9] == ["q0", "q40"] and len(asked) == 10
+    assert asked[0].messages[0]["content"] == "Be kind." and asked[0].expected == "a0"
+    assert Asked("", [], "x" * 300).max_tokens(1000) == 124 and asked[0].max_tokens(8) == 8
+    assert pick_asked(tmp_path / "none") == []
+
+
+def test_prompts_named_later_redo_evaluate_alone_and_what_training_saw_is_marked(finished, tmp_path, capfd):
+    path, run = finished
+    (run.evaluation / "held-out.jsonl").read_text()
+    before = {folder: read_record(folder) for folder in run.stage_folders[:-1]}
+    known, question = "What is new?", texts(run, "train")[0][0]
+    prompts = tmp_path / "mine.yaml"
+    prompts.write_text(yaml.safe_dump([known, f"  {question}\n"]))
+    recipe = read_recipe(path, [f"evaluate.prompts={prompts}"])
+    run_stages(recipe, run, STAGES)
+    said = capfd.readouterr().err
+    assert {folder: read_record(folder) for folder in run.stage_folders[:-1]} == before
+    assert "evaluate  done" in said and "1 prompt is asked in training too: " in said
+    for prefix in ("", "base-"):
+        first, second = lines(run.evaluation / f"{prefix}answers.jsonl")
+        assert "seen" not in first and second["seen"].startswith("rows.jsonl:")
+        scores = json.loads((run.evaluation / f"{prefix}scores.json").read_text())
+        assert scores["seen_in_training"] == scores["unseen"]["answers"] == 1 and "tokens_per_s" in scores["unseen"]
+    assert seen_in_training(run.data, [question.upper()], "exact") == {}
+    assert list(seen_in_training(run.data, [question.upper()], "words")) == [question.upper()]
+    page = compare([str(run.path), "base"], tmp_path / "page.html").read_text()
+    assert "seen in training: rows.jsonl:" in page and "Held-out questions" in page and "expected: " in page
+    assert "still falling" in page or "later no better" in page or "never better" in page
+
+
+def test_a_run_of_an_earlier_version_has_no_such_answers_and_is_read(finished, tmp_path):
+    path, run = finished
+    for name in ("held-out.jsonl", "base-held-out.jsonl"):
+        (run.evaluation / name).rename(tmp_path / name)
+    record = json.loads((run.evaluation / "record.json").read_text())
+    kept = {name: output for name, output in record["outputs"].items() if "held-out" not in name}
+    (run.evaluation / "record.json").write_text(json.dumps(record | {"outputs": kept}))
+    assert ending(read_recipe(path), run).startswith("small is ready:")
+    page = compare([str(run.path)], tmp_path / "page.html").read_text()
+    assert "Held-out questions" not in page and "Answers" in page
