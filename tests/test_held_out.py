@@ -5,10 +5,14 @@ import json
 import pyarrow.parquet
 import pytest
 import yaml
+from rich.cells import cell_len
 from small_project import write_project
 
-from tunesmith.ending import ending
+from tunesmith.ending import ending, told
+from tunesmith.evaluation.evaluate import answer_prompts
 from tunesmith.evaluation.rows import Asked, pick_asked, seen_in_training
+from tunesmith.evaluation.worker import ROOM
+from tunesmith.inference.engine import Engine
 from tunesmith.pipeline import run_stages
 from tunesmith.recipe_file import read_recipe
 from tunesmith.record import read_record
@@ -60,7 +64,37 @@ def test_a_run_ends_in_three_questions_with_what_data_base_and_tuned_say(finishe
     assert "".join(question.split())[:40] in "".join("".join(said).split())
 
 
-def test_ten_rows_are_spread_over_all_and_what_rambles_is_cut(tmp_path):
+def test_a_long_question_ends_no_run_and_answers_end_near_the_datas(finished, tmp_path, capfd):
+    path, run = finished
+    recipe = read_recipe(path, ["evaluate.max_tokens=100"])
+    said = [("Why?", "Because."), ("long " * 5000, "No."), ("And now?", "step " * 30)]
+    asked = [Asked(f"r:{n}", [{"role": "user", "content": q}], a) for n, (q, a) in enumerate(said)]
+    answer_prompts(recipe, run.gguf_file("small", "Q8_0"), tmp_path, asked)
+    found, scores = lines(tmp_path / "held-out.jsonl"), json.loads((tmp_path / "scores.json").read_text())
+    assert [(line["where"], line["question"], line["expected"]) for line in found] == [
+        ("r:0", *said[0]), ("r:2", *said[2])
+    ]  # fmt: skip
+    with Engine(run.gguf_file("small", "Q8_0"), threads=1, context=512) as engine:
+        most = [len(engine.tokenize(answer, special=False)) + ROOM for _, answer in (said[0], said[2])]
+    assert most[0] < 50 < most[1]
+    assert all(line["tokens"] == min(100, limit) or line["stopped"] for line, limit in zip(found, most, strict=True))
+    assert scores["answers"] == 2 and scores["held_out_s"] > 0  # what is timed are the prompts
+    assert "2 held-out questions answered in " in (err := capfd.readouterr().err)
+    assert "1 longer than the context left out" in err
+
+
+@pytest.mark.parametrize(("text", "first", "count"), [
+    ("学习" * 200, "学习学习学习学习学习学习学", 24), ("ab " * 200, "ab ab ab ab ab ab ab ab ab", 12),
+    ("x\x1b[2Jy", "x [2Jy", 1), ("", "(nothing)", 1),
+])  # fmt: skip
+def test_a_text_is_folded_to_the_columns_it_takes_and_steers_no_terminal(monkeypatch, text, first, count):
+    monkeypatch.setenv("COLUMNS", "40")
+    found = told("base:", text).split("\n")
+    assert found[0] == f"    base:     {first}" and len(found) == count
+    assert max(map(cell_len, found)) <= 40
+
+
+def test_ten_rows_are_spread_over_all(tmp_path):
     rows = [{"where": f"r:{i}", "split": "held_out", "messages": [
         {"role": "system", "content": "Be kind."}, {"role": "user", "content": f"q{i}"},
         {"role": "assistant", "content": f"a{i}"}, {"role": "user", "content": "more"},
@@ -69,7 +103,6 @@ def test_ten_rows_are_spread_over_all_and_what_rambles_is_cut(tmp_path):
     asked = pick_asked(tmp_path)
     assert [row.question for row in asked][::9] == ["q0", "q40"] and len(asked) == 10
     assert asked[0].messages[0]["content"] == "Be kind." and asked[0].expected == "a0"
-    assert Asked("", [], "x" * 300).max_tokens(1000) == 124 and asked[0].max_tokens(8) == 8
     assert pick_asked(tmp_path / "none") == []
 
 
@@ -91,7 +124,8 @@ def test_prompts_named_later_redo_evaluate_alone_and_what_training_saw_is_marked
         scores = json.loads((run.evaluation / f"{prefix}scores.json").read_text())
         assert scores["seen_in_training"] == scores["unseen"]["answers"] == 1 and "tokens_per_s" in scores["unseen"]
     assert seen_in_training(run.data, [question.upper()], "exact") == {}
-    assert list(seen_in_training(run.data, [question.upper()], "words")) == [question.upper()]
+    twins = [question.upper(), f"{question.lower()}?", "?!"]
+    assert list(seen_in_training(run.data, twins, "words")) == twins[:2]
     page = compare([str(run.path), "base"], tmp_path / "page.html").read_text()
     assert "seen in training: rows.jsonl:" in page and "Held-out questions" in page and "expected: " in page
     assert "still falling" in page or "later no better" in page or "never better" in page

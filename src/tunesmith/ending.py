@@ -1,11 +1,15 @@
 """The end of a run in the terminal: where everything is, what was learned, and what to type next."""
 
+import re
 import shutil
-import textwrap
 from collections.abc import Iterator
 from typing import Any
 
+from rich.console import Console
+from rich.text import Text
+
 from tunesmith.command import to_type
+from tunesmith.data.clean import CONTROL
 from tunesmith.json_file import json_lines
 from tunesmith.recipe import Recipe
 from tunesmith.runs import Run
@@ -29,6 +33,11 @@ def ending(recipe: Recipe, run: Run) -> str:
     lines += [f"  {name:<8} {where}" for name, where in rows.items()]
     if files:
         lines += [f"next: {to_type('chat', run.path)}", f"      {to_type('compare', run.path, 'base')}"]
+    else:
+        lines += [
+            "to see answers, ask for a GGUF file, which redoes nothing else:",
+            f"next: {to_type('run', run.path, '--set', 'export.gguf=[Q8_0]')}",
+        ]
     return "\n".join(lines)
 
 
@@ -41,8 +50,8 @@ def held_out_answers(run: Run) -> Iterator[str]:
         count = "a held-out question" if len(chosen) == 1 else f"{len(chosen)} held-out questions"
         yield f"{count}, which nobody trained on:"
     for ours, theirs in chosen:
-        yield _told("", ours["question"])
-        yield from (_told(f"{who}:", text) for who, text in _texts(ours, theirs))
+        yield told("", ours["question"])
+        yield from (told(f"{who}:", text) for who, text in _texts(ours, theirs))
 
 
 def _texts(ours: dict[str, Any], theirs: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -51,12 +60,20 @@ def _texts(ours: dict[str, Any], theirs: dict[str, Any]) -> Iterator[tuple[str, 
         yield who, line["text"] if line["stopped"] else f"{line['text']} ..."
 
 
-def _told(who: str, text: str) -> str:
-    short = textwrap.shorten(text, LONGEST, placeholder=" ...")
-    width = min(WIDEST, shutil.get_terminal_size().columns)
-    indent = "    " if who else "  "
-    first = f"{indent}{who:<10}" if who else indent
-    return textwrap.fill(short, width, initial_indent=first, subsequent_indent=" " * len(first))
+def told(who: str, text: str) -> str:
+    """A text by `who`, folded to the terminal by what its letters take there: a Chinese one takes two columns."""
+    first = f"    {who:<10}" if who else "  "
+    width = max(10, min(WIDEST, shutil.get_terminal_size().columns) - len(first))
+    folded = Text(_short(text)).wrap(Console(width=width), width)
+    return first + f"\n{' ' * len(first)}".join(line.plain.rstrip() for line in folded)
+
+
+def _short(text: str) -> str:
+    """On one line, cut between words where it has some; a sequence that would steer the terminal does not reach it."""
+    line = " ".join(CONTROL.sub(" ", text).split())
+    if len(line) <= LONGEST:
+        return line or "(nothing)"
+    return f"{re.sub(r' [^ ]{1,30}$', '', line[:LONGEST]).rstrip()} ..."
 
 
 def _asked(run: Run, name: str) -> list[dict[str, Any]]:

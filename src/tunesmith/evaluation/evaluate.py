@@ -62,7 +62,7 @@ def answer_prompts(recipe: Recipe, gguf: Path, folder: Path, asked: Sequence[Ask
         "system": recipe.chat.system,
         "threads": config.threads,
         "max_tokens": config.max_tokens,
-        "rows": [{"messages": row.messages, "max_tokens": row.max_tokens(config.max_tokens)} for row in asked],
+        "rows": [{"messages": row.messages, "expected": row.expected} for row in asked],
     }
     measured = session(config.threads)
     *lines, end = _answered(job, gguf.stem)
@@ -70,6 +70,7 @@ def answer_prompts(recipe: Recipe, gguf: Path, folder: Path, asked: Sequence[Ask
     held_out = [
         {"where": row.where, "question": row.question, "expected": row.expected, **answer}
         for row, answer in zip(asked, (line for line in lines if "row" in line), strict=True)
+        if "too_long" not in answer
     ]
     scores = summary(answers) | end | measured
     scores |= {
@@ -85,6 +86,10 @@ def answer_prompts(recipe: Recipe, gguf: Path, folder: Path, asked: Sequence[Ask
         f"{gguf.stem}: first token {scores['first_token_s']:.2f} s, {scores['tokens_per_s']:.0f} tokens/s, "
         f"{scores['peak_memory_bytes'] / 1e6:.0f} MB; {scores['stopped']} of {len(answers)} answers ended by themselves"
     )
+    if asked:
+        left_out = len(asked) - len(held_out)
+        more = f"; {left_out} longer than the context left out" if left_out else ""
+        say(f"{gguf.stem}: {len(held_out)} held-out questions answered in {scores['held_out_s']:.1f} s{more}")
 
 
 def _answered(job: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
@@ -125,7 +130,7 @@ def _base_answers(recipe: Recipe, base: LocatedBase, settings: dict[str, Any], a
     """Folder with the answers of the untouched base, made once for each base, settings and processor."""
     machine = [processor(), versions()["xllamacpp"]]
     folder = cache_folder() / "base-evaluation"
-    questions = [[row.messages, row.max_tokens(recipe.evaluate.max_tokens)] for row in asked]
+    questions = [[row.messages, row.expected] for row in asked]
     folder /= fingerprint([base.digest, settings, recipe.data.date, read_prompts(recipe), machine, questions])
 
     def answer(draft: Path) -> None:

@@ -1,5 +1,6 @@
 """What evaluate takes from a run's rows: held-out questions to ask, and prompts that training has seen."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,6 @@ from tunesmith.data.split import HELD_OUT, TRAIN
 from tunesmith.recipe import Dedup
 
 MOST = 10
-LETTERS_PER_TOKEN, ROOM = 3, 24
-"""An answer may be a little longer than the one in the data: what rambles is cut, and takes no minutes."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +28,6 @@ class Asked:
     def question(self) -> str:
         """What the user says."""
         return self.messages[-1]["content"]
-
-    def max_tokens(self, most: int) -> int:
-        """Tokens that an answer may have."""
-        return min(most, len(self.expected) // LETTERS_PER_TOKEN + ROOM)
 
 
 def pick_asked(data: Path) -> list[Asked]:
@@ -52,11 +47,15 @@ def seen_in_training(data: Path, prompts: Sequence[str], dedup: Dedup) -> dict[s
     Those known at prepare drove such rows out; these were named later.
     """
     form = words if dedup == "words" else exact
-    wanted, found = {form(prompt): prompt for prompt in prompts}, dict[str, str]()
+    wanted, found = defaultdict[str, list[str]](list), dict[str, str]()
+    for prompt in prompts:
+        wanted[form(prompt) or exact(prompt)].append(prompt)  # signs alone have no words
     for where, messages in _rows(data, TRAIN):
         for message in messages:
-            if message["role"] == "user" and (prompt := wanted.get(form(message["content"]))):
-                found.setdefault(prompt, where)
+            if message["role"] == "user":
+                text = message["content"]
+                for prompt in wanted.get(form(text) or exact(text), ()):
+                    found.setdefault(prompt, where)
     return found
 
 
