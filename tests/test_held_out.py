@@ -9,8 +9,10 @@ from rich.cells import cell_len
 from small_project import write_project
 
 from tunesmith.ending import ending, told
+from tunesmith.errors import RecipeError
 from tunesmith.evaluation.evaluate import answer_prompts
 from tunesmith.evaluation.rows import Asked, pick_asked, seen_in_training
+from tunesmith.evaluation.speeds import SPEEDS
 from tunesmith.evaluation.worker import ROOM
 from tunesmith.inference.engine import Engine
 from tunesmith.pipeline import run_stages
@@ -18,7 +20,9 @@ from tunesmith.recipe_file import read_recipe
 from tunesmith.record import read_record
 from tunesmith.runs import Run
 from tunesmith.stages import STAGES
+from tunesmith.study.asked import held_out_rows, remarks, seen
 from tunesmith.study.compare import compare
+from tunesmith.study.models import BASE_COLOUR, Model
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +132,37 @@ def test_prompts_named_later_redo_evaluate_alone_and_what_training_saw_is_marked
     assert list(seen_in_training(run.data, twins, "words")) == twins[:2]
     page = compare([str(run.path), "base"], tmp_path / "page.html").read_text()
     assert "seen in training: rows.jsonl:" in page and "Held-out questions" in page and "expected: " in page
+    remark = "run: 1 of 2 prompts was seen in training, so that the answer shows memory. All: 0 of 2 ended by"
+    assert page.count(remark) == " ".join(capfd.readouterr().out.split()).count(remark) == 1
+    prompts.unlink()  # all that stands needs it no more
+    run_stages(recipe, run, STAGES)
+    assert capfd.readouterr().err.count("already done") == 5
+    with pytest.raises(RecipeError, match=r"mine\.yaml cannot be read"):
+        run_stages(read_recipe(path, [f"evaluate.prompts={prompts}", "evaluate.max_tokens=9"]), run, STAGES)
     assert "still falling" in page or "later no better" in page or "never better" in page
+
+
+def model(name, prompts, rows=(), colour="#3457d5"):
+    speeds = dict.fromkeys(SPEEDS, 1.0)
+    answers = [speeds | {"prompt": p, "text": "t", "stopped": True} | ({"seen": w} if w else {}) for p, w in prompts]
+    held_out = [{"question": q, "expected": e, "text": f"{name} to {q}"} for q, e in rows]
+    return Model(name, "base", colour, {}, answers, held_out, {}, "fp32")
+
+
+def test_what_two_runs_were_asked_is_told_apart():
+    one = model("one", [("p", "rows:3"), ("q", None)], [("Why?", "So."), ("Why?", "No."), ("How?", "Thus.")])
+    two = model("two", [("p", None), ("r", "rows:4")], [("Why?", "No."), ("Who?", "She.")])
+    base = model("base", [("p", "rows:3"), ("q", None)], colour=BASE_COLOUR)
+    assert [(*row[:2], [found and found["text"] for found in row[2]]) for row in held_out_rows([one, two])] == [
+        ("Why?", "So.", ["one to Why?", None]), ("Why?", "No.", ["one to Why?", "two to Why?"]),
+        ("How?", "Thus.", ["one to How?", None]), ("Who?", "She.", [None, "two to Who?"]),
+    ]  # fmt: skip
+    assert seen([one, two, base]) == {"p": "rows:3 (one)", "r": "rows:4 (two)"}
+    assert seen([one, base]) == {"p": "rows:3"}
+    first, *others = remarks([one, two, base])
+    assert first == "The prompts of these runs differ: 1 was asked of all models, 2 of some only."
+    assert [other[:3] for other in others] == ["one", "two"]  # the base was trained on none
+    assert "Without it: 1 of 1 ended by themselves" in others[0] and not list(remarks([model("x", [("p", None)])]))
 
 
 def test_a_run_of_an_earlier_version_has_no_such_answers_and_is_read(finished, tmp_path):

@@ -117,10 +117,29 @@ def gguf_needs(recipe: Recipe, run: Run, base_digest: str) -> Needs:
 
 
 def evaluation_needs(recipe: Recipe, run: Run, base_digest: str) -> Needs:
-    """evaluate: the GGUF files, the prompts, the held-out rows, and the base they are compared with."""
+    """evaluate: the GGUF files, the prompts, the held-out rows, and the base they are compared with.
+
+    Prompts whose file is no longer on this machine are as they were where the run's own recipe names the same file.
+    """
     settings = {"evaluate": _plain(recipe.evaluate, exclude={"prompts"}), "system": recipe.chat.system}
     inputs = {"base": base_digest, "gguf": _made(run.gguf), "data": _made(run.data)}
+    standing = read_record(run.evaluation)
+    if standing and "prompts" in standing.inputs and _prompts_gone(recipe, run):
+        as_they_were = inputs | {"prompts": standing.inputs["prompts"]}
+        if made_from(standing, settings, as_they_were):  # to answer anew they are needed
+            return settings, as_they_were
     return settings, inputs | {"prompts": fingerprint(read_prompts(recipe))}
+
+
+def _prompts_gone(recipe: Recipe, run: Run) -> bool:
+    """Whether the prompts are of a file that the run was made with and that is no longer on this machine."""
+    path = recipe.evaluate.prompts
+    return (
+        path != "default"
+        and not os.path.lexists(path)
+        and run.recipe.exists()
+        and kept_recipe(run).evaluate.prompts == path
+    )
 
 
 def stands(stage: Stage, recipe: Recipe, run: Run, base_digest: str) -> bool:

@@ -16,6 +16,7 @@ from tunesmith import __version__
 from tunesmith.console import console_for, say, warn
 from tunesmith.files import write_file, write_user_file
 from tunesmith.runs import Run
+from tunesmith.study.asked import held_out_rows, remarks, seen
 from tunesmith.study.measures import (
     Cell,
     Group,
@@ -49,19 +50,15 @@ def compare(names: Sequence[str], report: Path, speeds: Mapping[str, Mapping[str
     environment = Environment(loader=PackageLoader("tunesmith.study", ""), autoescape=True, undefined=StrictUndefined)
     environment.filters["megabytes"] = megabytes
     prompts = list(dict.fromkeys(answer["prompt"] for model in models for answer in model.answers))
-    seen = {answer["prompt"]: answer["seen"] for model in models for answer in model.answers if "seen" in answer}
-    questions = {row["question"]: row["expected"] for model in models for row in model.held_out}
     page = environment.get_template("report.html.j2").render(
         models=models,
         best=best,
         reason=reason,
         groups=groups,
         answers=[(prompt, [_answer_to(model, prompt) for model in models]) for prompt in prompts],
-        seen=seen,
-        held_out=[
-            (question, expected, [_held_out_answer(model, question) for model in models])
-            for question, expected in questions.items()
-        ],
+        seen=seen(models),
+        remarks=list(remarks(models)),
+        held_out=held_out_rows(models),
         speed_plot=image(plot_quality(models)),
         curves_plot=image(plot_curves(models)),
         version=__version__,
@@ -114,10 +111,6 @@ def _answer_to(model: Model, prompt: str) -> dict[str, Any] | None:
     return {"text": "", "tokens": None, "stopped": True} | found if found else None
 
 
-def _held_out_answer(model: Model, question: str) -> dict[str, Any] | None:
-    return next((row for row in model.held_out if row["question"] == question), None)
-
-
 def _print(models: Sequence[Model], groups: Sequence[Group], reason: str) -> None:
     console = console_for(None)
     if not console.is_terminal and console.width < LEAST_WIDTH:
@@ -131,7 +124,7 @@ def _print(models: Sequence[Model], groups: Sequence[Group], reason: str) -> Non
             shown.add_row(f"  {title}", *map(_printed, cells))
         shown.add_section()
     console.print(shown)
-    for line in (*(group.remark for group in groups if group.remark), reason):
+    for line in (*(group.remark for group in groups if group.remark), *remarks(models), reason):
         console.print(line, markup=False, highlight=False)
     for model in models:
         for what in model.old:

@@ -57,6 +57,11 @@ class Model:
     old: list[str] = field(default_factory=list)
     """What of the run is not what its recipe says."""
 
+    @property
+    def of_base(self) -> bool:
+        """Whether it is the untouched base."""
+        return self.colour == BASE_COLOUR
+
 
 def read_models(names: Sequence[str], speeds: Mapping[str, Mapping[str, Any]] | None) -> list[Model]:
     """The models in the order of `names`. `speeds`: by name, measured now, instead of those that were recorded.

@@ -60,11 +60,12 @@ def prepare(recipe: Recipe, run: Run, base: LocatedBase, prompts: Sequence[str] 
     if not made_from(read_record(run.data), *needs):
         needs = data_needs_now(recipe, base.digest)
     _keep_what_checkpoints_need(run, needs)
-    asked = read_prompts(recipe) if prompts is None else prompts
     proofs: list[Proof] = []
     record, done = commit_stage(
-        run.data, *needs, lambda draft: _write(draft, recipe, base, asked, proofs), lambda _: proofs
-    )
+        run.data, *needs,
+        lambda draft: _write(draft, recipe, base, read_prompts(recipe) if prompts is None else prompts, proofs),
+        lambda _: proofs,
+    )  # fmt: skip
     if done:
         _report(record.counts)
     return record, done
