@@ -379,11 +379,11 @@ def test_checkpoints_keep_their_data(tmp_path, base):
     first, _ = prepare(recipe_of(path), run, base, [])
     (run.checkpoints / "step-000004").mkdir(parents=True)
     assert not prepare(recipe_of(path), run, base, [])[1]
-    with pytest.raises(ResumeError, match=r"max_length: 2048 -> 512; seed: 0 -> 3\n.*--run-dir") as error:
+    with pytest.raises(ResumeError, match=r"train\.max_length: 2048 -> 512\n  - seed: 0 -> 3\n.*--run-dir") as error:
         prepare(recipe_of(path, train={"max_length": 512}, seed=3), run, base, [])
-    assert "checkpoints" in error.value.fix
+    assert "--fresh" in error.value.fix and error.value.where == str(run.checkpoints)
     write_rows(path, CHATS[1:])
-    with pytest.raises(ResumeError, match="source_0: "):
+    with pytest.raises(ResumeError, match=r"data: source 0 \(counted from 0\) has other rows"):
         prepare(recipe_of(path), run, base, [])
     assert read_record(run.data) == first
 
