@@ -228,7 +228,7 @@ def test_version_0_1_and_words_make_the_same_rows(tmp_path):
     old, made = VERSION_01 / "finished" / "data", tmp_path / "first"
     base = LocatedBase("base", VERSION_01 / "base", "digest", None, None)
     values = yaml.safe_load((VERSION_01 / "recipe.yaml").read_text())
-    del values["trust_remote_code"]
+    del values["trust_remote_code"], values["export"]["prefixes"]
     values["data"] |= {"dedup": "words", "sources": [{"path": str(VERSION_01 / "rows.jsonl")}]}
     recipe = Recipe.model_validate(values | {"train": values["train"] | {"lr": 0.01}})
     record, _ = prepare(recipe, Run(made), base, read_prompts(recipe))
