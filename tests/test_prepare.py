@@ -228,7 +228,7 @@ def test_version_0_1_and_words_make_the_same_rows(tmp_path):
     old, made = VERSION_01 / "finished" / "data", tmp_path / "first"
     base = LocatedBase("base", VERSION_01 / "base", "digest", None, None)
     values = yaml.safe_load((VERSION_01 / "recipe.yaml").read_text())
-    del values["trust_remote_code"]
+    del values["trust_remote_code"], values["export"]["prefixes"]
     values["data"] |= {"dedup": "words", "sources": [{"path": str(VERSION_01 / "rows.jsonl")}]}
     recipe = Recipe.model_validate(values | {"train": values["train"] | {"lr": 0.01}})
     record, _ = prepare(recipe, Run(made), base, read_prompts(recipe))
@@ -379,11 +379,11 @@ def test_checkpoints_keep_their_data(tmp_path, base):
     first, _ = prepare(recipe_of(path), run, base, [])
     (run.checkpoints / "step-000004").mkdir(parents=True)
     assert not prepare(recipe_of(path), run, base, [])[1]
-    with pytest.raises(ResumeError, match=r"max_length: 2048 -> 512; seed: 0 -> 3\n.*--run-dir") as error:
+    with pytest.raises(ResumeError, match=r"train\.max_length: 2048 -> 512\n  - seed: 0 -> 3\n.*--run-dir") as error:
         prepare(recipe_of(path, train={"max_length": 512}, seed=3), run, base, [])
-    assert "checkpoints" in error.value.fix
+    assert "--fresh" in error.value.fix and error.value.where == str(run.checkpoints)
     write_rows(path, CHATS[1:])
-    with pytest.raises(ResumeError, match="source_0: "):
+    with pytest.raises(ResumeError, match=r"data: source 0 \(counted from 0\) has other rows"):
         prepare(recipe_of(path), run, base, [])
     assert read_record(run.data) == first
 

@@ -1,21 +1,32 @@
 """Forty ways to be wrong, through the real command line: each says what, where and the fix, and none is a traceback."""
 
+import contextlib
+import errno
 import json
+import os
 import shutil
+import subprocess
 import sys
 
+import huggingface_hub
 import pytest
 from forked import completed
 from small_project import write_project
+from test_owned import tree
 
 from tunesmith import boundary, cli
-from tunesmith.errors import InternalError, ResumeError
+from tunesmith.data.hub import resolve_commit
+from tunesmith.decides import kept_recipe
+from tunesmith.errors import InternalError, ResourceError, ResumeError
+from tunesmith.files import remove
 from tunesmith.fresh import begin_anew
-from tunesmith.pipeline import run_stages
+from tunesmith.pipeline import locked, run_stages
+from tunesmith.recipe import Source
 from tunesmith.recipe_file import read_recipe
 from tunesmith.record import read_record
-from tunesmith.runs import Run
+from tunesmith.runs import Run, checkpoint_folders
 from tunesmith.stages import STAGES
+from tunesmith.weights import builtin, hub
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 DEEP = "[" * 100_000
@@ -117,12 +128,16 @@ CASES = {
     "a damaged recipe": (write("runs/small/recipe.yaml", "a: ["), ("chat", "runs/small"), 5, "recipe is damaged"),
     "no GGUF to make": (None, ("export", "recipe.yaml", "--set", "export.gguf=[]"), 2, "no GGUF was asked for"),
     "no run to chat with": (None, ("chat", "runs/none"), 2, "there is no run and no file runs/none"),
-    "`base` to chat with": (None, ("chat", "base"), 2, "there is no run and no file base"),
+    "`base` to chat with": (None, ("chat", "base"), 2, "`base` is a word of compare"),
     "a recipe to chat with": (None, ("chat", "recipe.yaml"), 2, "recipe.yaml is a recipe"),
     "a GGUF type that is none": (None, ("chat", "runs/small", "--gguf", "Q3"), 2, "Q3 is no type of GGUF file"),
     "a GGUF type that was not made": (None, ("chat", "runs/small", "--gguf", "F16"), 5, "this run has small-Q8_0.gguf"),
     "nothing but base to compare": (None, ("compare", "base"), 2, "`base` alone says nothing"),
-    "no run to compare": (None, ("compare", "runs/none"), 5, "runs/none is no run folder"),
+    "no run to compare": (None, ("compare", "runs/none"), 5, "runs/none is no run folder: there is no such folder"),
+    "a recipe to compare": (None, ("compare", "recipe.yaml"), 2, "recipe.yaml is a file, and runs are compared"),
+    "questions without answers": (None, ("init", "rows.jsonl", "--to", "n.yaml"), 2, "standard input ended"),
+    "rows of a kind that is not read": (None, (*PREPARE, "--set", "data.sources.0.path=a/b.txt"), 3, "no file a/b.txt"),
+    "other rows under checkpoints": (None, (*RUN, "--set", "data.dedup=off"), 5, "- data.dedup: exact -> off"),
     "a report onto a folder": (None, ("compare", "runs/small", "--report", "/"), 2, "/ is a folder"),
     "a report onto a device": (None, ("compare", "runs/small", "--report", "/dev/null"), 2, "is there already"),
     "a report onto a file": (None, ("compare", "runs/small", "--report", "rows.jsonl"), 2, "it is not overwritten"),
@@ -162,21 +177,53 @@ def test_a_run_goes_on_without_the_files_its_rows_were_made_from(project):
     assert done.returncode == 3 and "there is no file" in done.stderr  # rows that must be made need it
 
 
-def test_another_learning_rate_is_refused_before_torch_is_loaded(project, monkeypatch):
-    recipe, run = read_recipe(project / "recipe.yaml", ["train.lr=1e-3"]), Run(project / "runs" / "small")
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("train.lr=1e-3", "train.lr: 0.01 -> 0.001"), ("lora.alpha=1", "lora.alpha: 16.0 -> 1.0"),
+        ("data.dedup=off", "data.dedup: exact -> off"), ("seed=9", "seed: 0 -> 9"),
+        ("train.max_length=150", "train.max_length: 200 -> 150"),
+        ("data.sources.0.path=others.jsonl", "data: source 0 (counted from 0) has other rows"),
+    ],
+)  # fmt: skip
+def test_what_decides_training_is_refused_before_torch_is_loaded(project, change, said):
+    shutil.copy(project / "rows.jsonl", project / "others.jsonl")
+    with (project / "others.jsonl").open("a") as file:
+        file.write((project / "rows.jsonl").read_text().splitlines()[0] + "\n")
+    recipe, run = read_recipe(project / "recipe.yaml", [change]), Run(project / "runs" / "small")
 
     def load(stage):
         raise AssertionError(f"{stage.verb} was loaded")
 
-    with pytest.raises(ResumeError, match=r"train\.lr: 0\.01 -> 0\.001\n  fix: set them back; .*--run-dir; .*--fresh"):
+    with pytest.raises(ResumeError) as caught:
         run_stages(recipe, run, STAGES, load)
+    assert f"\n  - {said}" in caught.value.what and caught.value.fix.startswith("set it back; ")
+    assert "--run-dir" in caught.value.fix and "--fresh" in caught.value.fix
+
+
+def test_an_auto_that_is_not_decided_and_a_field_of_a_later_version_are_no_other_settings(project):
+    run = Run(project / "runs" / "small")
+    run.recipe.unlink()
+    shutil.rmtree(run.adapter)
+    for file in run.checkpoints.glob("*/state.json"):
+        state = json.loads(file.read_text())
+        del state["decides"]["settings"]["train"]["clip"]  # as a version would have it that knew of no such field
+        file.write_text(json.dumps(state))
+
+    def load(stage):
+        raise LookupError(stage.verb)
+
+    with pytest.raises(LookupError, match="train"):
+        run_stages(read_recipe(project / "recipe.yaml", ["train.precision=auto"]), run, STAGES, load)
+    with pytest.raises(ResumeError, match=r"train\.clip: its default -> 0\.5"):
+        run_stages(read_recipe(project / "recipe.yaml", ["train.clip=0.5"]), run, STAGES, load)
 
 
 def test_fresh_asks_deletes_what_was_trained_and_trains_anew(project):
     changed = ("run", "recipe.yaml", "--fresh", "--set", "train.lr=1e-3", "--set", "train.epochs=1")
     run = Run(project / "runs" / "small")
     done = completed(*changed, cwd=project)
-    assert done.returncode == 5 and "nobody can be asked" in done.stderr and "checkpoints/step-" in done.stderr
+    assert done.returncode == 5 and "nobody can be asked" in done.stderr and "small/checkpoints\n" in done.stderr
     assert read_record(run.evaluation) and read_record(run.adapter)
     (run.model / "mine.txt").write_text("the user's")
     done = completed(*changed, "--yes", cwd=project)
@@ -192,14 +239,91 @@ def test_fresh_asks_deletes_what_was_trained_and_trains_anew(project):
 
 
 def test_fresh_is_not_begun_where_the_user_says_no(project, monkeypatch):
-    run = Run(project / "runs" / "small")
+    run, recipe = Run(project / "runs" / "small"), read_recipe(project / "recipe.yaml")
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     with pytest.raises(ResumeError, match="nothing was deleted"):
-        begin_anew(run, False, lambda _: False)
+        begin_anew(run, False, lambda _: False, recipe)
     assert read_record(run.adapter)
-    begin_anew(run, False, lambda _: True)
+    begin_anew(run, False, lambda _: True, recipe)
     assert not run.adapter.exists() and not run.metrics.exists() and read_record(run.data)
-    begin_anew(run, False, lambda _: False)  # nothing is left to ask about
+    assert (kept_recipe(run).train.precision, kept_recipe(run).train.recompute) == ("fp32", "auto")
+    begin_anew(run, False, lambda _: False, recipe)  # nothing is left to ask about
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("base=./gone", "there is no base ./gone"), ("train.max_length=4096", "4096"),
+        ("data.sources.0.path=gone.jsonl", "there is no file gone.jsonl on this machine"),
+        ("data.dedup=off", "rows.jsonl on this machine"),
+    ],
+)  # fmt: skip
+def test_nothing_is_deleted_for_a_run_that_cannot_begin(project, change, said):
+    changes = ["--set", change, "--set", "train.tokens_per_step=4096"]
+    if change == "data.dedup=off":  # rows that stand, and would have to be made anew
+        delete("rows.jsonl")(project)
+    run, before = Run(project / "runs" / "small"), tree(project)
+    done = completed("run", "recipe.yaml", "--fresh", "--yes", *changes, cwd=project, **OFFLINE)
+    assert done.returncode in (3, 4) and said in done.stderr and "--fresh deletes" not in done.stderr, done.stderr
+    assert {name: content for name, content in tree(project).items() if name != "runs/small/.lock"} == {
+        name: content for name, content in before.items() if name != "runs/small/.lock"
+    }
+    shutil.rmtree(run.data)
+    done = completed("train", "recipe.yaml", "--fresh", "--yes", cwd=project)
+    assert done.returncode == 5 and "`tunesmith prepare` makes" in done.stderr.replace("-m ", ""), done.stderr
+    assert read_record(run.adapter)
+
+
+def test_a_kill_at_any_moment_of_a_new_start_leaves_a_run_that_opens(project, tmp_path, monkeypatch):
+    recipe = read_recipe(project / "recipe.yaml")
+    killed = 0
+    for moment in range(30):
+        run, left = Run(shutil.copytree(project / "runs" / "small", tmp_path / f"{moment}")), [moment]
+
+        def removed(path, left=left):
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            remove(path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("tunesmith.files.remove", removed)
+            patch.setattr("tunesmith.fresh.remove", removed)
+            with contextlib.suppress(KeyboardInterrupt):
+                begin_anew(run, True, lambda _: True, recipe)
+                break
+        killed += 1
+        assert Run(run.path).refuse_strangers() is None
+        with locked(run):
+            assert not list(run.path.glob(".*.gone"))
+        after = [folder for folder in run.stage_folders if folder.exists()]
+        assert all(map(read_record, after)) and after == run.stage_folders[: len(after)]
+        assert not run.checkpoints.exists() or (len(checkpoint_folders(run.checkpoints)) > 1 and run.metrics.exists())
+        begin_anew(run, True, lambda _: True, recipe)
+        assert {path.name for path in run.path.iterdir()} <= {".lock", "data", "recipe.yaml", "manifest.json"}
+    assert killed >= 10
+
+
+def test_a_disk_that_is_full_while_a_base_or_rows_are_fetched_is_not_the_network(monkeypatch, tmp_path):
+    def full(*_, **__):
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/hub/blobs/x")
+        except OSError as error:
+            raise RuntimeError("the download ended") from error
+
+    for name in ("model_info", "dataset_info"):
+        monkeypatch.setattr(huggingface_hub, name, full)
+    for fetch in (
+        lambda: hub.fetch_snapshot("a/b", None, weights=False), lambda: resolve_commit(Source(path="no/such-rows"))
+    ):  # fmt: skip
+        with pytest.raises(ResourceError, match=r"could not be fetched: /hub/blobs/x could not .* full") as caught:
+            fetch()
+        assert "HF_HOME" in caught.value.fix and caught.value.__suppress_context__
+    ends = "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device"
+    ended = subprocess.CompletedProcess([], 1, "", ends)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: ended)
+    with pytest.raises(ResourceError, match=r"the disk of .* is full"):
+        builtin.fetch_builtin("builtin:smollm2-135m-instruct", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ A recipe or a run may be named by its path, or by what an earlier call returned.
 import os
 import shlex
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -43,9 +44,7 @@ def run(
     from tunesmith.pipeline import run_stages
 
     asked, place = opened(recipe, changes, run_dir)
-    if fresh:
-        begin_anew(place, True, lambda _: True)
-    return run_stages(asked, place)
+    return run_stages(asked, place, anew=partial(begin_anew, place, True, lambda _: True) if fresh else None)
 
 
 def chat(
@@ -81,6 +80,8 @@ def compare(runs: Sequence[Named] | Named, report: Named | None = None, *, measu
     names = [os.fspath(name) for name in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
     for name in names:
         need_utf8(Path(name).absolute())
+        if Path(name).is_file():
+            raise RecipeError(f"{name} is a file, and runs are compared", fix="name folders of runs, such as runs/NAME")
     first = Run(Path(first_run(names)))
     speeds = None
     if measure:
@@ -160,10 +161,13 @@ def to_serve(model: Path, gguf: str | None, changes: Sequence[str]) -> "Served":
 
 
 def _refuse_no_run(model: Path) -> None:
+    from tunesmith.study.named import BASE
+
     if model.is_file():
         raise RecipeError(f"{model} is a recipe: its run is what can be chatted with", fix=RUN_OR_GGUF)
     if not model.is_dir():
-        raise RecipeError(f"there is no run and no file {model}", fix=RUN_OR_GGUF)
+        more = "; `base` is a word of compare" if str(model) == BASE else ""
+        raise RecipeError(f"there is no run and no file {model}", fix=RUN_OR_GGUF + more)
     if not (model / "recipe.yaml").is_file():
         files = ", ".join(str(file) for file in sorted(model.glob("*.gguf"))[:3])
         fix = f"name one of its GGUF files: {files}" if files else RUN_OR_GGUF

@@ -4,7 +4,8 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -251,12 +252,26 @@ def init(
     if data and data.endswith((".yaml", ".yml")):  # the recipe, as in version 0.1
         to, data = Path(data), None
     refuse_place(to)  # before any question
-    answers = answers_from(data, base, name, ask=not yes)
+    with _answered():
+        answers = answers_from(data, base, name, ask=not yes)
     typer.echo(f"looking at {answers.data}", err=True)
 
     from tunesmith.planning.start import start
 
-    start(to, answers, typed=not yes)
+    with _answered():
+        start(to, answers, typed=not yes)
+
+
+@contextlib.contextmanager
+def _answered() -> Iterator[None]:
+    """Raises RecipeError where standard input ends before the answers do; Ctrl+C is the user's wish."""
+    try:
+        yield
+    except typer.Abort as end:
+        if not isinstance(end.__context__, EOFError):
+            raise typer.Exit(INTERRUPTED) from None
+        fix = "answer them, or give them as arguments with --yes: `tunesmith init --help` names them"
+        raise RecipeError("standard input ended before the questions did; nothing was written", fix=fix) from None
 
 
 def _begin(verb: str, what: str) -> None:
@@ -277,10 +292,9 @@ def _do(
     from tunesmith.training.stop import signals_heeded
 
     recipe, run = opened(target, changes or (), run_dir)
-    if fresh:
-        begin_anew(run, yes, typer.confirm)
+    anew = partial(begin_anew, run, yes, typer.confirm) if fresh else None
     with signals_heeded():
-        result = run_stages(recipe, run, stages)
+        result = run_stages(recipe, run, stages, anew=anew)
     if result.paused:
         raise PausedExit(result.paused.exit_code)
     return result

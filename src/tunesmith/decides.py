@@ -30,7 +30,7 @@ AUTOS = ("micro_batch_tokens", "precision", "recompute")
 OUTSIDE = {"stop_after", "recompute", "micro_batch_tokens", "deterministic", "sample"}
 """Fields of `train` outside the mathematics: when to pause, what to show, how the same sums are computed here."""
 COMMIT = re.compile("[0-9a-f]{40}")
-FILE = re.compile(r"(?i)\.(jsonl?|parquet|csv)$|[*?\[]")
+FILE = re.compile(r"(?i)\.(jsonl?|ndjson|parquet|arrow|csv|tsv|txt|xlsx|ya?ml|gz|bz2|xz|zst|zip|7z)$|[*?\[\\ ]")
 """What a path to files looks like, where an id of the Hub does not."""
 DEFAULT_PROMPTS = Path(__file__).parent / "evaluation" / "prompts.yaml"
 
@@ -284,8 +284,11 @@ def refuse_missing(path: str) -> None:
     if os.path.isdir(path):
         raise DataError(f"{path} is a folder", fix=f"name its files, such as {path.rstrip('/')}/*.jsonl")
     if FILE.search(path) or path.startswith((".", "/", "~")) or path.count("/") > 1:
+        beside = "" if os.path.isabs(path) else f": it is neither beside the recipe nor in {os.getcwd()}"
         raise DataError(
-            f"there is no file {path}", fix="correct data.sources[].path; it is taken from the recipe's folder"
+            f"there is no file {path} on this machine{beside}",
+            fix="put it back, or correct data.sources[].path, which is taken from the recipe's folder; "
+            "a run whose rows are made already goes on without: name its folder",
         )
 
 

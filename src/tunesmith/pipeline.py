@@ -11,7 +11,7 @@ import filelock
 
 from tunesmith.console import say
 from tunesmith.data.hub import resolve_commit
-from tunesmith.decides import as_begun, at_commits, gone_sources, stands
+from tunesmith.decides import as_begun, at_commits, data_needs_now, gone_sources, stands
 from tunesmith.ending import ending
 from tunesmith.errors import RecipeError, ResumeError
 from tunesmith.files import DRAFT, beside, full_disk_named, make_folder, remove
@@ -22,7 +22,7 @@ from tunesmith.record import Record, read_record
 from tunesmith.room import make_sure
 from tunesmith.runs import Run, write_manifest
 from tunesmith.stages import STAGES, Stage
-from tunesmith.stale import may_be_kept
+from tunesmith.stale import keep_rows_of_checkpoints, may_be_kept
 from tunesmith.training.saved import refuse_other_settings
 from tunesmith.training.stop import Paused
 from tunesmith.weights.locate import LocatedBase, locate_base
@@ -61,11 +61,13 @@ class Result:
 
 
 def run_stages(
-    recipe: Recipe, run: Run, stages: Sequence[Stage] = STAGES, load: Callable[[Stage], Work] = Stage.load_work
-) -> Result:
+    recipe: Recipe, run: Run, stages: Sequence[Stage] = STAGES, load: Callable[[Stage], Work] = Stage.load_work,
+    anew: Callable[[Recipe], None] | None = None,
+) -> Result:  # fmt: skip
     """Do the stages that do not stand, in order.
 
-    `load` imports and returns what does a stage; it is called only for a stage with work to do.
+    `load` imports and returns what does a stage; it is called only for a stage with work to do. `anew` deletes what
+    was trained: called once it is known that the first stage can begin.
     Raises ResumeError if another process works in the run folder, if that is a folder of the user's, or if the run was
     made with another recipe.
     """
@@ -76,6 +78,10 @@ def run_stages(
         if (now := as_begun(asked, run)) != begun:  # another process began it while the base was fetched
             recipe, base = _with_base(asked, now, run)
         _refuse_without_gguf(stages, recipe)
+        if anew:
+            _look_ahead(stages[0], recipe, run, base)
+            anew(asked)
+            recipe, base = _with_base(asked, as_begun(asked, run), run)
         for index, stage in enumerate(stages):
             if not _wanted([stage], recipe):
                 say(f"{stage.verb:<9} left out: no GGUF was asked for")
@@ -87,6 +93,7 @@ def run_stages(
                 remove(beside(run.path / stage.folder, DRAFT))  # begun with other settings, and of no use now
                 continue
             recipe = _ready(stage, recipe, run, base)
+            _refuse_other_training(stage, recipe, run, base)
             if not is_made:
                 make_sure(_wanted(stages[index:], recipe), recipe, run, base)
             started = time.monotonic()
@@ -145,10 +152,24 @@ def _ready(stage: Stage, recipe: Recipe, run: Run, base: LocatedBase) -> Recipe:
     if stage.verb in ASK_BEFORE:
         rows = None if first else read_record(run.data)
         supported(base.folder, recipe, rows.counts.get("longest") if rows else None)
+    return at_commits(recipe, resolve_commit) if first else recipe
+
+
+def _refuse_other_training(stage: Stage, recipe: Recipe, run: Run, base: LocatedBase) -> None:
+    """Raise ResumeError, before torch is loaded, if the run's checkpoints began with other rows or settings."""
+    if stage.folder == run.data.name and not stands(stage, recipe, run, base.digest):
+        keep_rows_of_checkpoints(run, data_needs_now(recipe, base.digest))
     if stage.folder == run.adapter.name:
         settings, inputs = stage.load_decides()(recipe, run, base.digest)
         refuse_other_settings(run.checkpoints, {"settings": settings, "inputs": inputs})
-    return at_commits(recipe, resolve_commit) if first else recipe
+
+
+def _look_ahead(first: Stage, recipe: Recipe, run: Run, base: LocatedBase) -> None:
+    """What would end the first stage before its work is said before anything is deleted for it."""
+    is_made = stands(first, recipe, run, base.digest)  # where train is the first: the rows are there
+    recipe = _ready(first, recipe, run, base)
+    if first.folder == run.data.name and not is_made:
+        data_needs_now(recipe, base.digest)
 
 
 @contextlib.contextmanager

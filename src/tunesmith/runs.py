@@ -29,6 +29,7 @@ from tunesmith.files import (
     digest_folder,
     fingerprint,
     is_clutter,
+    remove,
     strangers,
     sweep,
     write_file,
@@ -108,6 +109,7 @@ class Run:
                 raise ResumeError(f"{self.path} is no run folder: tunesmith did not make its recipe.yaml", fix=fix)
             return
         hidden = {beside(path, kind).name for path in (*self.stage_folders, *self.files) for kind in (DRAFT, OLD, GONE)}
+        hidden.add(beside(self.checkpoints, GONE).name)
         own = {folder.name for folder in self.stage_folders if is_own(folder)}
         if own:  # killed before its recipe.yaml was written, or that was deleted
             own |= {path.name for path in (*self.files, self.checkpoints)}
@@ -166,6 +168,7 @@ class Run:
         """Clear what a killed process left, and put back what it had only moved aside. Only under the run's lock."""
         said = [folder / name for folder in self.stage_folders for name in (RECORD, PROOFS)]
         sweep([*self.stage_folders, self.scratch, *self.files, *said])
+        remove(beside(self.checkpoints, GONE))  # of a new start
         sweep_checkpoints(self.checkpoints)
 
     def gguf_file(self, name: str, gguf_type: str) -> Path:

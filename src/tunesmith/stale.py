@@ -1,21 +1,32 @@
 """What of a run is not what its recipe says: found from the records alone, without the base, the data or a network.
 
 The pipeline decides with digests of the base and of the data files (decides.py). The chat and the report, which make
-nothing, use this to name what is old; and a recipe with which the stages that stand were not made is not kept.
+nothing, use this to name what is old; and a recipe with which the stages that stand were not made is not kept. Nor are
+rows made anew, or trained on, under checkpoints that began with others: that is refused before torch is loaded.
 """
 
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from tunesmith.decides import as_begun, data_settings, kept_recipe
+from tunesmith.decides import Needs, as_begun, data_settings, kept_recipe
 from tunesmith.errors import RecipeError, ResumeError
 from tunesmith.recipe import Recipe, without_defaults
-from tunesmith.record import Record, output_digest, read_record
+from tunesmith.record import Record, made_from, output_digest, read_record
 from tunesmith.runs import Run, checkpoint_folders
 from tunesmith.stages import STAGES, Stage, stage_of
 
 NAMES = {"system": "chat.system", "date": "data.date", "max_length": "train.max_length"}
 """Settings of a stage that the recipe calls otherwise."""
+INPUTS = {
+    "base": "base: other weights, another tokenizer or chat template",
+    "data": "data/: other rows",
+    "prompts": "evaluate.prompts: other prompts",
+}
+"""Input of a stage -> what is said where it is another one."""
+WAYS_OUT = (
+    "set it back; or give the recipe another name, or the run another place with --run-dir; or begin anew in this one: "
+    "`run` and `train` with --fresh delete what was trained here"
+)
 
 
 def stale(recipe: Recipe, run: Run, verb: str, but: Collection[str] = ()) -> list[str]:
@@ -60,12 +71,45 @@ def settings_differ(stage: Stage, record: Record, recipe: Recipe, run: Run) -> d
             settings, _ = stage.load_decides()(recipe, run, record.inputs.get("base", ""))
     except (RecipeError, ResumeError):  # the prompts, or an earlier stage's folder, are no longer on this machine
         return {}
-    was, now = dict(_leaves(without_defaults(record.settings))), dict(_leaves(without_defaults(settings)))
-    all_was, all_now = dict(_leaves(record.settings)), dict(_leaves(settings))
     return {
-        NAMES.get(name, name): f"{NAMES.get(name, name)} {all_was.get(name)}, the recipe says {all_now.get(name)}"
-        for name in sorted(was.keys() | now.keys())
-        if was.get(name) != now.get(name)
+        name: f"{name} {was}, the recipe says {now}" for name, (was, now) in _both(record.settings, settings).items()
+    }
+
+
+def needs_differ(was: Needs, now: Needs) -> list[str]:
+    """One text for each setting that differs, with both values, and for each input that is another one."""
+    settings = [f"{name}: {then} -> {here}" for name, (then, here) in _both(was[0], now[0]).items()]
+    others = [name for name in sorted(was[1].keys() | now[1].keys()) if was[1].get(name) != now[1].get(name)]
+    return settings + [
+        INPUTS.get(name, f"data: {name.replace('_', ' ')} (counted from 0) has other rows") for name in others
+    ]
+
+
+def keep_rows_of_checkpoints(run: Run, needs: Needs) -> None:
+    """Raise ResumeError if the rows would change under checkpoints that were trained on them."""
+    standing = read_record(run.data)
+    if not standing or made_from(standing, *needs) or not checkpoint_folders(run.checkpoints):
+        return
+    changed = needs_differ((standing.settings, standing.inputs), needs)
+    raise ResumeError(
+        "the run has checkpoints that were trained on other data:\n  - " + "\n  - ".join(changed),
+        fix=WAYS_OUT,
+        where=str(run.checkpoints),
+    )
+
+
+def _both(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Each setting that is not the same, by the recipe's name for it: what it was and what it is now."""
+    bare_was, bare_now = dict(_leaves(without_defaults(was))), dict(_leaves(without_defaults(now)))
+    all_was, all_now = dict(_leaves(was)), dict(_leaves(now))
+
+    def shown(bare: Mapping[str, Any], full: Mapping[str, Any], name: str) -> Any:
+        return bare[name] if isinstance(bare.get(name), list) else full.get(name, "its default")
+
+    return {
+        NAMES.get(name, name): (shown(bare_was, all_was, name), shown(bare_now, all_now, name))
+        for name in sorted(bare_was.keys() | bare_now.keys())
+        if bare_was.get(name) != bare_now.get(name)
     }
 
 

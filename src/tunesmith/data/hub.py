@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 
 from tunesmith.boundary import explained, is_of_this_machine
 from tunesmith.data.tables import BATCH_ROWS
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, ResourceError
 from tunesmith.files import write_file
 from tunesmith.recipe import Source
 
@@ -124,7 +124,8 @@ def _explained(error: Exception, path: str, revision: str | None) -> tuple[str, 
     """What is wrong and what to do."""
     if is_of_this_machine(error):  # the network is not to blame
         said = explained(error)
-        return f"the data set {path} could not be fetched: {said.what}", said.fix
+        what = f"the data set {path} could not be fetched: {said.what}"
+        raise ResourceError(what, fix=f"{said.fix}, the Hub's with HF_HOME") from None
     return _of_the_hub(error, path, revision)
 
 

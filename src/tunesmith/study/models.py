@@ -81,7 +81,8 @@ def read_models(names: Sequence[str], speeds: Mapping[str, Mapping[str, Any]] | 
 
 def _read(run: Run, of_base: bool) -> Model:
     if not run.recipe.exists():
-        raise ResumeError(f"{run.path} is no run folder: it has no recipe.yaml", fix="name a folder under runs/")
+        why = "it has no recipe.yaml" if run.path.is_dir() else "there is no such folder"
+        raise ResumeError(f"{run.path} is no run folder: {why}", fix="name a folder under runs/")
     recipe = as_begun(kept_recipe(run), run)
     evaluated, trained = read_record(run.evaluation), read_record(run.adapter)
     if evaluated is None and recipe.export.gguf:

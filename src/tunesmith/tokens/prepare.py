@@ -21,11 +21,12 @@ from tunesmith.data.dedup import clusters, exact, signature
 from tunesmith.data.hub import resolve_commit
 from tunesmith.data.read import conversations
 from tunesmith.data.split import HELD_OUT, TRAIN, Signed, fates
-from tunesmith.decides import Needs, data_needs, data_needs_now, read_prompts, source_files, sources_of
-from tunesmith.errors import DataError, ResumeError
-from tunesmith.recipe import Dedup, Recipe, Source, without_defaults
+from tunesmith.decides import data_needs, data_needs_now, read_prompts, source_files, sources_of
+from tunesmith.errors import DataError
+from tunesmith.recipe import Dedup, Recipe, Source
 from tunesmith.record import Proof, Record, made_from, read_record
-from tunesmith.runs import Run, checkpoint_folders, commit_stage
+from tunesmith.runs import Run, commit_stage
+from tunesmith.stale import keep_rows_of_checkpoints
 from tunesmith.tokens.prompts import refuse_long_prompts
 from tunesmith.tokens.spool import BATCH_ROWS, Spool, Written, wheres, write_split
 from tunesmith.tokens.template import NO_SYSTEM, REFUSED, Encoded, Refused, encode_all, mask_proof
@@ -59,7 +60,7 @@ def prepare(recipe: Recipe, run: Run, base: LocatedBase, prompts: Sequence[str] 
     needs = data_needs(recipe, run, base.digest)
     if not made_from(read_record(run.data), *needs):
         needs = data_needs_now(recipe, base.digest)
-    _keep_what_checkpoints_need(run, needs)
+    keep_rows_of_checkpoints(run, needs)
     proofs: list[Proof] = []
     record, done = commit_stage(
         run.data, *needs,
@@ -241,18 +242,3 @@ def _report(counts: dict[str, Any]) -> None:
     for name in ("dropped", "changed"):
         if counts[name]:
             say(f"  {name}: {', '.join(f'{n:,} {reason}' for reason, n in counts[name].items())}")
-
-
-def _keep_what_checkpoints_need(run: Run, needs: Needs) -> None:
-    """Raise ResumeError if the data would change under checkpoints that were trained on them."""
-    standing = read_record(run.data)
-    if not standing or made_from(standing, *needs) or not checkpoint_folders(run.checkpoints):
-        return
-    both = ((without_defaults(settings), inputs) for settings, inputs in ((standing.settings, standing.inputs), needs))
-    old, new = ({**settings["data"], **settings, **inputs, "data": ""} for settings, inputs in both)
-    changes = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in old | new if old.get(key) != new.get(key)]
-    raise ResumeError(
-        "the run has checkpoints that were trained on other data. Changed: " + "; ".join(changes),
-        fix=f"give the recipe another name or use --run-dir; or delete {run.checkpoints} to train anew",
-        where=str(run.path),
-    )

