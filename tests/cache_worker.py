@@ -57,7 +57,7 @@ def answered(place, number):
     recipe = recipe_with()
     config = {"prompts": str(place / "prompts.yaml"), "max_tokens": 4, "threads": 1}
     recipe = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update=config)})
-    return evaluate._base_answers(recipe, locate_base(str(place / "base"), convert), {})
+    return evaluate._base_answers(recipe, locate_base(str(place / "base"), convert), {}, [])
 
 
 def remembered(place, number):
