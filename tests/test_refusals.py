@@ -326,6 +326,14 @@ def test_a_disk_that_is_full_while_a_base_or_rows_are_fetched_is_not_the_network
         builtin.fetch_builtin("builtin:smollm2-135m-instruct", tmp_path)
 
 
+def test_a_standard_output_that_is_full_ends_with_its_reason_and_nothing_more(project):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "tunesmith", "check", "--schema"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=project, check=False)
+    assert done.returncode == 7 and "standard output, could not be written: the disk is full" in done.stderr
+    assert done.stderr.count("\n") == 2, done.stderr
+
+
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
