@@ -19,7 +19,7 @@ from tunesmith.tokens.rows import load_rows
 from tunesmith.tokens.tokenizer import load_tokenizer
 from tunesmith.training import sample
 from tunesmith.training.metrics import Samples
-from tunesmith.training.outcome import outcome
+from tunesmith.training.outcome import outcome, so_far
 from tunesmith.training.sample import Question, Sampler, answer, pick_question
 from tunesmith.training.state import Progress
 
@@ -131,6 +131,7 @@ def test_samples_are_cut_back_to_the_checkpoint_and_take_a_share_of_the_time(tmp
         (80, 120, 129, 2.0, "best at step 80 of 129; 40 steps later no better, so training stopped at step 120"),
         (80, 129, 129, 2.0, "best at step 80 of 129; 49 steps later no better"),
         (129, 129, 129, 2.0, "best at the last step, 129: still falling, so more epochs may help"),
+        (40, 40, 129, 2.0, "best at step 40 of 129: still falling, but by less than min_gain, so training stopped"),
         (20, 60, 129, 4.0, "in 60 steps never better than the base"),
     ],
 )
@@ -138,6 +139,22 @@ def test_how_training_ended_in_a_sentence(best, steps, planned, loss, said):
     counts = {"steps": steps, "planned_steps": planned, "stopped_early": steps < planned, "best_step": best}
     assert outcome(counts | {"held_out_loss": loss, "base_held_out_loss": 3.0}) == said
     assert outcome({}) == ""
+
+
+def test_a_training_that_stops_at_its_best_does_not_ask_for_more_epochs(tmp_path, tiny_base, capfd):
+    slow = "train.early_stopping={patience: 1, min_gain: 5}"  # the loss falls, but never by so much
+    counts = read_record(trained(tmp_path, tiny_base, slow).adapter).counts
+    assert counts["best_step"] == counts["steps"] < counts["planned_steps"]
+    said = capfd.readouterr().err
+    assert f"train: {outcome(counts)}\n" in said and "less than min_gain" in said and "more epochs" not in said
+
+
+def test_a_paused_training_says_where_it_was_best_so_far(tmp_path, tiny_base, capfd):
+    run = trained(tmp_path, tiny_base, "train.stop_after=3 steps")
+    measured = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    loss = next(line["held_out_loss"] for line in measured if line["step"] == 2 and "held_out_loss" in line)
+    assert f"train: best so far at step 2, held-out loss {loss:.4f}\n" in capfd.readouterr().err
+    assert so_far(0, FOREVER, 3.0) == "" and so_far(4, 3.5, 3.0) == "not yet better than the base"
 
 
 @pytest.mark.parametrize(

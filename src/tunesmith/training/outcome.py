@@ -13,8 +13,19 @@ def outcome(counts: Mapping[str, Any]) -> str:
         return ""
     if not learned:
         return f"in {steps} steps never better than the base"
+    if best == steps and counts.get("stopped_early"):
+        return f"best at step {best} of {planned}: still falling, but by less than min_gain, so training stopped"
     if best == steps:
         return f"best at the last step, {steps}: still falling, so more epochs may help"
     stopped = f", so training stopped at step {steps}" if counts.get("stopped_early") else ""
     later = steps - best
     return f"best at step {best} of {planned}; {later} step{'' if later == 1 else 's'} later no better{stopped}"
+
+
+def so_far(best_step: int, best_loss: float, base_loss: float) -> str:
+    """The same of a training that is paused; empty where nothing was measured after step 0."""
+    if best_step == 0:
+        return ""
+    if not best_loss < base_loss:
+        return "not yet better than the base"
+    return f"best so far at step {best_step}, held-out loss {best_loss:.4f}"

@@ -31,7 +31,7 @@ from tunesmith.training.device import conditions, peak_memory_bytes, pick_device
 from tunesmith.training.loop import Job, fit
 from tunesmith.training.memory import decide_autos, full_memory
 from tunesmith.training.metrics import Metrics, Samples, plot_losses
-from tunesmith.training.outcome import outcome
+from tunesmith.training.outcome import outcome, so_far
 from tunesmith.training.sample import Sampler, pick_question
 from tunesmith.training.saved import ADAPTER, is_whole
 from tunesmith.training.score import bits_per_byte
@@ -87,6 +87,9 @@ def _fit_or_save(job: Job, state: TrainState, watch: StopWatch, sampler: Sampler
         saved = _save(job, state)
         plot_losses(Metrics(job.run.metrics), job.run.loss_plot)
         say(f"train: stopped at step {state.progress.step}, {saved} is saved; the same command goes on")
+        at = state.progress
+        if best := so_far(at.best_step, at.best_loss, at.base_loss):
+            say(f"train: {best}")
         raise Paused(state.progress.step, watch.exit_code) from None
     except (RuntimeError, MemoryError) as error:
         full = full_memory(error)
@@ -152,7 +155,8 @@ def _prepare_job(recipe: Recipe, run: Run, device: torch.device, decides: dict[s
     rows, held_out = load_rows(run.data)
     steps = _plan(rows, recipe)
     if len(steps) < FEW_STEPS:
-        fix = more_steps(len(steps), recipe.train, int(rows.lengths_N.max()))
+        longest = max(int(rows.lengths_N.max()), int(held_out.lengths_N.max()))  # a longer one would be cut
+        fix = more_steps(len(steps), recipe.train, longest)
         warn(f"{len(steps)} steps teach next to nothing, {FEW_STEPS} to 60 are a start; {fix}")
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.train.precision, torch.float32)
     kernel = has_varlen_kernel(device, dtype) and not recipe.train.deterministic
