@@ -185,7 +185,7 @@ def check(
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema for editors instead.")] = False,
     fields: Annotated[bool, typer.Option("--fields", help="Print every field with its default instead.")] = False,
 ) -> None:
-    """Validate a recipe, print it, and say what it will do to its data."""
+    """Validate a recipe, and say what it will do to its data."""
     from tunesmith.api import opened
     from tunesmith.fields import fields_text
     from tunesmith.recipe_file import dump_recipe, dump_short, schema_text
@@ -227,7 +227,7 @@ def clean(
     yes: Annotated[bool, typer.Option("--yes", help="Delete; without it nothing is.")] = False,
     model: Annotated[bool, typer.Option("--model", help="The merged model too, where its GGUF files stand.")] = False,
 ) -> None:
-    """What a finished run can do without, because a command makes it again."""
+    """Show, or delete, what a finished run can do without."""
     _begin("clean", f"reading {run}")
     from tunesmith.runs import Run
     from tunesmith.tidy import clean as delete
@@ -246,7 +246,7 @@ def init(
     name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing.")] = False,
 ) -> None:
-    """Write a commented recipe that fits the data, after a few questions."""
+    """Look at your data and write a recipe that fits it."""
     from tunesmith.planning.starter import answers_from, refuse_place
 
     if data and data.endswith((".yaml", ".yml")):  # the recipe, as in version 0.1
