@@ -368,3 +368,10 @@ def test_a_fault_of_ours_keeps_its_traceback_in_a_file_without_the_token(own_cac
     text = file.read_text()
     assert str(file) in said.fix and "Traceback" in text and "test_refusals.py" in text
     assert "secret" not in text and "password" not in text
+
+
+def test_prompts_that_are_not_there_are_said_before_the_first_stage(project):
+    shutil.rmtree(project / "runs" / "small" / "adapter")
+    done = completed("run", "recipe.yaml", "--set", "evaluate.prompts=gone.yaml", cwd=project)
+    assert done.returncode == 2 and "gone.yaml cannot be read: No such file or directory\n" in done.stderr
+    assert "train" not in done.stderr.replace("trained", "")

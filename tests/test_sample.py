@@ -114,7 +114,8 @@ def test_samples_are_cut_back_to_the_checkpoint_and_take_a_share_of_the_time(tmp
     for step in (0, 4, 8):
         lines.append({"step": step, "row": 0, "question": "q", "answer": "a", "tokens": 10, "seconds": 1.0})
     with lines.path.open("a") as file:
-        file.write('{"step": 4, "question": 5}\n{"step"')
+        file.write('{"step": 4, "question": 5}\n')
+        file.write('{"step": 4, "question": "q", "answer": "a", "tokens": 1, "seconds": NaN}\n{"step"')
     lines.cut_back(Progress(step=6, evaluated_step=4))
     assert [line["step"] for line in lines.read()[0]] == [0, 4] and "it is no sample" in capfd.readouterr().err
     sampler = Sampler(lines.path, Question(0, "Why?", (3, 4, 5), stop=-1), load_tokenizer(tiny_base))

@@ -270,7 +270,7 @@ def _answered() -> Iterator[None]:
     except typer.Abort as end:
         if not isinstance(end.__context__, EOFError):
             raise typer.Exit(INTERRUPTED) from None
-        fix = "answer them, or give them as arguments with --yes: `tunesmith init --help` names them"
+        fix = "answer them, or give what they ask for as arguments with --yes: --help names these"
         raise RecipeError("standard input ended before the questions did; nothing was written", fix=fix) from None
 
 
@@ -293,7 +293,7 @@ def _do(
 
     recipe, run = opened(target, changes or (), run_dir)
     anew = partial(begin_anew, run, yes, typer.confirm) if fresh else None
-    with signals_heeded():
+    with signals_heeded(), _answered():
         result = run_stages(recipe, run, stages, anew=anew)
     if result.paused:
         raise PausedExit(result.paused.exit_code)

@@ -142,6 +142,11 @@ def _prompts_gone(recipe: Recipe, run: Run) -> bool:
     )
 
 
+def prompts_kept(recipe: Recipe, run: Run) -> bool:
+    """Whether answers stand that need no prompts any more: their file is gone, and the run was made with it."""
+    return read_record(run.evaluation) is not None and _prompts_gone(recipe, run)
+
+
 def stands(stage: Stage, recipe: Recipe, run: Run, base_digest: str) -> bool:
     """True if the stage's folder was made from the same settings and inputs."""
     needs = stage.load_decides()(recipe, run, base_digest)  # first: a missing earlier stage is named before any work
@@ -239,7 +244,8 @@ def read_prompts(recipe: Recipe) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        what = f"evaluate.prompts: {path} cannot be read: {error}"
+        reason = error.strerror if isinstance(error, OSError) else error
+        what = f"evaluate.prompts: {path} cannot be read: {reason}"
         fix = "name a YAML file with a list of prompts, in the recipe or with --set evaluate.prompts=PATH"
         raise RecipeError(what, fix=fix) from error
     prompts, lines = read_yaml(text, "evaluate.prompts", str(path))

@@ -57,7 +57,7 @@ def held_out_answers(run: Run) -> Iterator[str]:
 def _texts(ours: dict[str, Any], theirs: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "the data", ours["expected"]
     for who, line in (("base", theirs), ("tuned", ours)):
-        yield who, line["text"] if line["stopped"] else f"{line['text']} ..."
+        yield who, line["text"] if line.get("stopped") else f"{line['text']} ..."
 
 
 def told(who: str, text: str) -> str:
@@ -78,5 +78,7 @@ def _short(text: str) -> str:
 
 def _asked(run: Run, name: str) -> list[dict[str, Any]]:
     file = run.evaluation / name
-    wanted = {"question", "expected", "text", "stopped"}
-    return [line for _, line in json_lines(file)[0] if wanted <= line.keys()] if file.is_file() else []
+    lines = json_lines(file)[0] if file.is_file() else []
+    return [
+        line for _, line in lines if all(isinstance(line.get(name), str) for name in ("question", "expected", "text"))
+    ]

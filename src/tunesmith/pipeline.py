@@ -11,7 +11,7 @@ import filelock
 
 from tunesmith.console import say
 from tunesmith.data.hub import resolve_commit
-from tunesmith.decides import as_begun, at_commits, data_needs_now, gone_sources, stands
+from tunesmith.decides import as_begun, at_commits, data_needs_now, gone_sources, prompts_kept, read_prompts, stands
 from tunesmith.ending import ending
 from tunesmith.errors import RecipeError, ResumeError
 from tunesmith.files import DRAFT, beside, full_disk_named, make_folder, remove
@@ -78,6 +78,8 @@ def run_stages(
         if (now := as_begun(asked, run)) != begun:  # another process began it while the base was fetched
             recipe, base = _with_base(asked, now, run)
         _refuse_without_gguf(stages, recipe)
+        if _wanted(stages, recipe)[-1].folder == run.evaluation.name and not prompts_kept(recipe, run):
+            read_prompts(recipe)  # what is wrong with them is said now, not after hours of training
         if anew:
             _look_ahead(stages[0], recipe, run, base)
             anew(asked)

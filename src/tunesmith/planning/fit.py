@@ -48,7 +48,8 @@ def fit(looks: Sequence[Look], config: Mapping[str, object]) -> Fitted:
     """Settings for data that was looked at. `config`: the base's config.json; empty where it is not at hand."""
     lengths = all_lengths(looks)
     rows = sum(look.rows * look.kept for look in looks)
-    held_out = min(0.1, max(0.01, math.ceil(6 / rows * 100) / 100))
+    least = math.ceil(100 / max(rows, 2)) / 100  # one row, which a share of them must hold
+    held_out = max(least, min(0.1, max(0.01, math.ceil(6 / max(rows, 1) * 100) / 100)))
     context = config.get("max_position_embeddings")
     most = min(LONGEST, context) if isinstance(context, int) else LONGEST
     whole = all(look.read == look.rows for look in looks)

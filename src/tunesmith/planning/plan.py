@@ -1,6 +1,7 @@
 """What a recipe will do: rows, tokens, steps, minutes and disk, from the first rows of its data."""
 
 import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -70,7 +71,7 @@ def plan_of(recipe: Recipe, run: Run, tokens: Tokens, looks: tuple[Look, ...], h
     """The plan of a recipe whose data was looked at."""
     share = recipe.data.held_out if isinstance(recipe.data.held_out, float) else 0.0
     usable = sum(look.rows * look.kept for look in looks)
-    held_rows = round(held_out.rows * held_out.kept) if held_out else max(1, round(usable * share))
+    held_rows = round(held_out.rows * held_out.kept) if held_out else math.floor(usable * share + 1e-9)
     left = max(usable - (0 if held_out else held_rows), 1) / max(usable, 1)
     longest, counted = recipe.train.max_length, [min(n, recipe.train.max_length) for n in all_lengths(looks)]
     in_all = sum(look.rows * look.kept * _mean([min(n, longest) for n in look.lengths]) for look in looks)

@@ -31,6 +31,7 @@ def start(path: Path, answers: Answers, typed: bool) -> None:
         {
             "name": answers.name,
             "base": os.path.expanduser(answers.base),
+            "train": {"max_length": 8},  # what fits is found below, whatever the base's context is
             "data": {"sources": [{"path": os.path.expanduser(answers.data)}]},
         }
     )

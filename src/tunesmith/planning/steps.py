@@ -10,9 +10,18 @@ from tunesmith.tokens.order import rows_of_epoch
 
 def steps_of(train: TrainConfig, tokens: float, lengths: Sequence[int], seed: int) -> int:
     """Optimizer steps for an epoch of so many `tokens`: rows of these lengths fill a step as well as they do here."""
+    if tokens <= sum(lengths):  # all rows are here: those of a share of them are counted
+        count = max(1, round(len(lengths) * tokens / sum(lengths)))
+        few = [lengths[number * len(lengths) // count] for number in range(count)]
+        return _of_epochs(train, len(rows_of_epoch(few, train.tokens_per_step, seed, 0)))
     many = list(lengths) * max(1, math.ceil(8 * train.tokens_per_step / sum(lengths)))  # a few steps at least
     filled = sum(many) / len(rows_of_epoch(many, train.tokens_per_step, seed, 0))
-    epoch, whole = max(1, math.ceil(tokens / filled)), math.floor(train.epochs)
+    return _of_epochs(train, max(1, math.ceil(tokens / filled)))
+
+
+def _of_epochs(train: TrainConfig, epoch: int) -> int:
+    """Steps of all epochs; of the part of one, at least one."""
+    whole = math.floor(train.epochs)
     part = train.epochs - whole
     return whole * epoch + (max(1, round(part * epoch)) if part else 0)
 

@@ -64,6 +64,9 @@ def _problems(plan: Plan, recipe: Recipe) -> Iterator[str]:
             yield f"  {len(where):,}: {reason} ({', '.join(where[:3])}{', ...' if len(where) > 3 else ''})"
         if len(reasons) > SHOWN:
             yield f"  and {len(reasons) - SHOWN} more reasons"
+    if not plan.held_out_rows:
+        rows = max(plan.train_rows, 2)
+        yield f"none would be held out: data.held_out must be {1 / rows:.2f} or more of {rows:,} rows"
     if plan.cut:
         yield f"cut: {plan.cut:,} rows have more than train.max_length {recipe.train.max_length:,} tokens"
     if plan.steps < FEW_STEPS:

@@ -5,6 +5,7 @@ samples.jsonl likewise: one line an evaluation with an answer.
 
 import io
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,6 +86,7 @@ class Samples(Metrics):
 
     def _wrong(self, line: dict[str, Any]) -> str:
         whole = all(isinstance(line.get(name), kind) for name, kind in SAMPLE.items())
+        whole = whole and math.isfinite(line["seconds"]) and line["seconds"] >= 0 <= line["tokens"]
         return "" if whole else "it is no sample"
 
 
