@@ -227,6 +227,12 @@ def discard(folder: Path, target: Path) -> None:
     remove(gone)
 
 
+def bytes_of(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder; none where nothing is there."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
 def remove(path: Path) -> None:
     """Delete a file, a link, or a folder with all that is in it; nothing if it is not there."""
     if path.is_dir() and not path.is_symlink():

@@ -8,7 +8,7 @@ from pathlib import Path
 from tunesmith.console import say
 from tunesmith.decides import AUTOS, kept_recipe
 from tunesmith.errors import ResumeError
-from tunesmith.files import discard, is_clutter, remove
+from tunesmith.files import bytes_of, discard, is_clutter, remove
 from tunesmith.recipe import Recipe
 from tunesmith.runs import Run, checkpoint_folders, refuse_to_replace, write_manifest
 from tunesmith.training.saved import is_own
@@ -27,7 +27,7 @@ def begin_anew(run: Run, yes: bool, ask: Sure, recipe: Recipe) -> None:
     found = _trained(run)
     if not found:
         return
-    lines = [f"{_size(path) / 1e6:9.1f} MB  {path}" for path in found]
+    lines = [f"{bytes_of(path) / 1e6:9.1f} MB  {path}" for path in found]
     say("\n".join([f"--fresh deletes what was trained in {run.path}:", *lines]))
     if not yes and not sys.stdin.isatty():
         what = f"--fresh would delete {len(found)} folders and files of {run.path}, and nobody can be asked"
@@ -69,8 +69,3 @@ def _trained(run: Run) -> list[Path]:
     others = [path for path in run.checkpoints.glob("*") if path not in saved and not is_clutter(path.name)]
     found += [*reversed(saved)] if others else [run.checkpoints] if saved else []
     return [*found, *(file for file in (run.metrics, run.samples, run.loss_plot) if file.is_file())]
-
-
-def _size(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())

@@ -9,7 +9,7 @@ from pathlib import Path
 from tunesmith.console import warn
 from tunesmith.decides import stands
 from tunesmith.errors import BaseError, ResourceError, ResumeError
-from tunesmith.files import DRAFT, beside
+from tunesmith.files import DRAFT, beside, bytes_of
 from tunesmith.gguf.write import expected_bytes
 from tunesmith.machine import disk_of, need_disk
 from tunesmith.recipe import GgufType, Recipe
@@ -97,7 +97,7 @@ def disk_needs(stage: Stage, recipe: Recipe, run: Run, base: LocatedBase) -> lis
         adapter = 4 * _adapter_numbers(recipe, base.folder)
         checkpoint = 3 * adapter  # with both moments of AdamW
         keep = recipe.checkpoint.keep
-        there = sum(map(_folder_bytes, checkpoint_folders(run.checkpoints)))
+        there = sum(map(bytes_of, checkpoint_folders(run.checkpoints)))
         most = max(0, (keep.last + keep.best + 1) * checkpoint - there)  # one is written before one is deleted
         return [
             Need("checkpoints", run.path, most, max(0, most - checkpoint)),
@@ -109,7 +109,7 @@ def disk_needs(stage: Stage, recipe: Recipe, run: Run, base: LocatedBase) -> lis
     if stage.verb == "export":
         types: list[GgufType] = ["F16", *recipe.export.gguf]
         sizes = {kind: expected_bytes(base.folder, kind) for kind in types}
-        begun = _folder_bytes(beside(run.gguf, DRAFT))  # goes on, or is deleted first
+        begun = bytes_of(beside(run.gguf, DRAFT))  # goes on, or is deleted first
         stays = sum(sizes[kind] for kind in recipe.export.gguf)
         words = read_json(base.folder / CONFIG).get("vocab_size", 0)
         proof = 4 * recipe.export.positions * words if isinstance(words, int) else 0  # what files are compared with
@@ -131,7 +131,3 @@ def _adapter_numbers(recipe: Recipe, base: Path) -> int:
         wanted = layer in targets if targets != "all-linear" else not re.search("embed|lm_head", name)
         adapted += recipe.lora.rank * sum(info.shape) if wanted and len(info.shape) == 2 else 0
     return adapted
-
-
-def _folder_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

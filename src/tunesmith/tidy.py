@@ -11,7 +11,7 @@ from pathlib import Path
 from tunesmith.command import to_type
 from tunesmith.decides import kept_recipe
 from tunesmith.errors import ResumeError
-from tunesmith.files import DAMAGED, DRAFT, beside, discard, remove, strangers
+from tunesmith.files import DAMAGED, DRAFT, beside, bytes_of, discard, remove, strangers
 from tunesmith.inventory import megabytes
 from tunesmith.pipeline import locked
 from tunesmith.record import Record, output_digest, parsed, read_record
@@ -35,11 +35,15 @@ def spare(run: Run, model: bool = False) -> list[Spare]:
 
     Raises ResumeError for a folder that is no run, or is damaged.
     """
+    _refuse_no_run(run)
+    found = [*_checkpoints(run), *_drafts(run)]
+    return [*found, *_model(run)] if model else found
+
+
+def _refuse_no_run(run: Run) -> None:
     run.refuse_strangers()
     if not run.recipe.is_file():
         raise ResumeError(f"{run.path} is no run folder: it has no recipe.yaml", fix="name a folder under runs/")
-    found = [*_checkpoints(run), *_drafts(run)]
-    return [*found, *_model(run)] if model else found
 
 
 def kept_aside(run: Run) -> list[Path]:
@@ -49,9 +53,7 @@ def kept_aside(run: Run) -> list[Path]:
 
 def clean(run: Run, model: bool = False) -> list[Spare]:
     """Delete what `spare` finds, each whole or not at all. Raises ResumeError if another process works in it."""
-    run.refuse_strangers()
-    if not run.recipe.is_file():
-        spare(run)
+    _refuse_no_run(run)  # before a lock is left in it
     with locked(run):
         found = spare(run, model)
         for each in found:
@@ -72,7 +74,7 @@ def _checkpoints(run: Run) -> Iterator[Spare]:
     kept = {saved[-1].name, f"step-{trained.counts.get('best_step', -1):06d}"} if saved else set()
     for path in saved:
         if path.name not in kept and is_own(path):
-            yield Spare(path, _size(path), "of no use: training has ended, and goes on from the newest if at all")
+            yield Spare(path, bytes_of(path), "of no use: training has ended, and goes on from the newest if at all")
 
 
 def _drafts(run: Run) -> Iterator[Spare]:
@@ -80,7 +82,7 @@ def _drafts(run: Run) -> Iterator[Spare]:
     for folder in run.stage_folders:
         draft = beside(folder, DRAFT)
         if draft.is_dir() and read_record(folder):
-            yield Spare(draft, _size(draft), f"of no use: {folder.name}/ is there")
+            yield Spare(draft, bytes_of(draft), f"of no use: {folder.name}/ is there")
 
 
 def _model(run: Run) -> Iterator[Spare]:
@@ -91,7 +93,7 @@ def _model(run: Run) -> Iterator[Spare]:
     if why := _needed(run, made, exported):
         raise ResumeError(f"{run.model} is not deleted: {why}", fix="leave out --model")
     command = to_type("merge", run.path)
-    yield Spare(run.model, _size(run.model), f"`{command}` makes it again, which took {made.seconds:.0f} s")
+    yield Spare(run.model, bytes_of(run.model), f"`{command}` makes it again, which took {made.seconds:.0f} s")
 
 
 def _needed(run: Run, made: Record, exported: Record | None) -> str:
@@ -108,10 +110,6 @@ def _needed(run: Run, made: Record, exported: Record | None) -> str:
     if others := strangers(run.model, parsed(run.model).outputs):
         return f"it holds what tunesmith did not make: {', '.join(others[:3])}"
     return ""
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def listed(run: Run, found: list[Spare], model: bool, gone: bool) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tunesmith.planning.look import Look
-from tunesmith.planning.steps import all_lengths, steps_of
+from tunesmith.planning.steps import all_lengths, steps_of, tokens_in
 from tunesmith.recipe import TrainConfig
 from tunesmith.tokens.order import FEW_STEPS, MOST_EPOCHS
 
@@ -48,14 +48,14 @@ def fit(looks: Sequence[Look], config: Mapping[str, object]) -> Fitted:
     """Settings for data that was looked at. `config`: the base's config.json; empty where it is not at hand."""
     lengths = all_lengths(looks)
     rows = sum(look.rows * look.kept for look in looks)
-    least = math.ceil(100 / max(rows, 2)) / 100  # one row, which a share of them must hold
-    held_out = max(least, min(0.1, max(0.01, math.ceil(6 / max(rows, 1) * 100) / 100)))
+    one_row = math.ceil(100 / max(rows, 2)) / 100  # which a share of them must hold
+    held_out = max(one_row, min(0.1, max(0.01, math.ceil(6 / max(rows, 1) * 100) / 100)))
     context = config.get("max_position_embeddings")
     most = min(LONGEST, context) if isinstance(context, int) else LONGEST
     whole = all(look.read == look.rows for look in looks)
     needed = min(most, 1 << math.ceil(math.log2(max(*lengths, 8))))
     max_length = min(most, max(ROOM, needed if whole else 2 * needed))
-    tokens = (1 - held_out) * sum(_kept_tokens(look, max_length) for look in looks)
+    tokens = (1 - held_out) * sum(tokens_in(look, max_length) for look in looks)
     epochs = next((many for most_tokens, many in EPOCHS if tokens < most_tokens), 1)
 
     def steps(epochs: int, tokens_per_step: int) -> int:
@@ -91,8 +91,3 @@ def unfitted(reason: str) -> Fitted:
         1, plain.tokens_per_step, plain.max_length, plain.lr, plain.evaluate_every_steps, 0.05, 0,
         dict.fromkeys(names, why),
     )  # fmt: skip
-
-
-def _kept_tokens(look: Look, max_length: int) -> float:
-    """Tokens of a whole source, once it is cut."""
-    return look.rows * look.kept * sum(min(n, max_length) for n in look.lengths) / max(len(look.lengths), 1)

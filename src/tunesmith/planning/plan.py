@@ -9,7 +9,7 @@ from tunesmith.decides import sources_of
 from tunesmith.errors import BaseError, DataError
 from tunesmith.planning.look import MOST_ROWS, Look, look_at
 from tunesmith.planning.speed import Speed, known_speed
-from tunesmith.planning.steps import all_lengths, steps_of
+from tunesmith.planning.steps import all_lengths, steps_of, tokens_in
 from tunesmith.planning.tokens import Tokens
 from tunesmith.recipe import Recipe, Source
 from tunesmith.room import fullest_bytes
@@ -73,8 +73,9 @@ def plan_of(recipe: Recipe, run: Run, tokens: Tokens, looks: tuple[Look, ...], h
     usable = sum(look.rows * look.kept for look in looks)
     held_rows = round(held_out.rows * held_out.kept) if held_out else math.floor(usable * share + 1e-9)
     left = max(usable - (0 if held_out else held_rows), 1) / max(usable, 1)
-    longest, counted = recipe.train.max_length, [min(n, recipe.train.max_length) for n in all_lengths(looks)]
-    in_all = sum(look.rows * look.kept * _mean([min(n, longest) for n in look.lengths]) for look in looks)
+    longest = recipe.train.max_length
+    counted = [min(n, longest) for n in all_lengths(looks)]
+    in_all = sum(tokens_in(look, longest) for look in looks)
     base = tokens.base
     disk = None
     if base:
@@ -94,7 +95,3 @@ def dropped(looks: Sequence[Look]) -> dict[str, list[str]]:
         for reason, where in look.dropped.items():
             found.setdefault(reason, []).extend(where)
     return dict(sorted(found.items(), key=lambda one: -len(one[1])))
-
-
-def _mean(values: Sequence[int]) -> float:
-    return sum(values) / max(len(values), 1)

@@ -26,6 +26,11 @@ def _of_epochs(train: TrainConfig, epoch: int) -> int:
     return whole * epoch + (max(1, round(part * epoch)) if part else 0)
 
 
+def tokens_in(look: Look, max_length: int) -> float:
+    """Tokens of a whole source, its rows cut to `max_length`, by those that were looked at."""
+    return look.rows * look.kept * sum(min(n, max_length) for n in look.lengths) / max(len(look.lengths), 1)
+
+
 def all_lengths(looks: Sequence[Look]) -> list[int]:
     """Tokens of every row that was looked at and can be used."""
     return [length for look in looks for length in look.lengths]
