@@ -203,6 +203,7 @@ def test_skipped_proofs_are_said(own, tiny_base, tmp_path, capsys):
     files = json.loads(proof.read_text())
     del files["F16"]["against_model"], files["Q4_K_M"]["against_F16"], files["Q4_K_M"]["tensor_types"]
     proof.write_text(json.dumps(files))
+    change(own / "big" / "gguf", lambda record: {"measured": {"proof.json": digest_file(proof)}})
     page = report(own, ["big", "good"], tmp_path / "report.html")
     assert page.count("not proved: the model does not fit into memory in fp32") == 2
     assert "NOT proved: the model does not fit into memory in fp32" in page and "0 hold, 1 NOT proved" in page
@@ -236,6 +237,7 @@ def test_a_run_without_gguf_is_compared_by_its_training(own, tmp_path):
 
 @pytest.mark.parametrize("gone", ["data", "adapter", "model", "gguf", "metrics.jsonl", "gguf/proof.json"])
 def test_what_is_gone_is_left_out(own, tmp_path, gone):
+    change(own / "good" / "gguf", lambda record: {"measured": {}})  # as earlier versions wrote it
     path = own / "good" / gone
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     page = report(own, ["good", "fast", "base"], tmp_path / "report.html")
@@ -264,14 +266,25 @@ def test_losses_on_rows_that_are_not_as_they_were_written_are_not_compared(own, 
     "text", ["{", "[]", '{"F16": []}', '{"F16": {"bytes": "many"}}', '{"F16": {"against_model": {"mean_kl": "no"}}}',
              '{"F16": {"tensor_types": 3}}', "\xff", "[" * 9000]
 )  # fmt: skip
-def test_a_damaged_proof_is_named_with_the_fix(own, tmp_path, text):
+def test_a_damaged_proof_of_an_earlier_version_is_named_with_the_fix(own, tmp_path, text):
+    change(own / "good" / "gguf", lambda record: {"measured": {}})
     (own / "good" / "gguf" / "proof.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(ResumeError, match=r"proof\.json is damaged: .") as caught:
         report(own, ["good", "base"], tmp_path / "report.html")
     assert f"type `tunesmith export {own / 'good'}`" in caught.value.fix
 
 
+@pytest.mark.parametrize(("lost", "said"), [(True, "is missing"), (False, "is not as it was written")])
+def test_a_proof_that_is_lost_is_named_with_what_measures_it_anew(own, tmp_path, lost, said):
+    proof = own / "good" / "gguf" / "proof.json"
+    proof.unlink() if lost else proof.write_text("{}")
+    with pytest.raises(ResumeError, match=rf"proof\.json {said}") as caught:
+        report(own, ["good", "base"], tmp_path / "report.html")
+    assert caught.value.fix == f"type `tunesmith export {own / 'good'}`, which measures it anew"
+
+
 def test_a_folder_in_the_place_of_a_proof_is_named(own, tmp_path):
+    change(own / "good" / "gguf", lambda record: {"measured": {}})
     (own / "good" / "gguf" / "proof.json").unlink()
     (own / "good" / "gguf" / "proof.json").mkdir()
     with pytest.raises(ResumeError, match=r"proof\.json is damaged: .*directory"):

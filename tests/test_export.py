@@ -11,13 +11,14 @@ from forked import forked
 from small_project import write_project
 
 from tunesmith import machine
-from tunesmith.errors import ProofError
+from tunesmith.errors import ProofError, ResumeError
 from tunesmith.files import FINISHED, digest_folder
 from tunesmith.gguf.read import convert
+from tunesmith.inventory import standing_of
 from tunesmith.pipeline import run_stages
 from tunesmith.proof import gguf as proof_module
 from tunesmith.recipe_file import read_recipe
-from tunesmith.record import read_record
+from tunesmith.record import lost_measures, read_record, refuse_lost_measures
 from tunesmith.release import export as module
 from tunesmith.release.export import export
 from tunesmith.runs import Run
@@ -153,6 +154,24 @@ def test_a_proof_that_was_skipped_is_done_alone_where_there_is_memory(merged, ru
     assert set(run.gguf.glob("*.gguf")) == set(files) and not list(run.path.glob(".proof*"))
     run_stages(recipe, run, [stage_of("export")])
     assert "export    already done\n" in capsys.readouterr().err
+
+
+def test_measures_that_are_lost_are_noticed_and_made_again_beside_the_files(merged, run, capsys):
+    recipe = read_recipe(merged[0], ["export.gguf=[Q8_0]"])
+    run_stages(recipe, run, [stage_of("export")])
+    path, file = run.gguf / "proof.json", run.gguf_file("small", "Q8_0")
+    whole, was = json.loads(path.read_text()), file.stat()
+    for lose, said in ((path.unlink, "is missing"), (lambda: path.write_text("{}"), "is not as it was written")):
+        lose()
+        assert standing_of(run).says == "damaged: gguf/proof.json is missing or not as it was written"
+        with pytest.raises(ResumeError, match=said) as caught:
+            refuse_lost_measures(run.gguf)
+        assert caught.value.fix == f"type `tunesmith export {run.path}`, which measures it anew"
+        capsys.readouterr()
+        run_stages(recipe, run, [stage_of("export")])
+        assert "already done, its proof was tried again" in capsys.readouterr().err
+        assert json.loads(path.read_text()).keys() == whole.keys() and not lost_measures(run.gguf)
+        assert (file.stat().st_ino, file.stat().st_mtime_ns) == (was.st_ino, was.st_mtime_ns)
 
 
 def test_a_later_proof_that_fails_leaves_what_stands_as_it_is(merged, run, monkeypatch):

@@ -14,11 +14,12 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from tiny import CHATML, save_tokenizer, write_rows
 
-from tunesmith.decides import read_prompts
+from tunesmith.decides import data_needs_now, read_prompts
 from tunesmith.errors import BaseError, DataError, RecipeError, ResumeError
 from tunesmith.recipe import Recipe
 from tunesmith.record import read_record
 from tunesmith.runs import Run
+from tunesmith.stale import keep_rows_of_checkpoints
 from tunesmith.tokens import spool
 from tunesmith.tokens.prepare import prepare
 from tunesmith.tokens.rows import COLUMNS, load_rows
@@ -41,6 +42,11 @@ def base(tmp_path_factory):
 def recipe_of(*paths, held_out=0.1, **sections):
     data = {"sources": [{"path": str(path)} for path in paths], "held_out": held_out} | sections.pop("data", {})
     return Recipe(name="t", base="tiny", data=data, **sections)
+
+
+def keep_rows(recipe, run, base):
+    """What the pipeline asks before it lets prepare make rows."""
+    keep_rows_of_checkpoints(run, data_needs_now(recipe, base.digest))
 
 
 def texts_of(tokenizer, rows):
@@ -379,12 +385,13 @@ def test_checkpoints_keep_their_data(tmp_path, base):
     first, _ = prepare(recipe_of(path), run, base, [])
     (run.checkpoints / "step-000004").mkdir(parents=True)
     assert not prepare(recipe_of(path), run, base, [])[1]
+    keep_rows(recipe_of(path), run, base)
     with pytest.raises(ResumeError, match=r"train\.max_length: 2048 -> 512\n  - seed: 0 -> 3\n.*--run-dir") as error:
-        prepare(recipe_of(path, train={"max_length": 512}, seed=3), run, base, [])
+        keep_rows(recipe_of(path, train={"max_length": 512}, seed=3), run, base)
     assert "--fresh" in error.value.fix and error.value.where == str(run.checkpoints)
     write_rows(path, CHATS[1:])
     with pytest.raises(ResumeError, match=r"data: source 0 \(counted from 0\) has other rows"):
-        prepare(recipe_of(path), run, base, [])
+        keep_rows(recipe_of(path), run, base)
     assert read_record(run.data) == first
 
 
@@ -403,7 +410,7 @@ def test_files_that_are_gone_are_no_other_data(tmp_path, base, now, said):
     (run.checkpoints / "step-000004").mkdir(parents=True)
     path.rename(tmp_path / "y.jsonl")
     with pytest.raises(ResumeError if said == "other data" else DataError, match=said) as caught:
-        prepare(recipe_of(tmp_path / now), run, base, [])
+        keep_rows(recipe_of(tmp_path / now), run, base)
     assert said == "other data" or "checkpoints" not in str(caught.value)
 
 

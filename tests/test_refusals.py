@@ -19,11 +19,11 @@ from tunesmith.data.hub import resolve_commit
 from tunesmith.decides import kept_recipe
 from tunesmith.errors import InternalError, ResourceError, ResumeError
 from tunesmith.files import remove
-from tunesmith.fresh import begin_anew
+from tunesmith.fresh import NewStart
 from tunesmith.pipeline import locked, run_stages
 from tunesmith.recipe import Source
 from tunesmith.recipe_file import read_recipe
-from tunesmith.record import read_record
+from tunesmith.record import output_digest, read_record
 from tunesmith.runs import Run, checkpoint_folders
 from tunesmith.stages import STAGES
 from tunesmith.weights import builtin, hub
@@ -67,6 +67,8 @@ def rows(text):
     return write("rows.jsonl", text)
 
 
+WRITTEN = (".lock", "manifest.json")
+"""What also a run writes that does nothing."""
 NEW = ("--run-dir", "new")
 RUN = ("run", "recipe.yaml")
 PREPARE = ("prepare", "recipe.yaml", *NEW)
@@ -238,6 +240,12 @@ def test_fresh_asks_deletes_what_was_trained_and_trains_anew(project):
     assert max(steps) == read_record(run.adapter).counts["steps"]
 
 
+def begin_anew(run, yes, ask, recipe):
+    start = NewStart(run, yes, ask)
+    start.agree()
+    return start.delete(recipe, recipe)
+
+
 def test_fresh_is_not_begun_where_the_user_says_no(project, monkeypatch):
     run, recipe = Run(project / "runs" / "small"), read_recipe(project / "recipe.yaml")
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
@@ -251,27 +259,46 @@ def test_fresh_is_not_begun_where_the_user_says_no(project, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "said", "asked"),
     [
-        ("base=./gone", "there is no base ./gone"), ("train.max_length=4096", "4096"),
-        ("data.sources.0.path=gone.jsonl", "there is no file gone.jsonl on this machine"),
-        ("data.dedup=off", "rows.jsonl on this machine"),
+        ("base=./gone", "there is no base ./gone", False), ("train.max_length=4096", "4096", False),
+        ("data.sources.0.path=gone.jsonl", "there is no file gone.jsonl on this machine", False),
+        ("data.dedup=off", "rows.jsonl on this machine", False),
+        ("lora.targets=[q_proj,qkv]", "lora.targets: qkv names no linear layer", False),
+        ("data.held_out=0.001", "none would be held out", True),  # what only the rows show
     ],
 )  # fmt: skip
-def test_nothing_is_deleted_for_a_run_that_cannot_begin(project, change, said):
+def test_nothing_is_deleted_for_a_run_that_cannot_begin(project, change, said, asked):
     changes = ["--set", change, "--set", "train.tokens_per_step=4096"]
     if change == "data.dedup=off":  # rows that stand, and would have to be made anew
         delete("rows.jsonl")(project)
     run, before = Run(project / "runs" / "small"), tree(project)
     done = completed("run", "recipe.yaml", "--fresh", "--yes", *changes, cwd=project, **OFFLINE)
-    assert done.returncode in (3, 4) and said in done.stderr and "--fresh deletes" not in done.stderr, done.stderr
-    assert {name: content for name, content in tree(project).items() if name != "runs/small/.lock"} == {
-        name: content for name, content in before.items() if name != "runs/small/.lock"
-    }
+    assert done.returncode in (2, 3, 4) and said in done.stderr, done.stderr
+    assert ("--fresh deletes" in done.stderr) == asked and "begun anew" not in done.stderr
+    after = tree(project)
+    changed = [name for name in before.keys() | after.keys() if before.get(name, "") != after.get(name, "")]
+    assert not [name for name in changed if os.path.basename(name) not in WRITTEN]
     shutil.rmtree(run.data)
     done = completed("train", "recipe.yaml", "--fresh", "--yes", cwd=project)
     assert done.returncode == 5 and "`tunesmith prepare` makes" in done.stderr.replace("-m ", ""), done.stderr
     assert read_record(run.adapter)
+
+
+def test_a_new_start_with_other_rows_makes_them_first_and_trains_on_them(project, monkeypatch):
+    run = Run(project / "runs" / "small")
+    before = read_record(run.data)
+    with (project / "rows.jsonl").open("a") as file:
+        file.write((project / "rows.jsonl").read_text().splitlines()[0].replace("What", "Which") + "\n")
+    said = []
+    anew = NewStart(run, False, lambda question: not said.append((question, read_record(run.data))))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    result = run_stages(read_recipe(project / "recipe.yaml", ["train.epochs=1"]), run, STAGES[:2], anew=anew)
+    assert said == [("Delete these?", before)] and result.done
+    made = read_record(run.data)
+    assert made != before and made.counts["read"] == before.counts["read"] + 1
+    assert read_record(run.adapter).inputs["data"] == output_digest(made) and not run.evaluation.exists()
+    assert kept_recipe(run).train.epochs == 1
 
 
 def test_a_kill_at_any_moment_of_a_new_start_leaves_a_run_that_opens(project, tmp_path, monkeypatch):

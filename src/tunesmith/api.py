@@ -7,7 +7,6 @@ A recipe or a run may be named by its path, or by what an earlier call returned.
 import os
 import shlex
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -37,14 +36,14 @@ def run(
     """Do all stages that do not stand, in `run_dir` (default: runs/NAME, or the run folder that is named).
 
     The result says whether all is done or training has paused; the same call goes on. A change of what holds for one
-    call (train.stop_after, checkpoint, chat slots) is forgotten after it. `fresh` deletes what was trained, and trains
-    anew. Raises TunesmithError.
+    call (train.stop_after, checkpoint, chat slots) is forgotten after it. `fresh` deletes what was trained, once the
+    rows stand, and trains anew. Raises TunesmithError.
     """
-    from tunesmith.fresh import begin_anew
+    from tunesmith.fresh import NewStart
     from tunesmith.pipeline import run_stages
 
     asked, place = opened(recipe, changes, run_dir)
-    return run_stages(asked, place, anew=partial(begin_anew, place, True, lambda _: True) if fresh else None)
+    return run_stages(asked, place, anew=NewStart(place, True, lambda _: True) if fresh else None)
 
 
 def chat(

@@ -5,7 +5,6 @@ import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -287,12 +286,12 @@ def _do(
     """Do some stages, `fresh`: without what was trained; a pause ends the process with its exit code."""
     _begin(stages[0].verb if len(stages) == 1 else "run", f"reading {target}")
     from tunesmith.api import opened
-    from tunesmith.fresh import begin_anew
+    from tunesmith.fresh import NewStart
     from tunesmith.pipeline import run_stages
     from tunesmith.training.stop import signals_heeded
 
     recipe, run = opened(target, changes or (), run_dir)
-    anew = partial(begin_anew, run, yes, typer.confirm) if fresh else None
+    anew = NewStart(run, yes, typer.confirm) if fresh else None
     with signals_heeded(), _answered():
         result = run_stages(recipe, run, stages, anew=anew)
     if result.paused:

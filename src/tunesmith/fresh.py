@@ -11,44 +11,72 @@ from tunesmith.errors import ResumeError
 from tunesmith.files import bytes_of, discard, is_clutter, remove
 from tunesmith.recipe import Recipe
 from tunesmith.runs import Run, checkpoint_folders, refuse_to_replace, write_manifest
+from tunesmith.stages import STAGES
+from tunesmith.stale import may_be_kept
 from tunesmith.training.saved import is_own
 
 Sure = Callable[[str], bool]
 """Asks the user, and says whether they want it."""
 
 
-def begin_anew(run: Run, yes: bool, ask: Sure, recipe: Recipe) -> None:
-    """Delete what was trained, once `yes` or the user says so; nothing where nothing was. Only under the run's lock.
-
-    Each folder goes whole, what was made last first: a kill leaves a run that opens, and the same command goes on. What
-    the `auto` of `recipe` means is decided anew. Raises ResumeError if the user does not want it, cannot be asked, or
-    has put something of their own there.
+class NewStart:
+    """What is to be deleted for a new start: the user is asked before anything is done, and it goes when training can
+    begin, so that rows that cannot be made leave the run as it was.
     """
-    found = _trained(run)
-    if not found:
-        return
-    lines = [f"{bytes_of(path) / 1e6:9.1f} MB  {path}" for path in found]
-    say("\n".join([f"--fresh deletes what was trained in {run.path}:", *lines]))
-    if not yes and not sys.stdin.isatty():
-        what = f"--fresh would delete {len(found)} folders and files of {run.path}, and nobody can be asked"
-        raise ResumeError(what, fix="add --yes")
-    if not yes and not ask("Delete these?"):
-        raise ResumeError("nothing was deleted, and nothing is begun anew", fix="leave out --fresh to go on")
-    for path in found:
-        if path.is_dir():
-            discard(path, path)
-        else:
-            remove(path)
-    if run.recipe.exists():
-        run.keep_recipe(_undecided(kept_recipe(run), recipe))
-    write_manifest(run)
-    say("begun anew; from here on leave out --fresh: the run goes on where it was stopped")
+
+    def __init__(self, run: Run, yes: bool, ask: Sure) -> None:
+        """`yes`: nobody is asked."""
+        self.run = run
+        self._yes, self._ask = yes, ask
+        self._found: list[Path] = []
+
+    @property
+    def frees(self) -> int:
+        """Bytes that it deletes, as the user was told."""
+        return sum(map(bytes_of, self._found))
+
+    def agree(self) -> None:
+        """List what will be deleted, and ask; nothing where nothing was trained. Only under the run's lock.
+
+        Raises ResumeError if the user does not want it, cannot be asked, or has put something of their own there.
+        """
+        self._found = _trained(self.run)
+        if not self._found:
+            return
+        lines = [f"{bytes_of(path) / 1e6:9.1f} MB  {path}" for path in self._found]
+        when = "once its rows are known to stand"
+        say("\n".join([f"--fresh deletes what was trained in {self.run.path}, {when}:", *lines]))
+        if not self._yes and not sys.stdin.isatty():
+            what = f"--fresh would delete {len(self._found)} folders and files of {self.run.path}"
+            raise ResumeError(f"{what}, and nobody can be asked", fix="add --yes")
+        if not self._yes and not self._ask("Delete these?"):
+            raise ResumeError("nothing was deleted, and nothing is begun anew", fix="leave out --fresh to go on")
+
+    def delete(self, recipe: Recipe, asked: Recipe) -> Recipe:
+        """Delete what the user has agreed to; the recipe to train with: what `auto` means in `asked` is decided anew.
+
+        Each folder goes whole, what was made last first: a kill leaves a run that opens, and the same command goes on.
+        """
+        for path in self._found:
+            if path.is_dir():
+                discard(path, path)
+            else:
+                remove(path)
+        recipe = _undecided(recipe, asked)
+        if self.run.recipe.exists():
+            kept = recipe if may_be_kept(recipe, self.run, STAGES[0]) else _undecided(kept_recipe(self.run), asked)
+            self.run.keep_recipe(kept)
+        if self._found:
+            write_manifest(self.run)
+            say("begun anew; from here on leave out --fresh: the run goes on where it was stopped")
+        self._found = []
+        return recipe
 
 
-def _undecided(kept: Recipe, asked: Recipe) -> Recipe:
-    """The run's recipe with each `auto` that is asked for as it was before a machine that trained decided it."""
+def _undecided(recipe: Recipe, asked: Recipe) -> Recipe:
+    """A recipe with each `auto` that is asked for as it was before a machine that trained decided it."""
     autos = {name: "auto" for name in AUTOS if getattr(asked.train, name) == "auto"}
-    return kept.model_copy(update={"train": kept.train.model_copy(update=autos)})
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update=autos)})
 
 
 def _trained(run: Run) -> list[Path]:

@@ -13,7 +13,7 @@ from tunesmith.errors import TunesmithError
 from tunesmith.files import RECORD
 from tunesmith.json_file import OTHER_JSON, json_object
 from tunesmith.recipe import Recipe
-from tunesmith.record import Record, read_record
+from tunesmith.record import Record, lost_measures, read_record
 from tunesmith.runs import Run, checkpoint_folders
 from tunesmith.stages import STAGES
 from tunesmith.stale import stale
@@ -88,6 +88,8 @@ def _state(run: Run, recipe: Recipe | None, records: dict[str, Record | None]) -
     for folder in run.stage_folders:
         if (folder / RECORD).exists() and records[folder.name] is None:
             return "damaged", f"damaged: a file of {folder.name}/ is missing or cut"
+        if lost := lost_measures(folder):
+            return "damaged", f"damaged: {folder.name}/{lost.name} is missing or not as it was written"
     if recipe and (old := stale(recipe, run, STAGES[-1].verb)):
         more = f", and {len(old) - 1} more" if len(old) > 1 else ""
         return "old", f"not what its recipe says: {old[0]}{more}"

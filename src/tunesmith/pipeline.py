@@ -15,10 +15,11 @@ from tunesmith.decides import as_begun, at_commits, data_needs_now, gone_sources
 from tunesmith.ending import ending
 from tunesmith.errors import RecipeError, ResumeError
 from tunesmith.files import DRAFT, beside, full_disk_named, make_folder, remove
+from tunesmith.fresh import NewStart
 from tunesmith.gguf.families import supported
 from tunesmith.gguf.read import convert
 from tunesmith.recipe import Recipe
-from tunesmith.record import Record, read_record
+from tunesmith.record import Record, is_to_prove, read_record
 from tunesmith.room import make_sure
 from tunesmith.runs import Run, write_manifest
 from tunesmith.stages import STAGES, Stage
@@ -62,12 +63,12 @@ class Result:
 
 def run_stages(
     recipe: Recipe, run: Run, stages: Sequence[Stage] = STAGES, load: Callable[[Stage], Work] = Stage.load_work,
-    anew: Callable[[Recipe], None] | None = None,
+    anew: NewStart | None = None,
 ) -> Result:  # fmt: skip
     """Do the stages that do not stand, in order.
 
-    `load` imports and returns what does a stage; it is called only for a stage with work to do. `anew` deletes what
-    was trained: called once it is known that the first stage can begin.
+    `load` imports and returns what does a stage; it is called only for a stage with work to do. `anew`: without what
+    was trained, which is deleted once the rows stand and it is known that training can begin.
     Raises ResumeError if another process works in the run folder, if that is a folder of the user's, or if the run was
     made with another recipe.
     """
@@ -82,39 +83,46 @@ def run_stages(
             read_prompts(recipe)  # what is wrong with them is said now, not after hours of training
         if anew:
             _look_ahead(stages[0], recipe, run, base)
-            anew(asked)
-            recipe, base = _with_base(asked, as_begun(asked, run), run)
+            anew.agree()
         for index, stage in enumerate(stages):
             if not _wanted([stage], recipe):
                 say(f"{stage.verb:<9} left out: no GGUF was asked for")
                 continue
-            record = read_record(run.path / stage.folder)
+            if anew and stage.folder == run.adapter.name:
+                recipe = _without_training(anew, stage, recipe, asked, run, base)
             is_made = stands(stage, recipe, run, base.digest)
-            if is_made and not (record and record.unproved):
+            if is_made and not is_to_prove(run.path / stage.folder):
                 say(f"{stage.verb:<9} already done{_gone(stage, recipe, run)}")
                 remove(beside(run.path / stage.folder, DRAFT))  # begun with other settings, and of no use now
                 continue
             recipe = _ready(stage, recipe, run, base)
-            _refuse_other_training(stage, recipe, run, base)
+            _refuse_other_training(stage, recipe, run, base, anew)
             if not is_made:
-                make_sure(_wanted(stages[index:], recipe), recipe, run, base)
-            started = time.monotonic()
-            say(f"{stage.verb}: starting")  # what it imports takes seconds
+                make_sure(_wanted(stages[index:], recipe), recipe, run, base, anew.frees if anew else 0)
             try:
-                _, done = load(stage)(recipe, run, base)
+                recipe = _done(stage, load, recipe, run, base)
             except Paused as paused:
                 return Result(run, recipe, paused)
-            finally:
-                write_manifest(run)
-            recipe = as_begun(recipe, run)  # train has decided each auto
-            if may_be_kept(recipe, run, stage):
-                run.keep_recipe(recipe)
-            how = "done" if done else "already done, its proof was tried again"
-            say(f"{stage.verb:<9} {how} in {time.monotonic() - started:.1f} s")
         if read_record(run.data) and may_be_kept(recipe, run, stages[-1]):
             run.keep_recipe(recipe)  # cadence and the like, which remake nothing
         write_manifest(run)  # again where a run was killed between a stage and its manifest
     return Result(run, recipe)
+
+
+def _done(stage: Stage, load: Callable[[Stage], Work], recipe: Recipe, run: Run, base: LocatedBase) -> Recipe:
+    """Do one stage; the recipe as it is then, which the run keeps. Raises Paused."""
+    started = time.monotonic()
+    say(f"{stage.verb}: starting")  # what it imports takes seconds
+    try:
+        _, now = load(stage)(recipe, run, base)
+    finally:
+        write_manifest(run)
+    recipe = as_begun(recipe, run)  # train has decided each auto
+    if may_be_kept(recipe, run, stage):
+        run.keep_recipe(recipe)
+    how = "done" if now else "already done, its proof was tried again"
+    say(f"{stage.verb:<9} {how} in {time.monotonic() - started:.1f} s")
+    return recipe
 
 
 def _gone(stage: Stage, recipe: Recipe, run: Run) -> str:
@@ -157,8 +165,15 @@ def _ready(stage: Stage, recipe: Recipe, run: Run, base: LocatedBase) -> Recipe:
     return at_commits(recipe, resolve_commit) if first else recipe
 
 
-def _refuse_other_training(stage: Stage, recipe: Recipe, run: Run, base: LocatedBase) -> None:
-    """Raise ResumeError, before torch is loaded, if the run's checkpoints began with other rows or settings."""
+def _refuse_other_training(
+    stage: Stage, recipe: Recipe, run: Run, base: LocatedBase, anew: NewStart | None
+) -> None:  # fmt: skip
+    """Raise ResumeError, before torch is loaded, if the run's checkpoints began with other rows or settings.
+
+    A new start does without these checkpoints.
+    """
+    if anew:
+        return
     if stage.folder == run.data.name and not stands(stage, recipe, run, base.digest):
         keep_rows_of_checkpoints(run, data_needs_now(recipe, base.digest))
     if stage.folder == run.adapter.name:
@@ -166,11 +181,19 @@ def _refuse_other_training(stage: Stage, recipe: Recipe, run: Run, base: Located
         refuse_other_settings(run.checkpoints, {"settings": settings, "inputs": inputs})
 
 
-def _look_ahead(first: Stage, recipe: Recipe, run: Run, base: LocatedBase) -> None:
-    """What would end the first stage before its work is said before anything is deleted for it."""
-    is_made = stands(first, recipe, run, base.digest)  # where train is the first: the rows are there
-    recipe = _ready(first, recipe, run, base)
-    if first.folder == run.data.name and not is_made:
+def _without_training(
+    anew: NewStart, stage: Stage, recipe: Recipe, asked: Recipe, run: Run, base: LocatedBase
+) -> Recipe:  # fmt: skip
+    """Delete what was trained, now that the rows stand and the stage `train` can begin; the recipe to begin it with."""
+    _look_ahead(stage, recipe, run, base)
+    return anew.delete(recipe, asked)
+
+
+def _look_ahead(stage: Stage, recipe: Recipe, run: Run, base: LocatedBase) -> None:
+    """What would end a stage before its work is said before anything is deleted for it."""
+    is_made = stands(stage, recipe, run, base.digest)  # of train: the rows are there
+    recipe = _ready(stage, recipe, run, base)
+    if stage.folder == run.data.name and not is_made:
         data_needs_now(recipe, base.digest)
 
 

@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,12 @@ ELSEWHERE = {
     **dict.fromkeys(("quantization_method", "quantization", "save_gguf"), "export.gguf"),
 }  # fmt: skip
 """What TRL, Axolotl, LLaMA-Factory and Unsloth call a setting -> where it stands here."""
+
+
+def no_such_target(missing: Sequence[str], linears: Collection[str]) -> RecipeError:
+    """What is said of targets of the adapter that a base does not have. `linears`: those that it has."""
+    what = f"lora.targets: {', '.join(missing)} {'names' if len(missing) == 1 else 'name'} no linear layer of the base"
+    return RecipeError(what, fix=f"choose from {', '.join(sorted(linears))}; or write all-linear")
 
 
 def report(error: ValidationError, path: Path, lines: Places) -> RecipeError:

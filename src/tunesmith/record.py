@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,8 @@ class Record:
     counts: dict[str, Any]
     seconds: float
     proofs: tuple[Proof, ...] = ()
+    measured: dict[str, str] = field(default_factory=dict)
+    """File of what its proofs measured, such as proof.json -> its sha256: it is written again when a proof is done."""
 
     @property
     def unproved(self) -> list[Proof]:
@@ -104,6 +106,28 @@ def damaged_file(folder: Path) -> Path | None:
     return next(changed, None)
 
 
+def lost_measures(folder: Path) -> Path | None:
+    """The first file of what was measured, of a stage that stands, that is gone or not as it was written."""
+    record = read_record(folder)
+    for name, digest in (record.measured if record else {}).items():
+        if not (folder / name).is_file() or digest_file(folder / name) != digest:
+            return folder / name
+    return None
+
+
+def refuse_lost_measures(folder: Path) -> None:
+    """Raise ResumeError, with the fix, if what a stage's proofs measured is gone or not as it was written."""
+    if file := lost_measures(folder):
+        fix = f"type {_command_for(folder)}, which measures it anew"
+        raise ResumeError(f"{file} {'is not as it was written' if file.exists() else 'is missing'}", fix=fix)
+
+
+def is_to_prove(folder: Path) -> bool:
+    """Whether a stage that stands has a proof to do: one that was skipped, or whose measures are lost."""
+    record = read_record(folder)
+    return record is not None and bool(record.unproved or lost_measures(folder))
+
+
 def refuse_damaged(folder: Path) -> None:
     """Raise ResumeError if a file of a stage that stands has other bytes than were written."""
     if file := damaged_file(folder):
@@ -112,9 +136,8 @@ def refuse_damaged(folder: Path) -> None:
 
 def made_anew(folder: Path) -> str:
     """The fix for a damaged file in a stage's folder."""
-    stage = stage_at(folder.name)
-    command = f"`tunesmith {stage.verb} {shlex.quote(str(folder.parent))}`"
-    if stage.folder != STAGES[0].folder:
+    command = _command_for(folder)
+    if folder.name != STAGES[0].folder:
         return f"delete {folder}, type {command}, which makes it anew, and then the same again"
     record = read_record(folder)  # rows that are not the same would end the training that has begun with these
     by = f"tunesmith {record.versions.get('tunesmith', '0.1')}" if record else "the version that made it"
@@ -122,6 +145,11 @@ def made_anew(folder: Path) -> str:
         f"put the file back from a copy; or move {folder} elsewhere and type {command}, which makes the same rows "
         f"where the data files are as they were and with {by}"
     )
+
+
+def _command_for(folder: Path) -> str:
+    """What to type for the stage of this folder."""
+    return f"`tunesmith {stage_at(folder.name).verb} {shlex.quote(str(folder.parent))}`"
 
 
 def parsed(folder: Path) -> Record:

@@ -21,6 +21,8 @@ from tunesmith.weights.locate import LocatedBase
 from tunesmith.weights.small_files import CONFIG, read_json
 from tunesmith.weights.tensorfile import read_index, weight_files
 
+DELETED = "what a new start deletes"
+
 
 @dataclass(frozen=True)
 class Need:
@@ -34,17 +36,19 @@ class Need:
     """Bytes more than before when it is done: what it replaced is gone then."""
 
 
-def make_sure(stages: Sequence[Stage], recipe: Recipe, run: Run, base: LocatedBase) -> None:
+def make_sure(stages: Sequence[Stage], recipe: Recipe, run: Run, base: LocatedBase, frees: int = 0) -> None:
     """What would end one of these stages is said before the first of them: a folder in the way, a disk too small.
 
-    The first is known to have work to do. Raises ResumeError or ResourceError; for stages that were not asked for, and
-    come after training, it is a warning.
+    The first is known to have work to do. `frees`: bytes that a new start deletes before training, and with them all
+    that was trained. Raises ResumeError or ResourceError; for stages that were not asked for, and come after training,
+    it is a warning.
     """
-    stages = _to_come(stages, recipe, run, base.digest)
+    stages = stages if frees else _to_come(stages, recipe, run, base.digest)
     refuse_to_replace(run.path / stages[0].folder)
     for stage in stages[1:]:
         refuse_foreign(run.path / stage.folder)
-    needs = [need for stage in stages for need in disk_needs(stage, recipe, run, base)]
+    deleted = [Need(DELETED, run.path, 0, -frees)] if frees else []
+    needs = deleted + [need for stage in stages for need in disk_needs(stage, recipe, run, base, anew=frees > 0)]
     need_room(needs)
     if stages[0].verb == "train" and len(stages) == 1:
         with contextlib.suppress(BaseError):
@@ -71,7 +75,7 @@ def need_room(needs: Sequence[Need]) -> None:
     for disk, place in disks.items():
         here = [need for need in needs if disk_of(need.place).stat().st_dev == disk]
         fullest = _fullest(here)
-        parts = ", ".join(f"{need.what} {need.takes / 1e9:.2f} GB" for need in here)
+        parts = ", ".join(f"{need.what} {need.takes / 1e9:.2f} GB" for need in here if need.what != DELETED)
         fix = "free some space, ask for fewer types in export.gguf, or put the run elsewhere with --run-dir"
         need_disk(place, fullest, f"what is still to be made ({parts})", f"{fix}, the cache with TUNESMITH_CACHE")
 
@@ -89,15 +93,18 @@ def _fullest(needs: Sequence[Need]) -> int:
     return fullest
 
 
-def disk_needs(stage: Stage, recipe: Recipe, run: Run, base: LocatedBase) -> list[Need]:
-    """What a stage will write, from the sizes of the base; prepare's rows are small beside it."""
-    before = read_record(run.path / stage.folder)
+def disk_needs(stage: Stage, recipe: Recipe, run: Run, base: LocatedBase, anew: bool = False) -> list[Need]:
+    """What a stage will write, from the sizes of the base; prepare's rows are small beside it.
+
+    `anew`: what was trained is not there any more by then.
+    """
+    before = None if anew else read_record(run.path / stage.folder)
     replaced = sum(output["bytes"] for output in before.outputs.values()) if before else 0
     if stage.verb == "train":
         adapter = 4 * _adapter_numbers(recipe, base.folder)
         checkpoint = 3 * adapter  # with both moments of AdamW
         keep = recipe.checkpoint.keep
-        there = sum(map(bytes_of, checkpoint_folders(run.checkpoints)))
+        there = 0 if anew else sum(map(bytes_of, checkpoint_folders(run.checkpoints)))
         most = max(0, (keep.last + keep.best + 1) * checkpoint - there)  # one is written before one is deleted
         return [
             Need("checkpoints", run.path, most, max(0, most - checkpoint)),

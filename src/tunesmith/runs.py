@@ -42,6 +42,7 @@ from tunesmith.record import (
     Proof,
     Record,
     is_own,
+    is_to_prove,
     made_from,
     needs_fingerprint,
     parsed,
@@ -214,13 +215,13 @@ def commit_stage(
     """The record of the stage whose folder is `folder`; True with it if the stage was done now, False if it stood.
 
     `settings` and `inputs` (name -> digest) decide the result. `work` fills a draft folder and returns counts; `prove`
-    proves what it made. Where the folder stands and a proof was skipped, `prove` alone is done again, and may change
-    proof.json. Raises ResumeError before any work if what stands there is the user's, or an earlier stage's folder that
-    is an input is not as that stage wrote it: the proofs would hold for something else.
+    proves what it made. Where the folder stands and a proof was skipped, or what it measured is lost, `prove` alone is
+    done again, and may change proof.json. Raises ResumeError before any work if what stands there is the user's, or an
+    earlier stage's folder that is an input is not as that stage wrote it: the proofs would hold for something else.
     """
     standing = read_record(folder)
     stands = standing is not None and made_from(standing, settings, inputs)
-    if standing and stands and not standing.unproved:
+    if standing and stands and not is_to_prove(folder):
         return standing, False
     for stage in STAGES:
         if stage.folder in inputs:
@@ -242,6 +243,7 @@ def commit_stage(
             counts=counts,
             seconds=round(time.monotonic() - started, 2),
             proofs=proofs,
+            measured=_measured(draft),
         )
         (draft / RECORD).write_text(record_text(record))
 
@@ -255,10 +257,15 @@ def _proved(folder: Path, record: Record, prove: Callable[[Path], Sequence[Proof
     """The record with the proofs that could be done now; what was proved before stays."""
     before = [proof for proof in record.proofs if not proof.skipped_because]
     names = {proof.name for proof in before}
-    now = replace(record, proofs=(*before, *(proof for proof in prove(folder) if proof.name not in names)))
-    if now.proofs != record.proofs:
+    proofs = (*before, *(proof for proof in prove(folder) if proof.name not in names))
+    now = replace(record, proofs=proofs, measured=_measured(folder))
+    if now != record:
         write_file(folder / RECORD, record_text(now))
     return now
+
+
+def _measured(folder: Path) -> dict[str, str]:
+    return {PROOFS: digest_file(folder / PROOFS)} if (folder / PROOFS).is_file() else {}
 
 
 def write_manifest(run: Run) -> None:

@@ -14,7 +14,7 @@ from tunesmith.errors import ResumeError
 from tunesmith.files import DAMAGED, DRAFT, beside, bytes_of, discard, remove, strangers
 from tunesmith.inventory import megabytes
 from tunesmith.pipeline import locked
-from tunesmith.record import Record, output_digest, parsed, read_record
+from tunesmith.record import Record, is_to_prove, output_digest, parsed, read_record
 from tunesmith.runs import Run, checkpoint_folders, write_manifest
 from tunesmith.stale import stale
 from tunesmith.training.saved import is_own
@@ -101,7 +101,7 @@ def _needed(run: Run, made: Record, exported: Record | None) -> str:
     recipe = kept_recipe(run)
     if not recipe.export.gguf or exported is None:
         return "there are no GGUF files made from it"
-    if exported.unproved or made.unproved:
+    if is_to_prove(run.gguf) or made.unproved:
         return "a proof is still to be done, which reads it"
     if exported.inputs.get("model") != output_digest(made) or stale(recipe, run, "export"):
         return "the GGUF files are not those of this model, or not what the recipe says"

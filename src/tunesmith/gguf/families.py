@@ -7,7 +7,7 @@ config.json, the tokenizer and the headers of the weights, and neither torch nor
 import ast
 import importlib.util
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -20,6 +20,7 @@ from tunesmith.errors import BaseError
 from tunesmith.gguf.config import checked, odd, rotary
 from tunesmith.gguf.pretokenizers import need_room, pre_tokenizer, read_tokenizer
 from tunesmith.recipe import Recipe
+from tunesmith.recipe_problems import no_such_target
 from tunesmith.weights.small_files import CONFIG, architectures, read_json
 from tunesmith.weights.tensorfile import FLOATS, NUMPY_TYPES, TensorInfo, read_index, weight_files
 
@@ -99,6 +100,7 @@ def read_config(folder: Path, name: str | None = None) -> dict[str, Any]:
 
 def supported(folder: Path, recipe: Recipe, longest: int | None = None) -> None:
     """Raise BaseError, with what is supported, if the base in `folder` cannot be trained, merged and exported.
+    RecipeError for targets of the adapter that it does not have.
 
     A folder without weights is judged by its small files. `longest`: tokens of the longest row where the rows stand
     already. Where the recipe asks for no GGUF, what only a GGUF needs is not asked.
@@ -119,6 +121,16 @@ def supported(folder: Path, recipe: Recipe, longest: int | None = None) -> None:
         need_room(tokenizer, size, folder, special=False)  # a special token that nobody writes does no harm
     _refuse_long(config, folder, recipe, longest or recipe.train.max_length)
     _refuse_numbers(tensors, folder)
+    if tensors and recipe.lora.targets != "all-linear":
+        _refuse_targets(recipe.lora.targets, tensors, config.get("vocab_size"))
+
+
+def _refuse_targets(targets: Sequence[str], tensors: dict[str, TensorInfo], words: Any) -> None:
+    """An adapter goes on linear layers alone: matrices that are neither the embedding nor the head."""
+    matrices = {name for name, info in tensors.items() if len(info.shape) == 2 and info.shape[0] != words}
+    linears = {name.removesuffix(".weight").rpartition(".")[2] for name in matrices if name.endswith(".weight")}
+    if missing := sorted(set(targets) - linears):
+        raise no_such_target(missing, linears)
 
 
 def _refuse_no_gguf(tokenizer: dict[str, Any], tensors: dict[str, TensorInfo], folder: Path, name: str) -> None:

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tunesmith.errors import RecipeError
 from tunesmith.recipe import LoraConfig
+from tunesmith.recipe_problems import no_such_target
 
 MIX = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # splitmix64 (Steele et al. 2014)
 SIGNED = [m - (1 << 64) if m >= 1 << 63 else m for m in MIX]  # the same bits as torch's signed 64-bit integers
@@ -164,9 +164,7 @@ def _targets(model: nn.Module, config: LoraConfig) -> Iterator[tuple[str, nn.Lin
         return
     last = {name: name.rpartition(".")[2] for name in linears}
     if missing := sorted(set(config.targets) - set(last.values())):
-        raise RecipeError(
-            f"lora.targets {missing} match no linear layer of the base", fix=f"choose from {sorted(set(last.values()))}"
-        )
+        raise no_such_target(missing, set(last.values()))
     yield from ((name, linear) for name, linear in linears.items() if last[name] in config.targets)
 
 

@@ -12,7 +12,16 @@ from tunesmith.errors import ResumeError
 from tunesmith.evaluation.speeds import summary
 from tunesmith.files import RECORD, fingerprint
 from tunesmith.json_file import OTHER_JSON, json_lines, json_object
-from tunesmith.record import Proof, Record, damaged_file, made_anew, output_digest, read_record, refuse_damaged
+from tunesmith.record import (
+    Proof,
+    Record,
+    damaged_file,
+    made_anew,
+    output_digest,
+    read_record,
+    refuse_damaged,
+    refuse_lost_measures,
+)
 from tunesmith.runs import Run
 from tunesmith.stages import STAGES
 from tunesmith.stale import cut_from_training, stale
@@ -168,6 +177,7 @@ def _proofs(run: Run) -> list[tuple[str, Proof]]:
 def _files(run: Run) -> list[dict[str, Any]]:
     """Rows of the quantisation table: F16 against the merged model, every other file against F16."""
     record, path = read_record(run.gguf), run.gguf / "proof.json"
+    refuse_lost_measures(run.gguf)
     if not record or not path.exists():
         return []
     skipped = next((proof.skipped_because for proof in record.unproved), "no comparison was recorded")

@@ -26,7 +26,6 @@ from tunesmith.errors import DataError
 from tunesmith.recipe import Dedup, Recipe, Source
 from tunesmith.record import Proof, Record, made_from, read_record
 from tunesmith.runs import Run, commit_stage
-from tunesmith.stale import keep_rows_of_checkpoints
 from tunesmith.tokens.prompts import refuse_long_prompts
 from tunesmith.tokens.spool import BATCH_ROWS, Spool, Written, wheres, write_split
 from tunesmith.tokens.template import NO_SYSTEM, REFUSED, Encoded, Refused, encode_all, mask_proof
@@ -55,12 +54,11 @@ UNPROVED = {
 def prepare(recipe: Recipe, run: Run, base: LocatedBase, prompts: Sequence[str] | None = None) -> tuple[Record, bool]:
     """Make run.data. No row may hold one of `prompts`; None: the evaluation prompts of the recipe.
 
-    Raises DataError if the data or the template cannot be used, ResumeError if checkpoints would lose their data.
+    Raises DataError if the data or the template cannot be used. That checkpoints keep their rows is for the caller.
     """
     needs = data_needs(recipe, run, base.digest)
     if not made_from(read_record(run.data), *needs):
         needs = data_needs_now(recipe, base.digest)
-    keep_rows_of_checkpoints(run, needs)
     proofs: list[Proof] = []
     record, done = commit_stage(
         run.data, *needs,
