@@ -803,7 +803,7 @@ SAFE = (
        "(None, None) if damaged else _held_out(run, trained)", "_held_out(run, trained)",
        "test_compare.py::test_losses_on_rows_that_are_not_as_they_were_written_are_not_compared"),
     _m("the fix for damaged rows ends the training", "record.py",
-       "if folder.name != STAGES[0].folder:", "if stage.folder:",
+       "if folder.name != STAGES[0].folder:", "if folder.name:",
        "test_runs.py::test_nothing_is_made_from_a_file_that_is_not_as_it_was_written"),
     _m("the run's own report replaces a link", "runs.py", " and not report.is_symlink()", "",
        "test_compare.py::test_the_report_of_a_run_that_is_a_link_stays_one_and_the_manifest_knows_it"),
