@@ -30,6 +30,8 @@ from tunesmith.weights.locate import LocatedBase, locate_base
 
 Work = Callable[[Recipe, Run, LocatedBase], tuple[Record, bool]]
 """What a stage does: commits its folder, and returns its record."""
+LOOKING_S = 0.5
+"""How long a lock is waited for: `list` has it for an instant, to see whether a process works in a run."""
 ASK_BEFORE = ("prepare", "train", "merge")
 """Stages before which a base is asked whether it can go the whole way; the later ones look at what they are given."""
 
@@ -204,7 +206,7 @@ def locked(run: Run) -> Iterator[None]:
     What a killed process left is cleared first; what it had only moved aside is put back.
     """
     run.refuse_strangers()
-    lock = filelock.FileLock(run.lock, timeout=0)
+    lock = filelock.FileLock(run.lock, timeout=LOOKING_S)
     try:
         with full_disk_named(run.lock):
             make_folder(run.path)
