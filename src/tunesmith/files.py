@@ -5,6 +5,7 @@ renames, and `.NAME.gone` while it is deleted: so each of them is whole, or of n
 """
 
 import contextlib
+import difflib
 import errno
 import hashlib
 import json
@@ -225,6 +226,16 @@ def discard(folder: Path, target: Path) -> None:
     remove(gone)
     folder.rename(gone)
     remove(gone)
+
+
+def names_like(path: str) -> list[str]:
+    """Paths that are there and are spelt much as one that is not, the nearest first, at most three."""
+    folder, name = os.path.split(path)
+    try:
+        there = [found for found in os.listdir(folder or ".") if not found.startswith(".")]
+    except (OSError, ValueError):  # ValueError: a NUL
+        return []
+    return [os.path.join(folder, found) for found in difflib.get_close_matches(name, there)]
 
 
 def bytes_of(path: Path) -> int:
