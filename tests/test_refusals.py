@@ -141,10 +141,15 @@ CASES = {
     "rows of a kind that is not read": (None, (*PREPARE, "--set", "data.sources.0.path=a/b.txt"), 3, "no file a/b.txt"),
     "other rows under checkpoints": (None, (*RUN, "--set", "data.dedup=off"), 5, "- data.dedup: exact -> off"),
     "a report onto a folder": (None, ("compare", "runs/small", "--report", "/"), 2, "/ is a folder"),
+    "a report onto a folder to come": (None, ("compare", "runs/small", "--report", "new/"), 2, "new/ is a folder"),
     "a report onto a device": (None, ("compare", "runs/small", "--report", "/dev/null"), 2, "is there already"),
     "a report onto a file": (None, ("compare", "runs/small", "--report", "rows.jsonl"), 2, "it is not overwritten"),
     "a cache that is a file": (None, PREPARE, 7, "is a file", {"TUNESMITH_CACHE": "rows.jsonl"}),
     "a cache where none can be": (None, PREPARE, 7, "/proc/x, cannot be made", {"TUNESMITH_CACHE": "/proc/x"}),
+    "a cache in a folder of the system": (
+        None, PREPARE, 7, "TUNESMITH_CACHE is /proc/1\n  fix: set the environment variable TUNESMITH_CACHE",
+        {"TUNESMITH_CACHE": "/proc/1"},
+    ),
     "a cache in nobody's home": (None, PREPARE, 7, "there is no such home", {"TUNESMITH_CACHE": "~nobody-here/x"}),
 }  # fmt: skip
 
@@ -232,7 +237,9 @@ def test_fresh_asks_deletes_what_was_trained_and_trains_anew(project):
     assert done.returncode == 5 and "mine.txt" in done.stderr and read_record(run.evaluation)
     (run.model / "mine.txt").unlink()
     made = read_record(run.data)
-    done = completed(*changed, "--yes", cwd=project)
+    done = completed(*changed, "--yes", "--set", "train.stop_after=1 steps", cwd=project)
+    assert done.returncode == 0 and "goes on, without --fresh, which would delete it again" in done.stderr, done.stderr
+    done = completed(*(word for word in changed if word != "--fresh"), cwd=project)
     assert done.returncode == 0, done.stderr
     assert read_record(run.adapter).settings["train"]["lr"] == 1e-3 and read_record(run.evaluation)
     assert read_record(run.data) == made

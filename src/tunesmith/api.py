@@ -75,6 +75,7 @@ def compare(runs: Sequence[Named] | Named, report: Named | None = None, *, measu
     from tunesmith.runs import Run, write_manifest
     from tunesmith.study.compare import compare as write_report
     from tunesmith.study.named import first_run
+    from tunesmith.study.report_file import refuse_other_file, report_file
 
     names = [os.fspath(name) for name in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
     for name in names:
@@ -82,16 +83,16 @@ def compare(runs: Sequence[Named] | Named, report: Named | None = None, *, measu
         if Path(name).is_file():
             raise RecipeError(f"{name} is a file, and runs are compared", fix="name folders of runs, such as runs/NAME")
     first = Run(Path(first_run(names)))
+    page = report_file(os.fspath(report)) if report else first.report
     speeds = None
     if measure:
         from tunesmith.study.measure import measure_speeds
         from tunesmith.study.models import read_models
-        from tunesmith.study.report_file import refuse_other_file
 
-        refuse_other_file(Path(report) if report else first.report)  # before minutes of measuring
+        refuse_other_file(page)  # before minutes of measuring
         read_models(names, None)
         speeds = measure_speeds(names)
-    path = write_report(names, Path(report) if report else first.report, speeds)
+    path = write_report(names, page, speeds)
     if path.resolve() == first.report.resolve():
         write_manifest(first)
     return path

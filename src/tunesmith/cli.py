@@ -73,8 +73,9 @@ def _end(error: Exception) -> NoReturn:
 
 
 def _interrupted() -> None:
+    without = ", without --fresh," if "--fresh" in sys.argv else ""
     with contextlib.suppress(OSError):
-        print("interrupted; the same command goes on from what is committed", file=sys.stderr)
+        print(f"interrupted; the same command{without} goes on from what is committed", file=sys.stderr)
 
 
 def _flush_streams() -> None:
@@ -168,7 +169,7 @@ def chat(
 @app.command()
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Folders of runs; `base` is the untouched base.")],
-    report: Annotated[Path | None, typer.Option(metavar="PATH", help="Default: report.html in the first run.")] = None,
+    report: Annotated[str | None, typer.Option(metavar="PATH", help="Default: report.html in the first run.")] = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="Measure the speed of all anew, in turn: only then can it be compared.")
     ] = False,

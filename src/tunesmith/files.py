@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tunesmith.boundary import ANOTHER_CACHE, ANOTHER_RUN_DIR, of_cache
 from tunesmith.errors import ProofError, ResourceError, ResumeError
 from tunesmith.json_file import OTHER_JSON, json_object
 
@@ -311,8 +312,9 @@ def full_disk_named(target: Path) -> Iterator[None]:
         too_large = error.errno == errno.EFBIG
         why = "no file may be so large there (`ulimit -f`, or FAT32)" if too_large else "the disk is full"
         free = "raise the limit" if too_large else "free some space"
+        kept = of_cache(target)
         raise ResourceError(
-            f"{why}: {target.name} could not be written; what was committed before is whole",
-            fix=f"{free} and run the same command again, or put the run elsewhere with --run-dir",
+            f"{why}: {target.name} could not be written; what was committed before is whole{kept and f'; {kept}'}",
+            fix=f"{free} and run the same command again, or {ANOTHER_CACHE if kept else ANOTHER_RUN_DIR}",
             where=str(target.parent),
         ) from error

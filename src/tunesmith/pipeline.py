@@ -25,7 +25,7 @@ from tunesmith.runs import Run, write_manifest
 from tunesmith.stages import STAGES, Stage
 from tunesmith.stale import keep_rows_of_checkpoints, may_be_kept
 from tunesmith.training.saved import refuse_other_settings
-from tunesmith.training.stop import Paused
+from tunesmith.training.stop import Paused, begun_anew
 from tunesmith.weights.locate import LocatedBase, locate_base
 
 Work = Callable[[Recipe, Run, LocatedBase], tuple[Record, bool]]
@@ -45,6 +45,8 @@ class Result:
     """As resolved."""
     paused: Paused | None = None
     """Where training stopped before its end; later stages wait for the next call. None: all is done."""
+    anew: bool = False
+    """Whether this call began anew: the next one must not."""
 
     @property
     def done(self) -> bool:
@@ -59,7 +61,8 @@ class Result:
 
     def __str__(self) -> str:
         if self.paused:
-            return f"{self.recipe.name} is paused at step {self.paused.step}; the same call goes on"
+            without = ", without fresh" if self.anew else ""
+            return f"{self.recipe.name} is paused at step {self.paused.step}; the same call goes on{without}"
         return ending(self.recipe, self.run)
 
 
@@ -102,9 +105,10 @@ def run_stages(
             if not is_made:
                 make_sure(_wanted(stages[index:], recipe), recipe, run, base, anew.frees if anew else 0)
             try:
-                recipe = _done(stage, load, recipe, run, base)
+                with begun_anew(anew is not None):
+                    recipe = _done(stage, load, recipe, run, base)
             except Paused as paused:
-                return Result(run, recipe, paused)
+                return Result(run, recipe, paused, anew is not None)
         if read_record(run.data) and may_be_kept(recipe, run, stages[-1]):
             run.keep_recipe(recipe)  # cadence and the like, which remake nothing
         write_manifest(run)  # again where a run was killed between a stage and its manifest
