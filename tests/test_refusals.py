@@ -135,6 +135,7 @@ CASES = {
     "a GGUF type that is none": (None, ("chat", "runs/small", "--gguf", "Q3"), 2, "Q3 is no type of GGUF file"),
     "a GGUF type that was not made": (None, ("chat", "runs/small", "--gguf", "F16"), 5, "this run has small-Q8_0.gguf"),
     "nothing but base to compare": (None, ("compare", "base"), 2, "`base` alone says nothing"),
+    "no run to clean": (None, ("clean", "runs/none"), 5, "runs/none is no run folder: there is no such folder"),
     "no run to compare": (None, ("compare", "runs/none"), 5, "runs/none is no run folder: there is no such folder"),
     "a recipe to compare": (None, ("compare", "recipe.yaml"), 2, "recipe.yaml is a file, and runs are compared"),
     "questions without answers": (None, ("init", "rows.jsonl", "--to", "n.yaml"), 2, "standard input ended"),
@@ -178,6 +179,8 @@ def test_a_run_goes_on_without_the_files_its_rows_were_made_from(project):
     assert done.returncode == 0 and "prepare   already done (without " in done.stderr, done.stderr
     assert "rows.jsonl, not on this machine)" in done.stderr and "train     already done" in done.stderr
     assert read_recipe(project / "runs" / "small" / "recipe.yaml").data.sources[0].path == str(project / "rows.jsonl")
+    alone = completed("prepare", "recipe.yaml", cwd=project)
+    assert [line for line in done.stderr.splitlines() if line.startswith("prepare ")] == alone.stderr.splitlines()[1:]
     asked = (project / "runs" / "small" / "evaluation" / "answers.jsonl").read_text().splitlines()
     assert [json.loads(line)["prompt"] for line in asked] == ["Other?"]  # other prompts make evaluate anew, and no more
     done = completed("run", "recipe.yaml", "--set", "data.dedup=words", cwd=project)

@@ -115,9 +115,8 @@ def opened(target: "Recipe | Named", changes: Sequence[str] = (), run_dir: Named
         need_utf8(path.absolute())
         if path.is_dir():
             folder, path = path, path / "recipe.yaml"
-            if not path.is_file():
-                fix = "name a recipe or a folder under runs/"
-                raise RecipeError(f"{folder} is no run folder: it has no recipe.yaml", fix=fix)
+            if why := Run(folder).why_none():
+                raise RecipeError(why, fix="name a recipe or a folder under runs/")
             file = kept_recipe(Run(folder))  # what is wrong with it is not the user's doing
             recipe = read_recipe(path, changes) if changes else file
         else:
@@ -161,6 +160,7 @@ def to_serve(model: Path, gguf: str | None, changes: Sequence[str]) -> "Served":
 
 
 def _refuse_no_run(model: Path) -> None:
+    from tunesmith.runs import Run
     from tunesmith.study.named import BASE
 
     if model.is_file():
@@ -168,10 +168,10 @@ def _refuse_no_run(model: Path) -> None:
     if not model.is_dir():
         more = "; `base` is a word of compare" if str(model) == BASE else ""
         raise RecipeError(f"there is no run and no file {model}", fix=RUN_OR_GGUF + more)
-    if not (model / "recipe.yaml").is_file():
+    if why := Run(model).why_none():
         files = ", ".join(str(file) for file in sorted(model.glob("*.gguf"))[:3])
         fix = f"name one of its GGUF files: {files}" if files else RUN_OR_GGUF
-        raise RecipeError(f"{model} is no run folder: it has no recipe.yaml", fix=fix)
+        raise RecipeError(why, fix=fix)
 
 
 def _say_what_is_old(recipe: "Recipe", run: "Run", file: Path, changes: Sequence[str]) -> None:
