@@ -411,7 +411,7 @@ RELEASE = (
        "if len(sessions) > 1 or None in sessions:", "if None in sessions:",
        "test_compare.py::test_speeds_of_two_sessions_are_not_comparable"),
     _m("a report is refused after minutes of measuring", "api.py",
-       "        refuse_other_file(Path(report) if report else first.report)  # before minutes of measuring\n", "",
+       "        refuse_other_file(page)  # before minutes of measuring\n", "",
        "test_compare.py::test_what_is_refused_is_refused_before_measuring"),
     _m("a run without answers is refused after minutes of measuring", "api.py",
        "        read_models(names, None)\n", "",

@@ -187,6 +187,20 @@ def test_a_run_goes_on_without_the_files_its_rows_were_made_from(project):
     assert done.returncode == 3 and "there is no file" in done.stderr  # rows that must be made need it
 
 
+def test_a_run_in_which_all_stands_needs_no_base(project, tiny_base):
+    run = Run(project / "runs" / "small")
+    for recipe, base in ((project / "recipe.yaml", "base"), (run.recipe, project / "base")):  # a folder that was there
+        recipe.write_text(recipe.read_text().replace(f"base: {tiny_base}\\n", f"base: {base}\\n"))
+    done = completed("run", "recipe.yaml", cwd=project)
+    assert done.returncode == 0 and done.stderr.count(" already done") == len(STAGES), done.stderr
+    assert f"base {project / 'base'} is not on this machine, and nothing is to be made from it" in done.stderr
+    assert kept_recipe(run).base == str(project / "base")
+    for more in (("--fresh", "--yes"), ("--set", "evaluate.max_tokens=9"), ("--run-dir", "new")):
+        done = completed("run", "recipe.yaml", *more, cwd=project)
+        assert done.returncode == 4 and "there is no base" in done.stderr, done.stderr
+    assert all(read_record(folder) for folder in run.stage_folders) and not (project / "new").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

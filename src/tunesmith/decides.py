@@ -202,8 +202,26 @@ def with_sources(recipe: Recipe, sources: list[Source]) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=update)})
 
 
+def gone_base_digest(recipe: Recipe, run: Run) -> str:
+    """The digest of the base that the run was made from, where nothing else can have its name; empty otherwise.
+
+    That is a folder or file that is no longer there, a commit on the Hub, or a built-in base.
+    """
+    standing = read_record(run.data)
+    if standing is None or not run.recipe.exists() or kept_recipe(run).base != recipe.base:
+        return ""
+    gone = os.path.isabs(recipe.base) and not os.path.lexists(recipe.base)
+    fixed = recipe.base.startswith("builtin:") or COMMIT.fullmatch(recipe.base.partition("@")[2])
+    return standing.inputs.get("base", "") if gone or fixed else ""
+
+
 def _base_as_begun(asked: str, begun: str) -> str:
-    """The Hub base at the commit that the run began with, unless another commit is asked for."""
+    """The Hub base at the commit that the run began with, unless another commit is asked for; a folder that is gone by
+    the path that it had, where its name can be no id.
+    """
+    may_be_id = _may_be_on_hub(asked) and not asked.startswith(".")
+    if not may_be_id and not os.path.exists(asked) and begun.endswith(f"/{asked.removeprefix('./')}"):
+        return begun
     repo, _, revision = asked.partition("@")
     begun_repo, _, commit = begun.partition("@")
     same = repo == begun_repo and COMMIT.fullmatch(commit) and not os.path.exists(os.path.expanduser(asked))

@@ -6,14 +6,24 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import filelock
 
 from tunesmith.console import say
 from tunesmith.data.hub import resolve_commit
-from tunesmith.decides import as_begun, at_commits, data_needs_now, gone_sources, prompts_kept, read_prompts, stands
+from tunesmith.decides import (
+    as_begun,
+    at_commits,
+    data_needs_now,
+    gone_base_digest,
+    gone_sources,
+    prompts_kept,
+    read_prompts,
+    stands,
+)
 from tunesmith.ending import ending
-from tunesmith.errors import RecipeError, ResumeError
+from tunesmith.errors import BaseError, RecipeError, ResumeError
 from tunesmith.files import DRAFT, beside, full_disk_named, make_folder, remove
 from tunesmith.fresh import NewStart
 from tunesmith.gguf.families import supported
@@ -79,10 +89,11 @@ def run_stages(
     """
     run.refuse_strangers()
     asked, begun = recipe, as_begun(recipe, run)
-    recipe, base = _with_base(asked, begun, run)
+    made = () if anew else stages
+    recipe, base = _with_base(asked, begun, run, made)
     with locked(run):
         if (now := as_begun(asked, run)) != begun:  # another process began it while the base was fetched
-            recipe, base = _with_base(asked, now, run)
+            recipe, base = _with_base(asked, now, run, made)
         _refuse_without_gguf(stages, recipe)
         if _wanted(stages, recipe)[-1].folder == run.evaluation.name and not prompts_kept(recipe, run):
             read_prompts(recipe)  # what is wrong with them is said now, not after hours of training
@@ -137,17 +148,36 @@ def _gone(stage: Stage, recipe: Recipe, run: Run) -> str:
     return f" (without {', '.join(source.path for source in gone)}, not on this machine)" if gone else ""
 
 
-def _with_base(asked: Recipe, begun: Recipe, run: Run) -> tuple[Recipe, LocatedBase]:
+def _with_base(
+    asked: Recipe, begun: Recipe, run: Run, stages: Sequence[Stage] = ()
+) -> tuple[Recipe, LocatedBase]:  # fmt: skip
     """The base, and the recipe with its commit: a push to the Hub between two calls changes nothing in a run.
 
-    A base that cannot go the whole way is refused before its weights are fetched.
+    A base that cannot go the whole way is refused before its weights are fetched. One that is no longer there is
+    needed for nothing where all `stages` stand.
     """
-    base = locate_base(begun.base, convert, None if read_record(run.data) else partial(supported, recipe=begun))
+    try:
+        base = locate_base(begun.base, convert, None if read_record(run.data) else partial(supported, recipe=begun))
+    except BaseError:
+        digest = gone_base_digest(begun, run)
+        if not digest or not stages or not _all_stand(_wanted(stages, begun), begun, run, digest):
+            raise
+        say(f"base {begun.base} is not on this machine, and nothing is to be made from it")
+        return begun, LocatedBase(begun.base, Path(begun.base), digest, None, None)
     if base.revision is None:
         return begun, base
     if "@" in asked.base and asked.base != begun.base:
         say(f"base {asked.base}: this run began with commit {base.revision} and goes on with it")
     return begun.model_copy(update={"base": f"{base.name}@{base.revision}"}), base
+
+
+def _all_stand(stages: Sequence[Stage], recipe: Recipe, run: Run, base_digest: str) -> bool:
+    """Whether nothing of these stages is to be done, not even a proof."""
+    for stage in stages:
+        record = read_record(run.path / stage.folder)
+        if record is None or record.unproved or not stands(stage, recipe, run, base_digest):
+            return False
+    return True
 
 
 def _wanted(stages: Sequence[Stage], recipe: Recipe) -> list[Stage]:
