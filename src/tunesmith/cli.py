@@ -73,9 +73,9 @@ def _end(error: Exception) -> NoReturn:
 
 
 def _interrupted() -> None:
-    without = ", without --fresh," if "--fresh" in sys.argv else ""
+    without = ", without --fresh once it has begun anew" if "--fresh" in sys.argv else ""
     with contextlib.suppress(OSError):
-        print(f"interrupted; the same command{without} goes on from what is committed", file=sys.stderr)
+        print(f"interrupted; the same command goes on from what is committed{without}", file=sys.stderr)
 
 
 def _flush_streams() -> None:

@@ -173,11 +173,12 @@ def _with_base(
 
 def _all_stand(stages: Sequence[Stage], recipe: Recipe, run: Run, base_digest: str) -> bool:
     """Whether nothing of these stages is to be done, not even a proof."""
-    for stage in stages:
-        record = read_record(run.path / stage.folder)
-        if record is None or record.unproved or not stands(stage, recipe, run, base_digest):
-            return False
-    return True
+    return all(
+        read_record(folder := run.path / stage.folder) is not None
+        and not is_to_prove(folder)
+        and stands(stage, recipe, run, base_digest)
+        for stage in stages
+    )
 
 
 def _wanted(stages: Sequence[Stage], recipe: Recipe) -> list[Stage]:
