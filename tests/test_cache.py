@@ -1,6 +1,7 @@
 """The cache of bases: two processes on a cold one, entries that were cut or changed, digests that are remembered."""
 
 import contextlib
+import errno
 import json
 import os
 import subprocess
@@ -13,10 +14,12 @@ import cache_worker
 import pytest
 from forked import forked
 
+from tunesmith.boundary import explained, of_cache
 from tunesmith.errors import ResourceError
-from tunesmith.files import DIGESTS, digest_file
+from tunesmith.files import DIGESTS, digest_file, full_disk_named
 from tunesmith.gguf.read import convert
 from tunesmith.gguf.write import About, write_gguf
+from tunesmith.machine import need_disk
 from tunesmith.recipe import ChatConfig
 from tunesmith.weights import builtin
 from tunesmith.weights.cache import cache_folder, digests, locked_entry, made_once
@@ -182,6 +185,26 @@ def test_what_version_0_1_remembered_is_made_again(own_cache, tmp_path):
     old = [file.stat().st_size, file.stat().st_mtime_ns, "0" * 64]
     (own_cache / DIGESTS).write_text(json.dumps({str(file): old}))
     assert digests([file]) == [digest_file(file)]
+
+
+def test_what_the_cache_is_refused_names_its_variable_and_no_run(own_cache, tmp_path, monkeypatch):
+    with pytest.raises(ResourceError) as full, full_disk_named(own_cache / "base-gguf" / "x"):
+        raise OSError(errno.ENOSPC, "full")
+    with pytest.raises(ResourceError) as small:
+        need_disk(own_cache, 10**18, "the GGUF file")
+    refused = [
+        explained(PermissionError(number, "no", str(own_cache / "locks"))) for number in (errno.EACCES, errno.EROFS)
+    ]
+    for error in (full.value, small.value, *refused):
+        assert f"TUNESMITH_CACHE is {own_cache}" in error.what and "--run-dir" not in error.fix, error
+        assert "TUNESMITH_CACHE to another folder" in error.fix
+    busy = explained(OSError(errno.EMFILE, "many", str(own_cache / "locks")))
+    assert f"TUNESMITH_CACHE is {own_cache}" in busy.what and "ulimit -n" in busy.fix
+    beside_it = explained(PermissionError(errno.EACCES, "no", f"{own_cache}-2/x"))
+    assert "TUNESMITH_CACHE" not in str(beside_it) and "--run-dir" in beside_it.fix
+    monkeypatch.delenv("TUNESMITH_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "TUNESMITH_CACHE is not set: it is ~/.cache/tunesmith" in of_cache(tmp_path / ".cache" / "tunesmith" / "a")
 
 
 @pytest.mark.parametrize("below", ["", "more/cache"])

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tunesmith.errors import ResumeError
 from tunesmith.fields import fields_text
 from tunesmith.files import DIGESTS, beside, digest_folder
 from tunesmith.inventory import as_table, runs_in
+from tunesmith.pipeline import locked
 from tunesmith.recipe import Recipe
 from tunesmith.record import read_record
 from tunesmith.runs import MADE_BY, Run
@@ -88,6 +90,54 @@ def test_list_tells_of_a_changed_recipe_and_of_a_process_at_work(run):
         with pytest.raises(ResumeError, match="process 4711"):
             clean(run)
     assert listed(run).state == "old" and spare(run) == []  # its training may be asked for again
+
+
+def test_a_look_by_list_refuses_no_run_that_starts_meanwhile(run):
+    with run.lock.open("w") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)  # as list does, for an instant
+        end = threading.Timer(0.1, fcntl.flock, (looking, fcntl.LOCK_UN))
+        end.start()
+        with locked(run):
+            assert listed(run).says == f"running now (process {os.getpid()})"
+        end.join()
+
+
+def test_list_names_a_folder_that_is_not_there_and_a_lock_alone_is_no_run(run, tmp_path):
+    for name, said in (("nowhere", "there is no folder nowhere"), ("file", "file is a file")):
+        (tmp_path / "file").write_text("")
+        done = completed("list", "runs", name, cwd=tmp_path)
+        assert done.returncode == 2 and said in done.stderr and done.stdout == "", done
+    assert completed("list", cwd=run.path).stdout == "no runs here\n"  # runs/ need not be there
+    begun = Run(tmp_path / "new" / "begun")
+    begun.path.mkdir(parents=True)
+    begun.lock.write_text("4711")
+    assert runs_in([tmp_path / "new"]) == ([], [begun.path])
+    with locked(begun):
+        assert listed(begun).state == "running" and listed(begun).changed > 1e9
+    beside(begun.data, "draft").mkdir()
+    assert listed(begun).says == "nothing is done yet" and listed(begun).changed > 1e9
+
+
+def test_list_takes_the_width_of_the_terminal(run):
+    run.path.rename(long := run.path.with_name("x" * 150))
+    (long / "recipe.yaml").write_text((long / "recipe.yaml").read_text().replace("alpha: ", "alpha: 1"))
+    lines = {columns: completed("list", long, COLUMNS=str(columns)).stdout.splitlines() for columns in (20, 80, 300)}
+    assert {columns: len(found) for columns, found in lines.items()} == {20: 5, 80: 5, 300: 3}
+    assert max(map(len, lines[80][3:])) <= 80 and lines[300][1].startswith(f"{long}  ")
+
+
+@pytest.mark.parametrize("verb", ["list", "compare"])
+def test_a_pipe_that_nobody_reads_ends_a_verb_quietly(run, verb):
+    arguments = [run.path, "base"] if verb == "compare" else []
+    read, write = os.pipe()
+    os.close(read)
+    code = "from tunesmith.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, verb, *arguments], stdout=write, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(write)
+    said = "compare: reading" if verb == "compare" else ""
+    assert done.returncode == 141 and done.stderr.startswith(said) and len(done.stderr.splitlines()) <= 1, done
 
 
 def test_clean_deletes_what_can_be_made_again_and_only_when_told(run):

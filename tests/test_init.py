@@ -91,10 +91,12 @@ def test_what_is_typed_is_what_the_recipe_says(tmp_path, typed, expected):
     name, base, data = expected
     if "/" not in data:
         write_rows(tmp_path / data, [("a question", "an answer")] * 3)
+    if "/" not in base:  # can be no id on the Hub
+        (tmp_path / base).mkdir()
     done = tunesmith("init", "--to", "mine.yaml", cwd=tmp_path, typed=typed, **OFFLINE)
     assert done.returncode == 0, done.stderr
     recipe = read_recipe(tmp_path / "mine.yaml")
-    assert (recipe.name, recipe.base) == (name, base)
+    assert recipe.name == name and recipe.base in (base, str(tmp_path / base))
     assert recipe.data.sources[0].path in (data, str(tmp_path / data))
 
 
@@ -108,10 +110,14 @@ UTF8, ESCAPED = "utf-8", "utf-8:surrogateescape"
         (ESCAPED, b"a/b\n\xff\n./gone\nc/d\ne\n", [r'base: it holds "\udcff"', "there is no base ./gone"]),
         (UTF8, b"\0\n\xff\na/b\nc/d\ne\n", [r'data: it holds "\u0000"', r'data: it holds "\udcff"']),
         (ESCAPED, b"gone.jsonl\n\ngone\na/b\nc/d\ne\n",
-         ["there is no file gone.jsonl", "there is no file gone, and a data set of the Hub is named owner/name"]),
+         ["there is no file gone.jsonl", "there is no file gone; did you mean gona?\n  fix: check the name; init"]),
+        (UTF8, b"a/b\nb@@d b\nbase\nc/d\ne\n",
+         ["there is no base b@@d b: no folder or file of this name is here, and an id on the Hub would be owner/name",
+          "there is no base base: no folder"]),
     ],
 )  # fmt: skip
 def test_init_asks_again_for_an_answer_that_no_recipe_can_hold(tmp_path, encoding, typed, said):
+    (tmp_path / "gona").mkdir()
     command = [sys.executable, "-c", CODE, "init"]
     surroundings = os.environ | OFFLINE | {"PYTHONIOENCODING": encoding}
     done = subprocess.run(command, capture_output=True, check=False, cwd=tmp_path, input=typed, env=surroundings)
@@ -126,8 +132,12 @@ def test_init_asks_again_for_an_answer_that_no_recipe_can_hold(tmp_path, encodin
     ("arguments", "said", "code"),
     [
         (["--yes"], "init needs conversations", 2),
-        (["gone.jsonl", "--yes"], "there is no file gone.jsonl", 3),
-        (["a/b", "--base", "./gone", "--yes"], "there is no base ./gone", 2),
+        (
+            ["gone.jsonl", "--yes"],
+            "there is no file gone.jsonl\n  fix: check the name; init takes a file, a pattern",
+            3,
+        ),
+        (["a/b", "--base", "./gone", "--yes"], "there is no base ./gone", 4),
         (["a/b", "--name", "my model", "--yes"], 'name is "my model" and may hold only', 2),
     ],
 )

@@ -119,9 +119,10 @@ def test_no_row_that_can_be_used_and_a_base_that_cannot_are_errors(tmp_path, tin
 
 def test_speed_is_an_earlier_runs_or_one_timed_pass_and_never_guessed(tmp_path, tiny_base, own_cache):
     base, runs = locate_base(str(tiny_base), convert), tmp_path / "runs"
-    assert known_speed(base, runs) is None
+    run = Run(runs / "next")  # runs are looked for beside it, wherever that is
+    assert known_speed(base, run) is None
     timed = time_one_pass(base, [30, 50])
-    assert timed.tokens_per_s > 10 and known_speed(base, runs).tokens_per_s == pytest.approx(timed.tokens_per_s, abs=1)
+    assert timed.tokens_per_s > 10 and known_speed(base, run).tokens_per_s == pytest.approx(timed.tokens_per_s, abs=1)
     for name, digest, device, speed in (
         ("mine", base.digest, training_device(), 123.0), ("other", "x", training_device(), 1.0),
         ("gpu", base.digest, "NVIDIA H100", 9e4),
@@ -135,4 +136,6 @@ def test_speed_is_an_earlier_runs_or_one_timed_pass_and_never_guessed(tmp_path, 
         (runs / name / "adapter" / "record.json").write_text(json.dumps(record))
     (runs / "damaged" / "adapter").mkdir(parents=True)
     (runs / "damaged" / "adapter" / "record.json").write_text("{")
-    assert known_speed(base, runs).tokens_per_s == 123 and "mine" in known_speed(base, runs).source
+    assert known_speed(base, run).tokens_per_s == 123 and "mine" in known_speed(base, run).source
+    recipe = read_recipe(write_project(tmp_path, tiny_base))
+    assert any("time: " in line and "mine had on this machine" in line for line in check_plan(recipe, run))

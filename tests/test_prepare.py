@@ -374,10 +374,22 @@ def test_a_prompt_that_evaluation_cannot_hold_is_refused_before_training(tmp_pat
         )
         with refused as caught:
             prepare(recipe, Run(tmp_path / "run"), base)
-        assert caught.value.fix == "shorten the prompt"
+        more = "raise evaluate.max_tokens" if positions is None else "use a base with more positions"
+        assert caught.value.fix.startswith(f"shorten the prompt, or {more}")
         recipe = recipe.model_copy(update={"export": recipe.export.model_copy(update={"gguf": ()})})  # nothing is asked
     record, _ = prepare(recipe, Run(tmp_path / "run"), base)
     assert record.counts["read"] == len(CHATS)
+
+
+def test_a_base_that_our_own_prompts_are_too_long_for_is_said_with_what_the_user_can_do(tmp_path):
+    save_tokenizer(tmp_path / "base")
+    (tmp_path / "base" / "config.json").write_text('{"vocab_size": 10000, "max_position_embeddings": 48}')
+    base = LocatedBase("tiny", tmp_path / "base", "digest", None, None)
+    recipe = recipe_of(write_rows(tmp_path / "x.jsonl", CHATS), evaluate={"max_tokens": 8})
+    with pytest.raises(RecipeError, match="the base holds 48: there is no room for an answer") as caught:
+        prepare(recipe, Run(tmp_path / "run"), base)
+    own = "name a YAML file of shorter prompts with evaluate.prompts, or use a base with more positions"
+    assert (caught.value.fix, caught.value.where) == (own, "")
 
 
 def test_checkpoints_keep_their_data(tmp_path, base):

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -135,16 +136,22 @@ CASES = {
     "a GGUF type that is none": (None, ("chat", "runs/small", "--gguf", "Q3"), 2, "Q3 is no type of GGUF file"),
     "a GGUF type that was not made": (None, ("chat", "runs/small", "--gguf", "F16"), 5, "this run has small-Q8_0.gguf"),
     "nothing but base to compare": (None, ("compare", "base"), 2, "`base` alone says nothing"),
+    "no run to clean": (None, ("clean", "runs/none"), 5, "runs/none is no run folder: there is no such folder"),
     "no run to compare": (None, ("compare", "runs/none"), 5, "runs/none is no run folder: there is no such folder"),
     "a recipe to compare": (None, ("compare", "recipe.yaml"), 2, "recipe.yaml is a file, and runs are compared"),
     "questions without answers": (None, ("init", "rows.jsonl", "--to", "n.yaml"), 2, "standard input ended"),
     "rows of a kind that is not read": (None, (*PREPARE, "--set", "data.sources.0.path=a/b.txt"), 3, "no file a/b.txt"),
     "other rows under checkpoints": (None, (*RUN, "--set", "data.dedup=off"), 5, "- data.dedup: exact -> off"),
     "a report onto a folder": (None, ("compare", "runs/small", "--report", "/"), 2, "/ is a folder"),
+    "a report onto a folder to come": (None, ("compare", "runs/small", "--report", "new/"), 2, "new/ is a folder"),
     "a report onto a device": (None, ("compare", "runs/small", "--report", "/dev/null"), 2, "is there already"),
     "a report onto a file": (None, ("compare", "runs/small", "--report", "rows.jsonl"), 2, "it is not overwritten"),
     "a cache that is a file": (None, PREPARE, 7, "is a file", {"TUNESMITH_CACHE": "rows.jsonl"}),
     "a cache where none can be": (None, PREPARE, 7, "/proc/x, cannot be made", {"TUNESMITH_CACHE": "/proc/x"}),
+    "a cache in a folder of the system": (
+        None, PREPARE, 7, "TUNESMITH_CACHE is /proc/1\n  fix: set the environment variable TUNESMITH_CACHE",
+        {"TUNESMITH_CACHE": "/proc/1"},
+    ),
     "a cache in nobody's home": (None, PREPARE, 7, "there is no such home", {"TUNESMITH_CACHE": "~nobody-here/x"}),
 }  # fmt: skip
 
@@ -173,10 +180,26 @@ def test_a_run_goes_on_without_the_files_its_rows_were_made_from(project):
     assert done.returncode == 0 and "prepare   already done (without " in done.stderr, done.stderr
     assert "rows.jsonl, not on this machine)" in done.stderr and "train     already done" in done.stderr
     assert read_recipe(project / "runs" / "small" / "recipe.yaml").data.sources[0].path == str(project / "rows.jsonl")
+    alone = completed("prepare", "recipe.yaml", cwd=project)
+    assert [line for line in done.stderr.splitlines() if line.startswith("prepare ")] == alone.stderr.splitlines()[1:]
     asked = (project / "runs" / "small" / "evaluation" / "answers.jsonl").read_text().splitlines()
     assert [json.loads(line)["prompt"] for line in asked] == ["Other?"]  # other prompts make evaluate anew, and no more
     done = completed("run", "recipe.yaml", "--set", "data.dedup=words", cwd=project)
     assert done.returncode == 3 and "there is no file" in done.stderr  # rows that must be made need it
+
+
+def test_a_run_in_which_all_stands_needs_no_base(project):
+    run = Run(project / "runs" / "small")
+    for recipe, base in ((project / "recipe.yaml", "base"), (run.recipe, project / "base")):  # a folder that was there
+        recipe.write_text(re.sub(r"(?m)^base: .*$", f"base: {base}", recipe.read_text()))
+    done = completed("run", "recipe.yaml", cwd=project)
+    assert done.returncode == 0 and done.stderr.count(" already done") == len(STAGES), done.stderr
+    assert f"base {project / 'base'} is not on this machine, and nothing is to be made from it" in done.stderr
+    assert kept_recipe(run).base == str(project / "base")
+    for more in (("--fresh", "--yes"), ("--set", "evaluate.max_tokens=9"), ("--run-dir", "new")):
+        done = completed("run", "recipe.yaml", *more, cwd=project)
+        assert done.returncode == 4 and "there is no base" in done.stderr, done.stderr
+    assert all(read_record(folder) for folder in run.stage_folders) and not (project / "new").exists()
 
 
 @pytest.mark.parametrize(
@@ -232,7 +255,9 @@ def test_fresh_asks_deletes_what_was_trained_and_trains_anew(project):
     assert done.returncode == 5 and "mine.txt" in done.stderr and read_record(run.evaluation)
     (run.model / "mine.txt").unlink()
     made = read_record(run.data)
-    done = completed(*changed, "--yes", cwd=project)
+    done = completed(*changed, "--yes", "--set", "train.stop_after=1 steps", cwd=project)
+    assert done.returncode == 0 and "goes on, without --fresh, which would delete it again" in done.stderr, done.stderr
+    done = completed(*(word for word in changed if word != "--fresh"), cwd=project)
     assert done.returncode == 0, done.stderr
     assert read_record(run.adapter).settings["train"]["lr"] == 1e-3 and read_record(run.evaluation)
     assert read_record(run.data) == made

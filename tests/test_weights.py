@@ -25,7 +25,7 @@ from tunesmith.gguf.read import convert
 from tunesmith.inference.engine import Engine
 from tunesmith.model.base import load_base
 from tunesmith.tokens.tokenizer import load_tokenizer
-from tunesmith.weights import builtin, cache
+from tunesmith.weights import builtin, cache, hub
 from tunesmith.weights.locate import locate_base
 from tunesmith.weights.small_files import OBJECTS
 from tunesmith.weights.tensorfile import TensorWriter, from_f32, read_index, read_rows, to_f32, weight_files
@@ -209,6 +209,15 @@ def test_an_unknown_base_names_what_can_be_given(base):
     with pytest.raises(BaseError) as caught:
         locate_base(base, convert)
     assert "builtin:smollm2-135m-instruct" in caught.value.fix
+
+
+def test_a_folder_that_is_gone_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "fetch_snapshot", lambda *_, **__: pytest.fail("the Hub was asked"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bases").mkdir()
+    with pytest.raises(BaseError, match=rf"^there is no base base: .* beside the recipe or in {tmp_path}, and an id on "
+                       r"the Hub would be owner/name; did you mean bases\?\n  fix: put it back"):  # fmt: skip
+        locate_base("base", convert)
 
 
 def test_a_damaged_tokenizer_is_a_base_error(folder):

@@ -75,6 +75,7 @@ def compare(runs: Sequence[Named] | Named, report: Named | None = None, *, measu
     from tunesmith.runs import Run, write_manifest
     from tunesmith.study.compare import compare as write_report
     from tunesmith.study.named import first_run
+    from tunesmith.study.report_file import refuse_other_file, report_file
 
     names = [os.fspath(name) for name in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
     for name in names:
@@ -82,16 +83,16 @@ def compare(runs: Sequence[Named] | Named, report: Named | None = None, *, measu
         if Path(name).is_file():
             raise RecipeError(f"{name} is a file, and runs are compared", fix="name folders of runs, such as runs/NAME")
     first = Run(Path(first_run(names)))
+    page = report_file(os.fspath(report)) if report else first.report
     speeds = None
     if measure:
         from tunesmith.study.measure import measure_speeds
         from tunesmith.study.models import read_models
-        from tunesmith.study.report_file import refuse_other_file
 
-        refuse_other_file(Path(report) if report else first.report)  # before minutes of measuring
+        refuse_other_file(page)  # before minutes of measuring
         read_models(names, None)
         speeds = measure_speeds(names)
-    path = write_report(names, Path(report) if report else first.report, speeds)
+    path = write_report(names, page, speeds)
     if path.resolve() == first.report.resolve():
         write_manifest(first)
     return path
@@ -114,9 +115,8 @@ def opened(target: "Recipe | Named", changes: Sequence[str] = (), run_dir: Named
         need_utf8(path.absolute())
         if path.is_dir():
             folder, path = path, path / "recipe.yaml"
-            if not path.is_file():
-                fix = "name a recipe or a folder under runs/"
-                raise RecipeError(f"{folder} is no run folder: it has no recipe.yaml", fix=fix)
+            if why := Run(folder).why_none():
+                raise RecipeError(why, fix="name a recipe or a folder under runs/")
             file = kept_recipe(Run(folder))  # what is wrong with it is not the user's doing
             recipe = read_recipe(path, changes) if changes else file
         else:
@@ -160,6 +160,7 @@ def to_serve(model: Path, gguf: str | None, changes: Sequence[str]) -> "Served":
 
 
 def _refuse_no_run(model: Path) -> None:
+    from tunesmith.runs import Run
     from tunesmith.study.named import BASE
 
     if model.is_file():
@@ -167,10 +168,10 @@ def _refuse_no_run(model: Path) -> None:
     if not model.is_dir():
         more = "; `base` is a word of compare" if str(model) == BASE else ""
         raise RecipeError(f"there is no run and no file {model}", fix=RUN_OR_GGUF + more)
-    if not (model / "recipe.yaml").is_file():
+    if why := Run(model).why_none():
         files = ", ".join(str(file) for file in sorted(model.glob("*.gguf"))[:3])
         fix = f"name one of its GGUF files: {files}" if files else RUN_OR_GGUF
-        raise RecipeError(f"{model} is no run folder: it has no recipe.yaml", fix=fix)
+        raise RecipeError(why, fix=fix)
 
 
 def _say_what_is_old(recipe: "Recipe", run: "Run", file: Path, changes: Sequence[str]) -> None:

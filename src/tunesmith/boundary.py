@@ -19,6 +19,10 @@ from types import TracebackType
 from tunesmith import __version__
 from tunesmith.errors import DataError, InternalError, ResourceError, TunesmithError
 
+CACHE = "~/.cache/tunesmith"
+"""Where bases are kept, unless the environment variable TUNESMITH_CACHE names another folder."""
+ANOTHER_CACHE = "set the environment variable TUNESMITH_CACHE to another folder"
+ANOTHER_RUN_DIR = "put the run elsewhere with --run-dir"
 WHOLE = "what was committed before is whole"
 FREE = "free some space and type the same again; a run can be elsewhere with --run-dir, the cache with TUNESMITH_CACHE"
 _PERMISSIONS = ("may not be written or read", "change its permissions; a run can also be elsewhere, with --run-dir")
@@ -42,6 +46,8 @@ REFUSED = {
     errno.ELOOP: ("is a link that leads back to itself", "remove it"),
 }
 """What the system may refuse to do with a file: what to say of it, and the fix."""
+BUSY = (errno.EMFILE, errno.ENFILE, errno.EBUSY, errno.ETXTBSY, errno.ENOMEM, errno.EAGAIN)
+"""Of these, what another folder is no help against."""
 NO_MEMORY = ("can't allocate memory", "out of memory", "failed to map segment", "CUBLAS_STATUS_ALLOC_FAILED",
              "std::bad_alloc", "Cannot allocate memory")  # fmt: skip
 """What libraries say in errors of any class where memory is full."""
@@ -56,6 +62,15 @@ OTHERS = {
     "datasets": "a data set", "zipfile": "an archive", "zlib": "an archive", "gguf": "a GGUF file",
 }  # fmt: skip
 """Package whose errors may reach the boundary -> what it was reading."""
+
+
+def of_cache(path: str | os.PathLike[str]) -> str:
+    """What is said of a path in the cache of bases: the variable that says where it is. Empty for another path."""
+    named = os.environ.get("TUNESMITH_CACHE")
+    cache, place = (os.path.abspath(os.path.expanduser(each)) for each in (named or CACHE, path))
+    if not f"{place}/".startswith(f"{cache.rstrip('/')}/"):
+        return ""
+    return f"bases are kept there, since TUNESMITH_CACHE is {named or f'not set: it is {CACHE}'}"
 
 
 def explained(error: Exception) -> TunesmithError:
@@ -113,6 +128,8 @@ def _refused(error: Exception) -> TunesmithError | None:
         return None
     other = (f"could not be used: {error.strerror}", f"see to it and type the same again; {WHOLE}")
     what, fix = REFUSED.get(error.errno, other)
+    if isinstance(error.filename, str) and (kept := of_cache(error.filename)):
+        what, fix = f"{what}; {kept}", fix if error.errno in BUSY else ANOTHER_CACHE
     return ResourceError(f"{error.filename or 'a file, or standard output,'} {what}", fix=fix)
 
 
@@ -180,7 +197,7 @@ def _kept(error: BaseException) -> str:
     head = f"tunesmith {__version__}, Python {platform.python_version()}, {platform.platform()}\n{sys.argv[1:]}\n\n"
     text = head + "".join(traceback.format_exception(error))
     text = SECRET.sub("***", text.replace(os.environ.get("HF_TOKEN") or "\0", "***"))
-    cache = os.path.expanduser(os.environ.get("TUNESMITH_CACHE") or "~/.cache/tunesmith")
+    cache = os.path.expanduser(os.environ.get("TUNESMITH_CACHE") or CACHE)
     for folder in (cache, tempfile.gettempdir):
         try:
             place = Path(folder if isinstance(folder, str) else folder(), "faults")

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["--help", "-h"]},
 )  # plain help: loading rich for it costs more than everything else here
 INTERRUPTED = 130
+NO_READER = 141
+"""What a shell says of a program whose output nobody reads any more, as of `... | head`: 128 + SIGPIPE."""
 Target = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, or the folder of a run.")]
 Changes = Annotated[
     list[str] | None, typer.Option("--set", metavar="a.b=c", help="Change one value of the recipe; may be repeated.")
@@ -54,6 +57,8 @@ def main() -> None:
     except SystemExit as end:
         if end.code == INTERRUPTED and not isinstance(end, PausedExit):  # train says itself where it paused
             _interrupted()
+        if isinstance(end.__context__, BrokenPipeError):  # typer and rich end so, with 1
+            sys.exit(NO_READER)
         raise
     finally:
         _flush_streams()
@@ -68,8 +73,9 @@ def _end(error: Exception) -> NoReturn:
 
 
 def _interrupted() -> None:
+    without = ", without --fresh once it has begun anew" if "--fresh" in sys.argv else ""
     with contextlib.suppress(OSError):
-        print("interrupted; the same command goes on from what is committed", file=sys.stderr)
+        print(f"interrupted; the same command goes on from what is committed{without}", file=sys.stderr)
 
 
 def _flush_streams() -> None:
@@ -163,7 +169,7 @@ def chat(
 @app.command()
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Folders of runs; `base` is the untouched base.")],
-    report: Annotated[Path | None, typer.Option(metavar="PATH", help="Default: report.html in the first run.")] = None,
+    report: Annotated[str | None, typer.Option(metavar="PATH", help="Default: report.html in the first run.")] = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="Measure the speed of all anew, in turn: only then can it be compared.")
     ] = False,
@@ -216,8 +222,9 @@ def list_runs(
     """The runs, how each stands, its held-out loss and its size."""
     from tunesmith.inventory import as_json_text, as_table, runs_in
 
-    found, foreign = runs_in(folders or [Path("runs")])
-    typer.echo(as_json_text(found) if as_json else as_table(found, foreign))
+    found, foreign = runs_in(folders)
+    columns = shutil.get_terminal_size().columns  # 80 where there is no terminal
+    typer.echo(as_json_text(found) if as_json else as_table(found, foreign, columns))
 
 
 @app.command()

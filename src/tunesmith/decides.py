@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import DataError, RecipeError, ResumeError
-from tunesmith.files import digest_file, fingerprint
+from tunesmith.files import digest_file, fingerprint, names_like
 from tunesmith.past import WORDS_OF_0_1, begun_by
 from tunesmith.recipe import NO_TEXT, Recipe, Source
 from tunesmith.recipe_file import read_recipe
@@ -202,8 +202,26 @@ def with_sources(recipe: Recipe, sources: list[Source]) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=update)})
 
 
+def gone_base_digest(recipe: Recipe, run: Run) -> str:
+    """The digest of the base that the run was made from, where nothing else can have its name; empty otherwise.
+
+    That is a folder or file that is no longer there, a commit on the Hub, or a built-in base.
+    """
+    standing = read_record(run.data)
+    if standing is None or not run.recipe.exists() or kept_recipe(run).base != recipe.base:
+        return ""
+    gone = os.path.isabs(recipe.base) and not os.path.lexists(recipe.base)
+    fixed = recipe.base.startswith("builtin:") or COMMIT.fullmatch(recipe.base.partition("@")[2])
+    return standing.inputs.get("base", "") if gone or fixed else ""
+
+
 def _base_as_begun(asked: str, begun: str) -> str:
-    """The Hub base at the commit that the run began with, unless another commit is asked for."""
+    """The Hub base at the commit that the run began with, unless another commit is asked for; a folder that is gone by
+    the path that it had, where its name can be no id.
+    """
+    may_be_id = _may_be_on_hub(asked) and not asked.startswith(".")
+    if not may_be_id and not os.path.exists(asked) and begun.endswith(f"/{asked.removeprefix('./')}"):
+        return begun
     repo, _, revision = asked.partition("@")
     begun_repo, _, commit = begun.partition("@")
     same = repo == begun_repo and COMMIT.fullmatch(commit) and not os.path.exists(os.path.expanduser(asked))
@@ -285,17 +303,27 @@ def source_digest(source: Source) -> str:
     return fingerprint([digest_file(path) for path in files])
 
 
-def refuse_missing(path: str) -> None:
-    """Raise DataError for a path without files that is meant as one; the id of a data set on the Hub passes."""
+def refuse_missing(path: str, named: bool = False) -> None:
+    """Raise DataError for a path without files that is meant as one; the id of a data set on the Hub passes.
+
+    `named`: by the user, for `init`, and by no recipe yet.
+    """
     if os.path.isdir(path):
         raise DataError(f"{path} is a folder", fix=f"name its files, such as {path.rstrip('/')}/*.jsonl")
-    if FILE.search(path) or path.startswith((".", "/", "~")) or path.count("/") > 1:
-        beside = "" if os.path.isabs(path) else f": it is neither beside the recipe nor in {os.getcwd()}"
-        raise DataError(
-            f"there is no file {path} on this machine{beside}",
-            fix="put it back, or correct data.sources[].path, which is taken from the recipe's folder; "
-            "a run whose rows are made already goes on without: name its folder",
-        )
+    on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", path) or (not named and "/" not in path)  # some old ones have no owner
+    if on_hub and not FILE.search(path) and not path.startswith((".", "/", "~")):
+        return
+    like = names_like(os.path.expanduser(path))
+    meant = f"; did you mean {' or '.join(like)}?" if like else ""
+    if named:
+        fix = "check the name; init takes a file, a pattern, or the id of a data set on the Hub, which is owner/name"
+        raise DataError(f"there is no file {path}{meant}", fix=fix)
+    beside = "" if os.path.isabs(path) else f": it is neither beside the recipe nor in {os.getcwd()}"
+    raise DataError(
+        f"there is no file {path} on this machine{beside}{meant}",
+        fix="put it back, or correct data.sources[].path, which is taken from the recipe's folder; "
+        "a run whose rows are made already goes on without: name its folder",
+    )
 
 
 def missing_files(recipe: Recipe) -> list[str]:

@@ -5,6 +5,7 @@ renames, and `.NAME.gone` while it is deleted: so each of them is whole, or of n
 """
 
 import contextlib
+import difflib
 import errno
 import hashlib
 import json
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tunesmith.boundary import ANOTHER_CACHE, ANOTHER_RUN_DIR, of_cache
 from tunesmith.errors import ProofError, ResourceError, ResumeError
 from tunesmith.json_file import OTHER_JSON, json_object
 
@@ -227,6 +229,16 @@ def discard(folder: Path, target: Path) -> None:
     remove(gone)
 
 
+def names_like(path: str) -> list[str]:
+    """Paths that are there and are spelt much as one that is not, the nearest first, at most three."""
+    folder, name = os.path.split(path)
+    try:
+        there = [found for found in os.listdir(folder or ".") if not found.startswith(".")]
+    except (OSError, ValueError):  # ValueError: a NUL
+        return []
+    return [os.path.join(folder, found) for found in difflib.get_close_matches(name, there)]
+
+
 def bytes_of(path: Path) -> int:
     """Bytes of a file, or of all files below a folder; none where nothing is there."""
     files = path.rglob("*") if path.is_dir() else [path]
@@ -300,8 +312,9 @@ def full_disk_named(target: Path) -> Iterator[None]:
         too_large = error.errno == errno.EFBIG
         why = "no file may be so large there (`ulimit -f`, or FAT32)" if too_large else "the disk is full"
         free = "raise the limit" if too_large else "free some space"
+        kept = of_cache(target)
         raise ResourceError(
-            f"{why}: {target.name} could not be written; what was committed before is whole",
-            fix=f"{free} and run the same command again, or put the run elsewhere with --run-dir",
+            f"{why}: {target.name} could not be written; what was committed before is whole{kept and f'; {kept}'}",
+            fix=f"{free} and run the same command again, or {ANOTHER_CACHE if kept else ANOTHER_RUN_DIR}",
             where=str(target.parent),
         ) from error

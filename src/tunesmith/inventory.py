@@ -3,13 +3,13 @@
 import fcntl
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tunesmith.decides import kept_recipe
-from tunesmith.errors import TunesmithError
+from tunesmith.errors import RecipeError, TunesmithError
 from tunesmith.files import RECORD
 from tunesmith.json_file import OTHER_JSON, json_object
 from tunesmith.recipe import Recipe
@@ -18,6 +18,7 @@ from tunesmith.runs import Run, checkpoint_folders
 from tunesmith.stages import STAGES
 from tunesmith.stale import stale
 
+LEAST_WIDTH = 60
 READ = (TunesmithError, OSError, *OTHER_JSON)
 """What reading a run that something has damaged may end with."""
 
@@ -40,10 +41,16 @@ class Standing:
     """When something in it was written last, in seconds since 1970."""
 
 
-def runs_in(folders: Iterable[Path]) -> tuple[list[Standing], list[Path]]:
-    """The runs in these folders, or that these folders are, newest last; and the folders in them that are no runs."""
+def runs_in(folders: Sequence[Path] | None) -> tuple[list[Standing], list[Path]]:
+    """The runs in these folders, or that these folders are, newest last; and the folders in them that are no runs.
+
+    `folders`: None for runs/, which need not be there. Raises RecipeError for one that is not there.
+    """
+    if lacking := [folder for folder in folders or () if not folder.is_dir()]:
+        what = f"{lacking[0]} is a file" if lacking[0].exists() else f"there is no folder {lacking[0]}"
+        raise RecipeError(what, fix="name a run or a folder of runs; without one it is runs/")
     found, foreign = list[Standing](), list[Path]()
-    for folder in folders:
+    for folder in folders or [Path("runs")]:
         inside = [folder] if _is_run(folder) else sorted(path for path in folder.glob("[!.]*") if path.is_dir())
         for path in inside:
             if _is_run(path):
@@ -54,10 +61,11 @@ def runs_in(folders: Iterable[Path]) -> tuple[list[Standing], list[Path]]:
 
 
 def _is_run(folder: Path) -> bool:
-    """Whether tunesmith made this folder, and something is in it."""
+    """Whether tunesmith made this folder, and something is in it: a lock that nobody holds is nothing."""
+    run = Run(folder)
     try:
-        Run(folder).refuse_strangers()
-        return folder.is_dir() and any(folder.iterdir())
+        run.refuse_strangers()
+        return folder.is_dir() and (any(path != run.lock for path in folder.iterdir()) or process_in(run) is not None)
     except READ:
         return False
 
@@ -117,7 +125,10 @@ def _step_of(checkpoint: Path) -> str:
 
 
 def process_in(run: Run) -> str | None:
-    """The number of the process that works in a run folder now; None if there is none."""
+    """The number of the process that works in a run folder now; None if there is none.
+
+    To see that, the lock is taken for an instant: pipeline.locked waits longer than that before it refuses.
+    """
     try:
         with run.lock.open() as file:
             try:
@@ -135,7 +146,9 @@ def _number(counts: dict[str, Any], name: str) -> float | None:
 
 
 def _size_and_time(folder: Path) -> tuple[int, float]:
-    """Bytes of all files below, and when one was written last; what goes away meanwhile is passed over."""
+    """Bytes of all files below, and when one was written last, or where there is none the folder; what goes away
+    meanwhile is passed over.
+    """
     size, changed = 0, 0.0
     for path in folder.rglob("*"):
         try:
@@ -144,7 +157,7 @@ def _size_and_time(folder: Path) -> tuple[int, float]:
             continue
         if not path.is_dir() and path.name != ".lock":
             size, changed = size + found.st_size, max(changed, found.st_mtime)
-    return size, changed
+    return size, changed or folder.stat().st_mtime
 
 
 def as_json_text(runs: list[Standing]) -> str:
@@ -153,7 +166,11 @@ def as_json_text(runs: list[Standing]) -> str:
 
 
 def as_table(runs: list[Standing], foreign: list[Path], width: int = 80) -> str:
-    """The runs as text, a line each and one below it for the base and for words that are long."""
+    """The runs as text, a line each and one below it for the base and for words that are long.
+
+    `width`: columns; less than the numbers and a short name need are taken for these.
+    """
+    width = max(width, LEAST_WIDTH)
     if not runs:
         lines = ["no runs here"]
     else:

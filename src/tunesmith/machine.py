@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from tunesmith import __version__
+from tunesmith.boundary import ANOTHER_CACHE, ANOTHER_RUN_DIR, of_cache
 from tunesmith.errors import ResourceError
 
 VERSIONED = ("torch", "transformers", "tokenizers", "gguf", "xllamacpp", "numpy", "pyarrow")
@@ -27,16 +28,16 @@ def disk_of(folder: Path) -> Path:
     return next(p for p in [folder, *folder.resolve().parents] if p.exists())
 
 
-def need_disk(
-    folder: Path, needed_bytes: int, purpose: str, fix: str = "free some space, or put the run elsewhere with --run-dir"
-) -> None:
-    """Raise ResourceError before work starts if its files would not fit."""
+def need_disk(folder: Path, needed_bytes: int, purpose: str, fix: str = "") -> None:
+    """Raise ResourceError before work starts if its files would not fit. `fix`: where there is more to say."""
     place = disk_of(folder)
     free_bytes = shutil.disk_usage(place).free
     if free_bytes < needed_bytes:
+        kept = of_cache(folder)
         raise ResourceError(
-            f"{purpose} needs {needed_bytes / 1e9:.1f} GB of disk, {free_bytes / 1e9:.1f} GB are free",
-            fix=fix,
+            f"{purpose} needs {needed_bytes / 1e9:.1f} GB of disk, {free_bytes / 1e9:.1f} GB are free"
+            f"{kept and f'; {kept}'}",
+            fix=fix or f"free some space, or {ANOTHER_CACHE if kept else ANOTHER_RUN_DIR}",
             where=str(place),
         )
 

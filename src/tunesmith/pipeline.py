@@ -6,14 +6,24 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import filelock
 
 from tunesmith.console import say
 from tunesmith.data.hub import resolve_commit
-from tunesmith.decides import as_begun, at_commits, data_needs_now, gone_sources, prompts_kept, read_prompts, stands
+from tunesmith.decides import (
+    as_begun,
+    at_commits,
+    data_needs_now,
+    gone_base_digest,
+    gone_sources,
+    prompts_kept,
+    read_prompts,
+    stands,
+)
 from tunesmith.ending import ending
-from tunesmith.errors import RecipeError, ResumeError
+from tunesmith.errors import BaseError, RecipeError, ResumeError
 from tunesmith.files import DRAFT, beside, full_disk_named, make_folder, remove
 from tunesmith.fresh import NewStart
 from tunesmith.gguf.families import supported
@@ -25,11 +35,13 @@ from tunesmith.runs import Run, write_manifest
 from tunesmith.stages import STAGES, Stage
 from tunesmith.stale import keep_rows_of_checkpoints, may_be_kept
 from tunesmith.training.saved import refuse_other_settings
-from tunesmith.training.stop import Paused
+from tunesmith.training.stop import Paused, begun_anew
 from tunesmith.weights.locate import LocatedBase, locate_base
 
 Work = Callable[[Recipe, Run, LocatedBase], tuple[Record, bool]]
 """What a stage does: commits its folder, and returns its record."""
+LOOKING_S = 0.5
+"""How long a lock is waited for: `list` has it for an instant, to see whether a process works in a run."""
 ASK_BEFORE = ("prepare", "train", "merge")
 """Stages before which a base is asked whether it can go the whole way; the later ones look at what they are given."""
 
@@ -43,6 +55,8 @@ class Result:
     """As resolved."""
     paused: Paused | None = None
     """Where training stopped before its end; later stages wait for the next call. None: all is done."""
+    anew: bool = False
+    """Whether this call began anew: the next one must not."""
 
     @property
     def done(self) -> bool:
@@ -57,7 +71,8 @@ class Result:
 
     def __str__(self) -> str:
         if self.paused:
-            return f"{self.recipe.name} is paused at step {self.paused.step}; the same call goes on"
+            without = ", without fresh" if self.anew else ""
+            return f"{self.recipe.name} is paused at step {self.paused.step}; the same call goes on{without}"
         return ending(self.recipe, self.run)
 
 
@@ -74,10 +89,11 @@ def run_stages(
     """
     run.refuse_strangers()
     asked, begun = recipe, as_begun(recipe, run)
-    recipe, base = _with_base(asked, begun, run)
+    made = () if anew else stages
+    recipe, base = _with_base(asked, begun, run, made)
     with locked(run):
         if (now := as_begun(asked, run)) != begun:  # another process began it while the base was fetched
-            recipe, base = _with_base(asked, now, run)
+            recipe, base = _with_base(asked, now, run, made)
         _refuse_without_gguf(stages, recipe)
         if _wanted(stages, recipe)[-1].folder == run.evaluation.name and not prompts_kept(recipe, run):
             read_prompts(recipe)  # what is wrong with them is said now, not after hours of training
@@ -100,9 +116,10 @@ def run_stages(
             if not is_made:
                 make_sure(_wanted(stages[index:], recipe), recipe, run, base, anew.frees if anew else 0)
             try:
-                recipe = _done(stage, load, recipe, run, base)
+                with begun_anew(anew is not None):
+                    recipe = _done(stage, load, recipe, run, base)
             except Paused as paused:
-                return Result(run, recipe, paused)
+                return Result(run, recipe, paused, anew is not None)
         if read_record(run.data) and may_be_kept(recipe, run, stages[-1]):
             run.keep_recipe(recipe)  # cadence and the like, which remake nothing
         write_manifest(run)  # again where a run was killed between a stage and its manifest
@@ -131,17 +148,37 @@ def _gone(stage: Stage, recipe: Recipe, run: Run) -> str:
     return f" (without {', '.join(source.path for source in gone)}, not on this machine)" if gone else ""
 
 
-def _with_base(asked: Recipe, begun: Recipe, run: Run) -> tuple[Recipe, LocatedBase]:
+def _with_base(
+    asked: Recipe, begun: Recipe, run: Run, stages: Sequence[Stage] = ()
+) -> tuple[Recipe, LocatedBase]:  # fmt: skip
     """The base, and the recipe with its commit: a push to the Hub between two calls changes nothing in a run.
 
-    A base that cannot go the whole way is refused before its weights are fetched.
+    A base that cannot go the whole way is refused before its weights are fetched. One that is no longer there is
+    needed for nothing where all `stages` stand.
     """
-    base = locate_base(begun.base, convert, None if read_record(run.data) else partial(supported, recipe=begun))
+    try:
+        base = locate_base(begun.base, convert, None if read_record(run.data) else partial(supported, recipe=begun))
+    except BaseError:
+        digest = gone_base_digest(begun, run)
+        if not digest or not stages or not _all_stand(_wanted(stages, begun), begun, run, digest):
+            raise
+        say(f"base {begun.base} is not on this machine, and nothing is to be made from it")
+        return begun, LocatedBase(begun.base, Path(begun.base), digest, None, None)
     if base.revision is None:
         return begun, base
     if "@" in asked.base and asked.base != begun.base:
         say(f"base {asked.base}: this run began with commit {base.revision} and goes on with it")
     return begun.model_copy(update={"base": f"{base.name}@{base.revision}"}), base
+
+
+def _all_stand(stages: Sequence[Stage], recipe: Recipe, run: Run, base_digest: str) -> bool:
+    """Whether nothing of these stages is to be done, not even a proof."""
+    return all(
+        read_record(folder := run.path / stage.folder) is not None
+        and not is_to_prove(folder)
+        and stands(stage, recipe, run, base_digest)
+        for stage in stages
+    )
 
 
 def _wanted(stages: Sequence[Stage], recipe: Recipe) -> list[Stage]:
@@ -204,7 +241,7 @@ def locked(run: Run) -> Iterator[None]:
     What a killed process left is cleared first; what it had only moved aside is put back.
     """
     run.refuse_strangers()
-    lock = filelock.FileLock(run.lock, timeout=0)
+    lock = filelock.FileLock(run.lock, timeout=LOOKING_S)
     try:
         with full_disk_named(run.lock):
             make_folder(run.path)

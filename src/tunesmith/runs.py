@@ -87,6 +87,18 @@ class Run:
         if not self.recipe.exists() or self.recipe.read_text(encoding="utf-8", errors="replace") != text:
             write_file(self.recipe, text)
 
+    def why_none(self) -> str:
+        """Why no run can be opened here; empty where one can."""
+        if self.recipe.is_file():
+            return ""
+        why = "it has no recipe.yaml" if self.path.is_dir() else "there is no such folder"
+        return f"{self.path} is no run folder: {why}"
+
+    def refuse_none(self) -> None:
+        """Raise ResumeError where no run can be opened."""
+        if why := self.why_none():
+            raise ResumeError(why, fix="name a folder under runs/")
+
     @property
     def stage_folders(self) -> list[Path]:
         """The folders that stages commit, in order."""

@@ -42,8 +42,7 @@ def spare(run: Run, model: bool = False) -> list[Spare]:
 
 def _refuse_no_run(run: Run) -> None:
     run.refuse_strangers()
-    if not run.recipe.is_file():
-        raise ResumeError(f"{run.path} is no run folder: it has no recipe.yaml", fix="name a folder under runs/")
+    run.refuse_none()
 
 
 def kept_aside(run: Run) -> list[Path]:

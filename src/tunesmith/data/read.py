@@ -51,7 +51,7 @@ def _rows(source: Source) -> Iterator[tuple[str, Row | str]]:
         for number, row in READERS[suffix](path):
             yield f"{path.name}:{number}", row
         if not number:
-            raise DataError(f"{path} holds no rows", fix="name another file in data.sources", where=str(path))
+            raise DataError(f"{path} holds no rows", fix="name another file", where=str(path))
 
 
 def _csv(path: Path) -> Numbered:

@@ -33,7 +33,7 @@ def check_plan(recipe: Recipe, run: Run, timed: bool = False) -> Iterator[str]:
         return
     tokens = tokens_of(recipe)
     looks, held_out = look_at_data(recipe, tokens)
-    unknown = timed and tokens.base and not known_speed(tokens.base, run.path.parent)
+    unknown = timed and tokens.base and not known_speed(tokens.base, run)
     if unknown and tokens.base and time_one_pass(tokens.base, all_lengths(looks)) is None:
         warn("one pass could not be timed: torch is missing, or memory too small")
     yield from plan_lines(plan_of(recipe, run, tokens, looks, held_out), recipe)

@@ -84,7 +84,7 @@ def plan_of(recipe: Recipe, run: Run, tokens: Tokens, looks: tuple[Look, ...], h
     return Plan(
         looks, held_out, tokens.guessed_because, round(usable * left), held_rows, round(in_all * left),
         steps_of(recipe.train, in_all * left, counted, recipe.seed),
-        sum(n > longest for n in all_lengths(looks)), known_speed(base) if base else None, disk,
+        sum(n > longest for n in all_lengths(looks)), known_speed(base, run) if base else None, disk,
     )  # fmt: skip
 
 

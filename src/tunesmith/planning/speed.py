@@ -11,6 +11,7 @@ from tunesmith.inference.child import Child
 from tunesmith.json_file import OTHER_JSON, json_object
 from tunesmith.machine import training_device, versions
 from tunesmith.record import read_record
+from tunesmith.runs import Run
 from tunesmith.weights.cache import cache_folder
 from tunesmith.weights.locate import LocatedBase
 
@@ -26,10 +27,13 @@ class Speed:
     """How it is known, in words."""
 
 
-def known_speed(base: LocatedBase, runs: Path = Path("runs")) -> Speed | None:
-    """As the newest run of this base on this processor or GPU had it, else as it was timed before; None: not known."""
+def known_speed(base: LocatedBase, run: Run) -> Speed | None:
+    """As the newest run of this base on this processor or GPU had it, else as it was timed before; None: not known.
+
+    Runs are looked for beside `run`, wherever that is put.
+    """
     device, found = training_device(), list[tuple[float, Speed]]()
-    for file in runs.glob("*/adapter/record.json"):
+    for file in run.path.parent.glob("*/adapter/record.json"):
         with contextlib.suppress(TunesmithError, OSError, KeyError, TypeError, ValueError):
             record = read_record(file.parent)
             if record and record.inputs["base"] == base.digest and record.counts["device"] == device:

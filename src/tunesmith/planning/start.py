@@ -42,7 +42,7 @@ def start(path: Path, answers: Answers, typed: bool) -> None:
         config = read_json(tokens.folder / CONFIG) if tokens.folder else {}
         fitted = fit(looks, config)
         written = write_starter(path, answers, fitted)
-        if tokens.base and not known_speed(tokens.base):
+        if tokens.base and not known_speed(tokens.base, run):
             say("timing one pass through the base")
             time_one_pass(tokens.base, all_lengths(looks))
         recipe = read_recipe(path)

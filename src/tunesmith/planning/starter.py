@@ -14,14 +14,14 @@ from pydantic import ValidationError
 
 from tunesmith.data.read import conversations
 from tunesmith.decides import FILE, refuse_missing, source_files
-from tunesmith.errors import DataError, RecipeError
+from tunesmith.errors import RecipeError, TunesmithError
 from tunesmith.files import write_user_file
 from tunesmith.machine import gpu, need_utf8
 from tunesmith.planning.fit import Fitted
 from tunesmith.recipe import Recipe, Source
 from tunesmith.recipe_file import schema_text
 from tunesmith.recipe_problems import in_words
-from tunesmith.weights.locate import is_local
+from tunesmith.weights.locate import is_local, refuse_no_base
 
 SMALL, LLAMA = "builtin:smollm2-135m-instruct", "meta-llama/Llama-3.2-1B-Instruct"
 TEMPLATE = """\
@@ -66,7 +66,7 @@ class Answers:
 def answers_from(data: str | None, base: str | None, name: str | None, ask: bool) -> Answers:
     """What was given, and what is asked for on the terminal; Enter takes what is in brackets.
 
-    Raises RecipeError or DataError for what was given, or is not given and not asked for, and can make no recipe.
+    Raises TunesmithError for what was given, or is not given and not asked for, and can make no recipe.
     """
     if ask and isinstance(sys.stdin, io.TextIOWrapper):  # what is no text is refused by name, as a wrong answer
         sys.stdin.reconfigure(errors="surrogateescape")
@@ -74,58 +74,56 @@ def answers_from(data: str | None, base: str | None, name: str | None, ask: bool
         if not ask:
             what = "init needs conversations to make a recipe for"
             raise RecipeError(what, fix="name a file (JSON, JSONL, Parquet, CSV) or a data set of the Hub: init FILE")
-        data = _asked("Conversations (file or Hub data set)", "", _wrong_data)
-    elif said := _wrong_data(data):
-        raise DataError(said, fix="name a file of conversations, or the id of a data set on the Hub, as owner/name")
+        data = _asked("Conversations (file or Hub data set)", "", _refuse_data)
+    else:
+        _refuse_data(data)
     if base is None:
         base = (
-            _asked("Base model (Hub id, folder, GGUF file)", LLAMA if gpu() else SMALL, _wrong_base) if ask else SMALL
+            _asked("Base model (Hub id, folder, GGUF file)", LLAMA if gpu() else SMALL, _refuse_base) if ask else SMALL
         )
-    elif said := _wrong_base(base):
-        raise RecipeError(said, fix="name a Hub id, a model folder, a GGUF file or builtin:smollm2-135m-instruct")
+    else:
+        _refuse_base(base)
     if name is None:
         name = _name_for(data)
-        name = _asked("Name of the run", name, lambda text: _problem(name=text)) if ask else name
-    elif said := _problem(name=name):
-        raise RecipeError(said, fix="give another name")
+        name = _asked("Name of the run", name, lambda text: _refuse_answer(name=text)) if ask else name
+    else:
+        _refuse_answer(name=name)
     return Answers(data, name, base)
 
 
-def _asked(question: str, default: str, wrong: Callable[[str], str]) -> str:
-    """What is typed, without spaces around it; asked again where `wrong` says what is wrong with it."""
+def _asked(question: str, default: str, refuse: Callable[[str], None]) -> str:
+    """What is typed, without spaces around it; asked again, with the reason, where `refuse` raises TunesmithError."""
 
     def held(typed: str) -> str:
         text = typed.strip() or default
-        if said := wrong(text):
-            raise typer.BadParameter(said)
+        try:
+            refuse(text)
+        except TunesmithError as error:
+            raise typer.BadParameter(f"{error.what}\n  fix: {error.fix}") from error
         return text
 
     answer: str = typer.prompt(question, default=default or None, value_proc=held)
     return answer
 
 
-def _wrong_data(path: str) -> str:
-    if said := _problem(data=path):
-        return said
+def _refuse_data(path: str) -> None:
+    _refuse_answer(data=path)
     source = Source(path=os.path.expanduser(path))
-    try:
-        if source_files(source):
-            next(conversations(source), None)  # of a known kind, with columns that can be read
-        else:
-            refuse_missing(path)
-    except DataError as error:
-        return f"{error.what}; {error.fix}"
-    if not source_files(source) and not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
-        return f"there is no file {path}, and a data set of the Hub is named owner/name"
-    return ""
+    if source_files(source):
+        next(conversations(source), None)  # of a known kind, with columns that can be read
+    else:
+        refuse_missing(path, named=True)
 
 
-def _wrong_base(base: str) -> str:
-    if said := _problem(base=base):
-        return said
-    path = os.path.expanduser(base)
-    meant_local = base.startswith((".", "/", "~")) or base.endswith(".gguf")
-    return f"there is no base {base}" if meant_local and not os.path.exists(path) else ""
+def _refuse_base(base: str) -> None:
+    _refuse_answer(base=base)
+    refuse_no_base(base, named=True)
+
+
+def _refuse_answer(name: str = "a", base: str = "a", data: str = "a") -> None:
+    """Raise RecipeError for an answer that no recipe can hold."""
+    if said := _problem(name, base, data):
+        raise RecipeError(said, fix="give another answer")
 
 
 def _name_for(data: str) -> str:
@@ -153,8 +151,7 @@ def write_starter(path: Path, answers: Answers, fitted: Fitted) -> list[Path]:
     Raises RecipeError if the recipe's file exists or can be none, or if an answer makes no valid recipe.
     """
     refuse_place(path)
-    if said := _problem(answers.name, answers.base, answers.data):
-        raise RecipeError(said, fix="give another answer")
+    _refuse_answer(answers.name, answers.base, answers.data)
     file = shlex.quote(str(path)) if str(path).isprintable() else "RECIPE"
     data = _seen_from(path, answers.data) if source_files(Source(path=answers.data)) else answers.data
     base = _seen_from(path, answers.base) if is_local(answers.base) and os.path.exists(answers.base) else answers.base

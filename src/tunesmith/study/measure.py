@@ -93,8 +93,7 @@ def _rotated(names: Sequence[str], by: int) -> list[str]:
 
 def _recipe(path: str) -> Recipe:
     run = Run(Path(path))
-    if not run.recipe.exists():
-        raise ResumeError(f"{path} is no run folder: it has no recipe.yaml", fix="name a folder under runs/")
+    run.refuse_none()
     return as_begun(kept_recipe(run), run)
 
 

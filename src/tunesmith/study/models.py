@@ -89,9 +89,7 @@ def read_models(names: Sequence[str], speeds: Mapping[str, Mapping[str, Any]] | 
 
 
 def _read(run: Run, of_base: bool) -> Model:
-    if not run.recipe.exists():
-        why = "it has no recipe.yaml" if run.path.is_dir() else "there is no such folder"
-        raise ResumeError(f"{run.path} is no run folder: {why}", fix="name a folder under runs/")
+    run.refuse_none()
     recipe = as_begun(kept_recipe(run), run)
     evaluated, trained = read_record(run.evaluation), read_record(run.adapter)
     if evaluated is None and recipe.export.gguf:

@@ -10,10 +10,21 @@ MARK = b": tunesmith report</title>"
 HEAD_BYTES = 1 << 16
 
 
+def report_file(named: str) -> Path:
+    """The file that a user names for a report. Raises RecipeError for a folder, also for one that is not there yet."""
+    if named.endswith(os.sep):
+        raise _folder(named)
+    return Path(named)
+
+
+def _folder(named: str | Path) -> RecipeError:
+    return RecipeError(f"{named} is a folder", fix=f"name a file with --report, such as {Path(named, 'report.html')}")
+
+
 def refuse_other_file(report: Path) -> None:
     """Raise RecipeError if something is there that is no report of ours."""
     if report.is_dir():
-        raise RecipeError(f"{report} is a folder", fix="name a file with --report, such as report.html")
+        raise _folder(report)
     above = next(place for place in report.absolute().parents if os.path.lexists(place))
     if not above.is_dir():
         raise RecipeError(f"{report} cannot be written: {above} is no folder", fix="name a file in a folder, --report")

@@ -12,6 +12,8 @@ from tunesmith.recipe import Recipe, evaluation_context
 from tunesmith.tokens.template import render
 from tunesmith.weights.small_files import CONFIG, read_json
 
+TWICE = "raise evaluate.max_tokens: evaluate holds twice that"
+
 
 def refuse_long_prompts(
     tokenizer: PreTrainedTokenizerBase, folder: Path, recipe: Recipe, prompts: Sequence[str]
@@ -22,11 +24,13 @@ def refuse_long_prompts(
     holds = min(evaluation_context(recipe.evaluate.max_tokens), takes)
     tokens, number = max((_tokens(tokenizer, recipe, prompt), number) for number, prompt in enumerate(prompts))
     if tokens >= holds:
+        own = recipe.evaluate.prompts != "default"
+        shorter = "shorten the prompt" if own else "name a YAML file of shorter prompts with evaluate.prompts"
         raise RecipeError(
             f"evaluate.prompts: prompt {number + 1} ({prompts[number][:40]!r}) has {tokens} tokens, and "
             f"{'the base' if holds == takes else 'evaluate'} holds {holds}: there is no room for an answer",
-            fix="shorten the prompt",
-            where=recipe.evaluate.prompts,
+            fix=f"{shorter}, or {'use a base with more positions' if holds == takes else TWICE}",
+            where=recipe.evaluate.prompts if own else "",
         )
 
 

@@ -16,6 +16,7 @@ from tunesmith.recipe import cadence
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _heeded = ContextVar("signals_heeded", default=False)
+_anew = ContextVar("begun_anew", default=False)
 
 
 @contextlib.contextmanager
@@ -26,6 +27,21 @@ def signals_heeded() -> Iterator[None]:
         yield
     finally:
         _heeded.reset(token)
+
+
+@contextlib.contextmanager
+def begun_anew(is_so: bool) -> Iterator[None]:
+    """While this is entered, a training that stops says, where it `is_so`, that --fresh would delete it again."""
+    token = _anew.set(is_so)
+    try:
+        yield
+    finally:
+        _anew.reset(token)
+
+
+def goes_on() -> str:
+    """What goes on with a training that stopped."""
+    return "the same command goes on" + (", without --fresh, which would delete it again" if _anew.get() else "")
 
 
 class Paused(Exception):  # noqa: N818 - not an error: the run goes on with the same command

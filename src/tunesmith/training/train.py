@@ -36,7 +36,7 @@ from tunesmith.training.sample import Sampler, pick_question
 from tunesmith.training.saved import ADAPTER, is_whole
 from tunesmith.training.score import bits_per_byte
 from tunesmith.training.state import TrainState, new_state
-from tunesmith.training.stop import Paused, StopRequested, StopWatch
+from tunesmith.training.stop import Paused, StopRequested, StopWatch, goes_on
 from tunesmith.weights.locate import LocatedBase
 
 
@@ -86,7 +86,7 @@ def _fit_or_save(job: Job, state: TrainState, watch: StopWatch, sampler: Sampler
     except StopRequested:
         saved = _save(job, state)
         plot_losses(Metrics(job.run.metrics), job.run.loss_plot)
-        say(f"train: stopped at step {state.progress.step}, {saved} is saved; the same command goes on")
+        say(f"train: stopped at step {state.progress.step}, {saved} is saved; {goes_on()}")
         at = state.progress
         if best := so_far(at.best_step, at.best_loss, at.base_loss):
             say(f"train: {best}")

