@@ -528,6 +528,8 @@ RELEASE = (
     _m("an origin that looks like one that was named may read", "server/guard.py",
        'sender.startswith(f"{scheme}://") and sender.endswith(rest)', "rest in sender",
        "test_front.py::test_origins_that_were_named_may_ask_and_read_and_those_that_look_like_them_not"),
+    _m("a page without an address is advised what is refused", "server/guard.py", "if origin in NO_ADDRESS:",
+       "if not origin:", "test_front.py::test_what_a_refusal_advises_is_taken_and_works"),
     _m("another site asks the page to ask", "server/guard.py",
        "Verdict(from_outside=True) if to_page", "Verdict() if to_page",
        "test_front.py::test_what_another_site_only_links_to_is_opened_without_what_the_address_says"),

@@ -4,10 +4,12 @@ import contextlib
 import http.client
 import http.server
 import json
+import re
 import shutil
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from email.message import Message
 
 import pytest
 from playwright.sync_api import sync_playwright
@@ -18,7 +20,7 @@ from tunesmith.inference.engine import Engine
 from tunesmith.recipe import ChatConfig
 from tunesmith.server import front
 from tunesmith.server.front import Front
-from tunesmith.server.guard import check_origins
+from tunesmith.server.guard import check_origins, judge
 from tunesmith.server.page import page_of
 
 EVIL = {"Origin": "http://evil.example"}
@@ -104,6 +106,28 @@ def test_another_origin_and_another_name_get_nothing_anywhere(doors, sender):
         assert status == (501 if method == "PUT" else 403) and cors(headers) == [], (method, path, status, headers)
         assert b"sailor" not in text and headers["content-security-policy"] == "frame-ancestors 'self'"
     assert len(through) == before
+
+
+@pytest.mark.parametrize(
+    ("headers", "advised"),
+    [
+        ({"Origin": "null"}, "http://127.0.0.1:8000"), ({"Origin": "file://"}, "http://127.0.0.1:8000"),
+        ({"Origin": "http://my_app:3000"}, "http://my_app:3000"), ({"Origin": "https://a b"}, None),
+        ({"Origin": "data:"}, None), ({"Host": "my_app:80"}, "https://my_app:80"), ({"Host": ""}, None),
+    ],
+)  # fmt: skip
+def test_what_a_refusal_advises_is_taken_and_works(headers, advised):
+    message = Message()
+    for name, value in ({"Host": "localhost"} | headers).items():
+        message[name] = value
+    refused = judge("GET", "/props", message, ()).refused
+    assert refused and (re.findall("--allow-origin (.*)", refused) or [None]) == [advised]
+    if advised:
+        named = check_origins([advised])
+        message.replace_header("Host", headers.get("Host", "localhost"))
+        if "Origin" in headers:
+            message.replace_header("Origin", advised)
+        assert not judge("GET", "/props", message, named).refused
 
 
 def test_programs_and_the_page_itself_are_answered_without_leave_for_others(doors):
