@@ -557,7 +557,7 @@ HOUSE = (
     _m("an error keeps its fix to itself", "errors.py", "{what}\\n  fix: {fix}{place}", "{what}{place}",
        "test_dedup.py::test_an_empty_held_out_set_says_what_to_write"),
     _m("a warning does not say that it is one", "console.py", 'f"warning: {printable', 'f"{printable',
-       "test_planning.py::test_without_the_tokenizer_tokens_are_a_guess"),
+       "test_console.py::test_what_others_wrote_is_shown_as_it_is_and_obeyed_by_nobody"),
     _m("merge is decided by what decides training", "stages.py",
        'decides="tunesmith.decides:model_needs"', 'decides="tunesmith.decides:adapter_needs"',
        "test_cli.py::test_what_decides_a_stage"),
