@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 LAYERS = (
-    "command", "errors", "boundary", "console", "machine", "past", "recipe", "yaml_text", "recipe_problems",
-    "recipe_file", "json_file", "files", "stages", "record", "runs", "decides", "stale", "weights", "gguf", "data",
-    "tokens", "model", "inference", "proof", "training", "release", "evaluation", "study", "server", "room",
-    "planning", "ending", "fresh", "pipeline", "inventory", "tidy", "fields", "api", "cli", "__main__",
+    "printable", "command", "errors", "boundary", "console", "machine", "past", "recipe", "yaml_text",
+    "recipe_problems", "recipe_file", "json_file", "files", "stages", "record", "runs", "decides", "stale",
+    "weights", "gguf", "data", "tokens", "model", "inference", "proof", "training", "release", "evaluation",
+    "study", "server", "room", "planning", "ending", "fresh", "pipeline", "inventory", "tidy", "fields", "api",
+    "cli", "__main__",
 )  # fmt: skip
 SRC = Path(__file__).parents[1] / "src" / "tunesmith"
 FILES = [path for path in sorted(SRC.rglob("*.py")) if path.name != "__init__.py"]

@@ -18,10 +18,11 @@ TOO_LONG = ResourceError("the conversation is too long", fix="start a new one")
 
 
 class Engine:
-    """Answers with the number of the question, and keeps what it was asked."""
+    """Answers with the number of the question, or what it is told to; keeps what it was asked."""
 
-    def __init__(self, *fails, error=TOO_LONG):
+    def __init__(self, *fails, error=TOO_LONG, pieces=None, cut=()):
         self.asked, self.settings, self.fails, self.error = [], [], fails, error
+        self.pieces, self.cut = pieces or {}, cut
 
     def chat(self, messages, *, on_text, **settings):
         self.asked.append([dict(message) for message in messages])
@@ -29,8 +30,12 @@ class Engine:
         number = len(self.asked)
         if number in self.fails:
             raise self.error
-        on_text(f"answer {number}")
-        return Answer(f"answer {number}", True, 1, 2, 0.1, 3.0, 4.0)
+        pieces = self.pieces.get(number, ["answer", f" {number}"])
+        for piece in pieces:
+            if piece is KeyboardInterrupt:
+                raise piece
+            on_text(piece)
+        return Answer("".join(pieces), number not in self.cut, 1, 2, 0.1, 3.0, 4.0)
 
 
 def talk(monkeypatch, engine, *typed, system="Be brief.", own=None):
@@ -77,12 +82,14 @@ def test_without_a_system_prompt_there_is_no_empty_one(monkeypatch, system):
 
 def test_the_system_prompt_is_shown_and_replaced_and_a_conversation_starts_anew(monkeypatch, capsys):
     engine = Engine()
-    talk(monkeypatch, engine, "/system", "one", "/system  Rhyme. ", "two", "/clear", "three")
+    talk(monkeypatch, engine, "/system", "one", "/system  Rhyme. ", "two", "/system Rhyme.", "three", "/clear", "four")
     rhyme = {"role": "system", "content": "Rhyme."}
     assert engine.asked == [
-        said("one"), said("one", "answer 1", "two", system=rhyme), said("three", system=rhyme),
+        said("one"), said("two", system=rhyme), said("two", "answer 2", "three", system=rhyme),
+        said("four", system=rhyme),
     ]  # fmt: skip
     said_there = capsys.readouterr().err
+    assert said_there.count("a new conversation starts; /save makes a row of each") == 1
     assert "system prompt: Be brief.\n" in said_there and "system prompt: Rhyme.\n" in said_there
     talk(monkeypatch, engine, "/system", system=None, own="You are SmolLM.")
     assert "system prompt, of the file's template: You are SmolLM.\n" in capsys.readouterr().err
@@ -107,6 +114,37 @@ def test_a_saved_conversation_is_a_row_that_can_be_trained_on(monkeypatch, tmp_p
     assert json.loads(file.read_text()) == {"messages": said("caf\u00e9", "answer 1")}
     (row,) = conversations(Source(path=str(file)))
     assert [(turn.role, turn.text) for turn in row.turns][1:] == [("user", "caf\u00e9"), ("assistant", "answer 1")]
+
+
+def rows(file):
+    return [json.loads(line)["messages"] for line in file.read_text().splitlines()]
+
+
+def test_only_answers_that_are_whole_and_can_be_trained_on_are_saved(monkeypatch, tmp_path, capsys):
+    """Ctrl+C, the context, and what prepare drops; the model goes on with what is on the screen."""
+    file, alone = tmp_path / "chats.jsonl", tmp_path / "cut.jsonl"
+    pieces = {1: ["half", KeyboardInterrupt], 3: ["a\x1b", "[2J\x9bb\r", "\n"], 4: ["caf\ufffd"], 5: ["  "]}
+    engine = Engine(pieces=pieces, cut=(2,))
+    talk(monkeypatch, engine, "one", f"/save {alone}", "two", "three", "four", "five", "si\u2028x", f"/save {file}")
+    assert engine.asked[1] == said("one", "half", "two") and engine.asked[2][-2]["content"] == "answer 2"
+    shown, told = capsys.readouterr()
+    assert "a\ufffd[2J\ufffdb\n" in shown and not {"\x1b", "\x9b", "\r"} & set(shown)
+    assert not alone.exists() and "nothing is saved, for no answer can be trained on: 1 cut\n" in told
+    assert rows(file) == [said("si\u2028x", "answer 6")]
+    wanted = "2 cut, 1 control characters, 1 text with replacement characters (U+FFFD), 1 an empty turn\n"
+    assert f"5 of 6 answers left out with their questions: {wanted}" in told
+
+
+def test_each_conversation_is_a_row_with_its_own_system_prompt(monkeypatch, tmp_path, capsys):
+    file = tmp_path / "chats.jsonl"
+    typed = ["none", "/clear", "one", "/system Rhyme.", "/system Sing.", "two", "three", "four", f"/save {file}"]
+    talk(monkeypatch, Engine(4), *typed)  # the context is full at "three"
+    sing = {"role": "system", "content": "Sing."}
+    assert rows(file) == [
+        said("one", "answer 2"), said("two", "answer 3", system=sing), said("four", "answer 5", system=sing)
+    ]  # fmt: skip
+    assert f"saved to {file}, a row for each of 3 conversations\n" in capsys.readouterr().err.replace("\r", "")
+    assert [row.turns[0].text for row in conversations(Source(path=str(file)))] == ["Be brief.", "Sing.", "Sing."]
 
 
 @pytest.mark.parametrize(

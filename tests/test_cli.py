@@ -117,12 +117,29 @@ def test_closed_streams_end_nothing_and_no_file_takes_their_place(recipe_path, t
     assert subprocess.run(["bash", "-c", command], cwd=tmp_path, check=False).returncode == 0
 
 
-def test_a_letter_that_the_locale_lacks_is_written_as_its_number(recipe_path):
-    command = [sys.executable, "-c", "from tunesmith.cli import main; main()", "check", recipe_path]
-    command += ["--set", "chat.system=日本"]
-    latin = os.environ | {"PYTHONIOENCODING": "latin-1"}
-    done = subprocess.run(command, env=latin, capture_output=True, check=False)
-    assert done.returncode == 0 and b"\\u65e5\\u672c" in done.stdout, done.stderr
+@pytest.mark.parametrize("terminal", ["ascii", "latin-1"])
+def test_a_locale_without_utf8_hides_no_file_and_no_letter(tmp_path, terminal):
+    """Names in recipes are UTF-8 and so are those of files, whatever Python thinks; escaped is what cannot be shown."""
+    write_rows(tmp_path / "donn\u00e9es.jsonl", [("question", "answer")])
+    sources = "[{path: donn\u00e9es.jsonl}, {path: \u00e9t\u00e9.jsonl}]"
+    (tmp_path / "r\u00e9.yaml").write_text(f"name: r\nbase: {tmp_path}\ndata: {{sources: {sources}}}\n", "utf-8")
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": terminal}
+    command = [sys.executable, "-c", CODE, "check", "r\u00e9.yaml", "--set", "chat.system=\u65e5"]
+    done = subprocess.run(command, env=os.environ | locale, cwd=tmp_path, capture_output=True, check=False)
+    encoding = terminal if terminal == "latin-1" else "utf-8"
+    shown, said = done.stdout.decode(encoding), done.stderr.decode(encoding)
+    assert done.returncode == 2 and "not on this machine: \u00e9t\u00e9.jsonl does not exist\n" in said, said
+    assert "donn\u00e9es.jsonl" in shown and ("\\u65e5" if terminal == "latin-1" else "\u65e5") in shown
+
+
+def test_a_name_steers_no_terminal(tmp_path):
+    (tmp_path / "a\x1b[2J\x9bb.gguf").write_text("none")
+    done = tunesmith("chat", "a\x1b[2J\x9bb.gguf", cwd=tmp_path)
+    assert (
+        done.returncode == 4 and "chat: opening a\ufffd[2J\ufffdb.gguf\nerror: a\ufffd[2J\ufffdb.gguf is" in done.stderr
+    )
+    (tmp_path / "runs" / "c\x1b[2J").mkdir(parents=True)
+    assert "runs/c\ufffd[2J\n" in tunesmith("list", cwd=tmp_path).stdout
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,11 @@ import pty
 import subprocess
 import sys
 
+from tunesmith.console import say, warn
+from tunesmith.printable import printable
+from tunesmith.study.compare import _printed
+from tunesmith.study.measures import Cell
+
 CODE = """
 import sys
 from tunesmith.console import progress, say
@@ -36,3 +41,14 @@ def test_a_bar_on_a_terminal_lets_lines_by_and_ends():
     text = shown.decode()
     assert text.count("a line of ours") == text.count("a line of another package") == text.count("done") == 1
     assert "work" in text and "loss 1.0" in text
+
+
+def test_what_others_wrote_is_shown_as_it_is_and_obeyed_by_nobody(capsys):
+    """A sequence that steers a terminal begins with a control character; rich has signs of its own."""
+    for show, sign in ((say, ""), (warn, "warning: ")):
+        show("\x1b[2J\x9b31m\x07\r\n[bold]:cat:[/bold] \u65e5\x7f")
+        shown = "\ufffd[2J\ufffd31m\ufffd\n[bold]:cat:[/bold] \u65e5\ufffd\n"
+        assert capsys.readouterr().err == sign + shown
+    assert _printed(Cell("\x1b[2J", spread="\x07")).plain == "\ufffd[2J (\ufffd)"
+    every = "".join(map(chr, range(0x100)))
+    assert [letter for letter in printable(every) if not letter.isprintable()] == ["\t", "\n", "\xa0", "\xad"]

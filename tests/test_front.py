@@ -4,10 +4,14 @@ import contextlib
 import http.client
 import http.server
 import json
+import re
 import shutil
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from email.message import Message
+from types import SimpleNamespace
 
 import pytest
 from playwright.sync_api import sync_playwright
@@ -18,7 +22,7 @@ from tunesmith.inference.engine import Engine
 from tunesmith.recipe import ChatConfig
 from tunesmith.server import front
 from tunesmith.server.front import Front
-from tunesmith.server.guard import check_origins
+from tunesmith.server.guard import check_origins, judge
 from tunesmith.server.page import page_of
 
 EVIL = {"Origin": "http://evil.example"}
@@ -104,6 +108,28 @@ def test_another_origin_and_another_name_get_nothing_anywhere(doors, sender):
         assert status == (501 if method == "PUT" else 403) and cors(headers) == [], (method, path, status, headers)
         assert b"sailor" not in text and headers["content-security-policy"] == "frame-ancestors 'self'"
     assert len(through) == before
+
+
+@pytest.mark.parametrize(
+    ("headers", "advised"),
+    [
+        ({"Origin": "null"}, "http://127.0.0.1:8000"), ({"Origin": "file://"}, "http://127.0.0.1:8000"),
+        ({"Origin": "http://my_app:3000"}, "http://my_app:3000"), ({"Origin": "https://a b"}, None),
+        ({"Origin": "data:"}, None), ({"Host": "my_app:80"}, "https://my_app:80"), ({"Host": ""}, None),
+    ],
+)  # fmt: skip
+def test_what_a_refusal_advises_is_taken_and_works(headers, advised):
+    message = Message()
+    for name, value in ({"Host": "localhost"} | headers).items():
+        message[name] = value
+    refused = judge("GET", "/props", message, ()).refused
+    assert refused and (re.findall("--allow-origin (.*)", refused) or [None]) == [advised]
+    if advised:
+        named = check_origins([advised])
+        message.replace_header("Host", headers.get("Host", "localhost"))
+        if "Origin" in headers:
+            message.replace_header("Origin", advised)
+        assert not judge("GET", "/props", message, named).refused
 
 
 def test_programs_and_the_page_itself_are_answered_without_leave_for_others(doors):
@@ -204,6 +230,54 @@ def test_the_engine_behind_it_answers_nobody_without_its_key(engine):
         assert status == 401 and cors(headers) == [] and b"sailor" not in text, path
     assert send(engine.url, "POST", "/v1/chat/completions", HI, Content_Type="text/plain")[0] == 401
     assert send(engine.url, "POST", "/v1/chat/completions", HI, **engine.headers)[0] == 200
+
+
+@pytest.fixture(scope="module")
+def quiet():
+    """A door whose engine says what the test says; asks a client soon whether it still waits."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        socket.create_server(("127.0.0.1", 0)) as engine,
+        Front(None, ()) as door,
+    ):
+        patch.setattr(front, "ASK_EVERY_S", 0.02)
+        behind = SimpleNamespace(url=f"http://127.0.0.1:{engine.getsockname()[1]}", headers={})
+        threading.Thread(target=door.answer, args=(behind, bytes), daemon=True).start()
+        engine.settimeout(20)
+        yield door, engine
+        door.shutdown()
+
+
+GOES_ON = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("version", "way"), [(b"1.1", "waits"), (b"1.1", "waits, then goes"), (b"1.1", "goes"), (b"1.0", "waits")]
+)
+def test_who_sends_no_more_gets_the_answer_and_who_has_gone_ends_it(quiet, version, way):
+    """A half-closed connection (nc -N) is none that was hung up; HTTP/1.0 has no way to tell them apart."""
+    door, engine = quiet
+    with socket.create_connection(door.server_address, timeout=20) as client:
+        client.sendall(b"GET /props HTTP/" + version + b"\r\nHost: localhost\r\n\r\n")
+        behind, _ = engine.accept()
+        with behind:
+            behind.settimeout(20)
+            assert behind.recv(1 << 16).startswith(b"GET /props")
+            if way != "goes":
+                client.shutdown(socket.SHUT_WR)
+            if way != "goes" and version == b"1.1":
+                assert client.recv(len(GOES_ON), socket.MSG_WAITALL) == GOES_ON
+            if way == "waits" and version == b"1.1":
+                behind.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                while not (seen := client.recv(1 << 16)).replace(GOES_ON, b"").startswith(b"HTTP/1.1 200"):
+                    assert not seen.replace(GOES_ON, b"")
+                time.sleep(0.1)  # nothing is put into the answer
+                behind.sendall(b"hello")
+                assert client.recv(1 << 16) == b"hello"
+            else:
+                if version == b"1.1":
+                    client.close()
+                assert behind.recv(1) == b""
 
 
 def test_an_answer_comes_as_it_is_made(doors):

@@ -89,7 +89,7 @@ def test_a_long_question_ends_no_run_and_answers_end_near_the_datas(finished, tm
 
 @pytest.mark.parametrize(("text", "first", "count"), [
     ("学习" * 200, "学习学习学习学习学习学习学", 24), ("ab " * 200, "ab ab ab ab ab ab ab ab ab", 12),
-    ("x\x1b[2Jy", "x [2Jy", 1), ("", "(nothing)", 1),
+    ("x\x1b[2Jy\r", "x\ufffd[2Jy", 1), ("", "(nothing)", 1),
 ])  # fmt: skip
 def test_a_text_is_folded_to_the_columns_it_takes_and_steers_no_terminal(monkeypatch, text, first, count):
     monkeypatch.setenv("COLUMNS", "40")
@@ -114,7 +114,7 @@ def test_prompts_named_later_redo_evaluate_alone_and_what_training_saw_is_marked
     path, run = finished
     (run.evaluation / "held-out.jsonl").read_text()
     before = {folder: read_record(folder) for folder in run.stage_folders[:-1]}
-    known, question = "What is new?", texts(run, "train")[0][0]
+    known, question = "What is\u2028new, \x9b2J?", texts(run, "train")[0][0]
     prompts = tmp_path / "mine.yaml"
     prompts.write_text(yaml.safe_dump([known, f"  {question}\n"]))
     recipe = read_recipe(path, [f"evaluate.prompts={prompts}"])
@@ -125,6 +125,7 @@ def test_prompts_named_later_redo_evaluate_alone_and_what_training_saw_is_marked
     for prefix in ("", "base-"):
         first, second = lines(run.evaluation / f"{prefix}answers.jsonl")
         assert "seen" not in first and second["seen"].startswith("rows.jsonl:")
+        assert "is\\u2028new, \\u009b2J" in (run.evaluation / f"{prefix}answers.jsonl").read_text("utf-8")
         scores = json.loads((run.evaluation / f"{prefix}scores.json").read_text())
         assert scores["seen_in_training"] == scores["unseen"]["answers"] == 1 and "tokens_per_s" in scores["unseen"]
     assert seen_in_training(run.data, [question.upper()], "exact") == {}

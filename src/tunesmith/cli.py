@@ -1,5 +1,6 @@
 """The command line: one short function per verb. Each imports what it needs itself, so that help comes at once."""
 
+import codecs
 import contextlib
 import io
 import os
@@ -15,6 +16,7 @@ from tunesmith import __version__
 from tunesmith.boundary import explained
 from tunesmith.command import as_typed
 from tunesmith.errors import RecipeError
+from tunesmith.printable import printable
 from tunesmith.stages import STAGES, Stage
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ class PausedExit(SystemExit):
 
 def main() -> None:
     """Entry point: every error ends with what, where and the fix, with its own exit code, and with no traceback."""
+    _have_utf8()
     _have_streams()
     try:
         app()
@@ -68,7 +71,8 @@ def _end(error: Exception) -> NoReturn:
     """Say an error and end with its exit code."""
     said = explained(error)
     with contextlib.suppress(OSError):  # standard error may be what is full
-        print(*getattr(error, "__notes__", ()), f"error: {as_typed(str(said))}", sep="\n", file=sys.stderr)
+        lines = [*getattr(error, "__notes__", ()), f"error: {as_typed(str(said))}"]
+        print(printable("\n".join(lines)), file=sys.stderr)
     sys.exit(said.exit_code)
 
 
@@ -88,10 +92,25 @@ def _flush_streams() -> None:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def _have_utf8() -> None:
+    """Begin again in Python's UTF-8 mode (PEP 540) where a locale says that names of files are in another encoding.
+
+    They are what recipes say, in UTF-8. A terminal that takes another encoding goes on to get that.
+    """
+    if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1":
+        return
+    os.environ["PYTHONUTF8"] = "1"
+    written = getattr(sys.stdout, "encoding", "ascii")
+    if written != "ascii":
+        os.environ.setdefault("PYTHONIOENCODING", written)
+    os.execv(sys.executable, sys.orig_argv)
+
+
 def _have_streams() -> None:
     """Standard streams that were closed (2>&-) lead nowhere: a file of ours would be opened in their place.
 
-    A letter that the locale cannot write is written as its number.
+    Those in ASCII are in UTF-8, as Python has them where no locale is set; a letter that another encoding lacks is
+    written as its number.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -100,9 +119,10 @@ def _have_streams() -> None:
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115 - as long as the process
-        elif number and isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+        elif isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            encoding = "utf-8" if codecs.lookup(stream.encoding).name == "ascii" else None
             with contextlib.suppress(OSError):  # of a stream that another has put in its place
-                stream.reconfigure(errors="backslashreplace")
+                stream.reconfigure(encoding=encoding, errors="backslashreplace" if number else stream.errors)
 
 
 def _show_version(wanted: bool) -> None:
@@ -123,7 +143,7 @@ def run_all(
     recipe: Target, changes: Changes = None, run_dir: RunDir = None, fresh: Fresh = False, yes: Yes = False
 ) -> None:
     """All stages in order; finished ones are skipped."""
-    typer.echo(_do(STAGES, recipe, changes, run_dir, fresh=fresh, yes=yes))
+    _print(_do(STAGES, recipe, changes, run_dir, fresh=fresh, yes=yes))
 
 
 def _add_stage(stage: Stage) -> None:
@@ -178,7 +198,7 @@ def compare(
     _begin("compare", f"reading {', '.join(runs)}")
     from tunesmith.api import compare as write_report
 
-    typer.echo(f"report: {write_report(runs, report, measure=measure)}")
+    _print(f"report: {write_report(runs, report, measure=measure)}")
 
 
 @app.command()
@@ -196,22 +216,22 @@ def check(
     from tunesmith.recipe_file import dump_recipe, dump_short, schema_text
 
     if fields:
-        typer.echo(fields_text(), nl=False)
+        _print(fields_text(), nl=False)
         return
     if schema:
-        typer.echo(schema_text(), nl=False)
+        _print(schema_text(), nl=False)
         return
     if recipe is None:
         raise RecipeError("check needs a recipe", fix="type `tunesmith check RECIPE`; `tunesmith init` makes one")
     checked, run = opened(recipe, changes or ())
-    typer.echo("# yaml-language-server: $schema=./schema.json")
-    typer.echo((dump_recipe if full else dump_short)(checked), nl=False)
+    _print("# yaml-language-server: $schema=./schema.json")
+    _print((dump_recipe if full else dump_short)(checked), nl=False)
     sys.stdout.flush()
 
     from tunesmith.planning.check import check_plan
 
     for line in check_plan(checked, run, timed=time):
-        typer.echo(f"# {line}")
+        _print(f"# {line}")
 
 
 @app.command("list")
@@ -224,7 +244,7 @@ def list_runs(
 
     found, foreign = runs_in(folders)
     columns = shutil.get_terminal_size().columns  # 80 where there is no terminal
-    typer.echo(as_json_text(found) if as_json else as_table(found, foreign, columns))
+    _print(as_json_text(found) if as_json else as_table(found, foreign, columns))
 
 
 @app.command()
@@ -239,7 +259,7 @@ def clean(
     from tunesmith.tidy import clean as delete
     from tunesmith.tidy import listed, spare
 
-    typer.echo(listed(Run(run), delete(Run(run), model) if yes else spare(Run(run), model), model, yes))
+    _print(listed(Run(run), delete(Run(run), model) if yes else spare(Run(run), model), model, yes))
 
 
 @app.command()
@@ -260,7 +280,7 @@ def init(
     refuse_place(to)  # before any question
     with _answered():
         answers = answers_from(data, base, name, ask=not yes)
-    typer.echo(f"looking at {answers.data}", err=True)
+    _print(f"looking at {answers.data}", err=True)
 
     from tunesmith.planning.start import start
 
@@ -280,10 +300,15 @@ def _answered() -> Iterator[None]:
         raise RecipeError("standard input ended before the questions did; nothing was written", fix=fix) from None
 
 
+def _print(text: object, *, nl: bool = True, err: bool = False) -> None:
+    """What names files, or says what is in them, and is read in a terminal."""
+    typer.echo(printable(str(text)), nl=nl, err=err)
+
+
 def _begin(verb: str, what: str) -> None:
     """Say what is about to happen before the imports, which take seconds on a small machine."""
     with contextlib.suppress(OSError, ValueError):  # a terminal that is gone does not end the work
-        print(f"{verb}: {what}", file=sys.stderr, flush=True)
+        _print(f"{verb}: {what}", err=True)
 
 
 def _do(

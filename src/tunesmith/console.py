@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tunesmith.command import as_typed
+from tunesmith.printable import printable
 
 _NOWHERE = io.StringIO()  # for a process that has no standard error (2>&-)
 
@@ -70,7 +71,7 @@ def console_for(file: IO[str] | None, **settings: Any) -> Console:
     Jupyter's kernels set FORCE_COLOR, and a bar would be kept there as hundreds of pictures of itself.
     """
     plain = False if IN_NOTEBOOK else None
-    return Console(file=file, force_jupyter=False, force_terminal=plain, **settings)
+    return Console(file=file, force_jupyter=False, force_terminal=plain, emoji=False, **settings)
 
 
 console = console_for(None if IN_NOTEBOOK else cast(IO[str], _StandardError()), highlight=False, soft_wrap=True)
@@ -78,13 +79,13 @@ LINE_EVERY_S = 10.0  # without a terminal (a log file, a notebook) progress is a
 
 
 def say(text: str) -> None:
-    """One line to the user; rich markup is not read in it."""
-    console.print(as_typed(text), markup=False)
+    """One line to the user; neither rich nor the terminal reads anything in it."""
+    console.print(printable(as_typed(text)), markup=False)
 
 
 def warn(text: str) -> None:
     """One line on something the user can act on; the run goes on."""
-    console.print(f"warning: {as_typed(text)}", markup=False, style="yellow")
+    console.print(f"warning: {printable(as_typed(text))}", markup=False, style="yellow")
 
 
 @contextlib.contextmanager

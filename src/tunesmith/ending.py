@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.text import Text
 
 from tunesmith.command import to_type
-from tunesmith.data.clean import CONTROL
 from tunesmith.json_file import json_lines
+from tunesmith.printable import printable
 from tunesmith.recipe import Recipe
 from tunesmith.runs import Run
 
@@ -70,7 +70,7 @@ def told(who: str, text: str) -> str:
 
 def _short(text: str) -> str:
     """On one line, cut between words where it has some; a sequence that would steer the terminal does not reach it."""
-    line = " ".join(CONTROL.sub(" ", text).split())
+    line = " ".join(printable(text).split())
     if len(line) <= LONGEST:
         return line or "(nothing)"
     return f"{re.sub(r' [^ ]{1,30}$', '', line[:LONGEST]).rstrip()} ..."

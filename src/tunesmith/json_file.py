@@ -1,11 +1,21 @@
 """JSON that tunesmith wrote and something else may have changed: what is no object is said, never a traceback."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 OTHER_JSON = (ValueError, TypeError, KeyError, AttributeError, IsADirectoryError)
 """What reading a file of ours ends with that is there and says something else: no object, other fields, a folder."""
+
+RAW = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""What JSON may hold as it is, but would steer a terminal, end a line for some readers, or be no UTF-8."""
+
+
+def json_line(value: Any) -> str:
+    """A value as a line of a JSONL file, its end too: letters of any script as they are."""
+    text = json.dumps(value, ensure_ascii=False)
+    return RAW.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
 
 
 def json_object(text: str | bytes) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from tunesmith.evaluation.speeds import session, summary
 from tunesmith.files import fingerprint
 from tunesmith.inference.child import Child
 from tunesmith.inference.threads import warn_of_threads
+from tunesmith.json_file import json_line, json_lines
 from tunesmith.machine import processor, versions
 from tunesmith.recipe import Recipe
 from tunesmith.record import Record
@@ -104,13 +105,13 @@ def _answered(job: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
 
 
 def _write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    path.write_text("".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines), encoding="utf-8")
+    path.write_text("".join(map(json_line, lines)), encoding="utf-8")
 
 
 def _mark_seen(folder: Path, seen: dict[str, str]) -> None:
     """Mark the answers to prompts that training has `seen`, and score them with these and without."""
     for prefix in ("", "base-"):
-        answers = [json.loads(line) for line in (folder / f"{prefix}{ANSWERS}").read_text("utf-8").splitlines()]
+        answers = [answer for _, answer in json_lines(folder / f"{prefix}{ANSWERS}")[0]]
         marked = [answer | ({"seen": seen[answer["prompt"]]} if answer["prompt"] in seen else {}) for answer in answers]
         unseen = [answer for answer in marked if "seen" not in answer]
         scores = json.loads((folder / f"{prefix}{SCORES}").read_text())

@@ -15,6 +15,7 @@ from tunesmith.planning.starter import Answers, write_starter
 from tunesmith.planning.steps import all_lengths
 from tunesmith.planning.tokens import tokens_of
 from tunesmith.planning.words import plan_lines
+from tunesmith.printable import printable
 from tunesmith.recipe import Recipe
 from tunesmith.recipe_file import read_recipe
 from tunesmith.runs import Run
@@ -53,7 +54,7 @@ def start(path: Path, answers: Answers, typed: bool) -> None:
         warn(f"the settings are defaults, and may not fit the data: {error.what}\n  fix: {error.fix}")
         written = write_starter(path, answers, unfitted("the data could not be looked at"))
     for line in plan_lines(plan, recipe) if plan else ():
-        typer.echo(line)
+        typer.echo(printable(line))
     for file in written:
-        typer.echo(f"wrote {file}")
-    typer.echo(f"next: {to_type('run', path)}")
+        typer.echo(printable(f"wrote {file}"))
+    typer.echo(printable(f"next: {to_type('run', path)}"))

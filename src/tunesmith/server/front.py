@@ -1,14 +1,15 @@
 """The one door to the engine: a request is judged (guard.py), then passed on as it is; so is the answer, as it comes.
 
 The engine itself listens on a port that nobody knows and answers nobody without its key. Every answer ends its
-connection, so that nothing unjudged can follow a judged request; a client that hangs up ends its answer.
+connection, so that nothing unjudged can follow a judged request; a client that hangs up ends its answer. One that
+closes its sending side only (RFC 9112, section 9.6, leaves it that) gets its answer.
 """
 
 import contextlib
 import http.client
 import io
 import json
-import selectors
+import select
 import socket
 import socketserver
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from tunesmith.server.page import POLICY
 MOST_BYTES = 64 << 20  # of a request; a context of a million tokens has some five
 IDLE_S = 60.0  # for the rest of a request: who sends none holds a thread
 PIECE_BYTES = 1 << 16
+ASK_EVERY_S = 5.0  # whether a client that sends no more still waits
 MOST_TOLD = 8
 OURS = {"host", "origin", "referer", "cookie", "authorization", "x-api-key", "content-length", "transfer-encoding",
         "connection", "keep-alive", "te", "trailer", "upgrade", "expect", "proxy-authorization"}  # fmt: skip
@@ -89,6 +91,7 @@ class _Request(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = IDLE_S
     disable_nagle_algorithm = True  # a token is shown when it is there
+    _begun = False
 
     def handle_any(self) -> None:
         self.close_connection = True
@@ -162,17 +165,32 @@ class _Request(BaseHTTPRequestHandler):
 
     def _pieces(self, engine: socket.socket) -> Iterator[bytes]:
         """What the engine sends, until it ends. Raises ConnectionResetError when the client hangs up."""
-        with selectors.DefaultSelector() as either:
-            for side in (engine, self.connection):
-                either.register(side, selectors.EVENT_READ)
-            while True:
-                ready = [key.fileobj for key, _ in either.select()]
-                if engine in ready:
-                    if not (piece := engine.recv(PIECE_BYTES)):
-                        return
-                    yield piece
-                elif not self.connection.recv(PIECE_BYTES):  # more than was judged is read and forgotten
-                    raise ConnectionResetError
+        client, either, wait_ms = self.connection, select.poll(), None
+        either.register(engine, select.POLLIN)
+        either.register(client, select.POLLIN)
+        while True:
+            ready = dict(either.poll(wait_ms))
+            if ready.get(client.fileno(), 0) & (select.POLLERR | select.POLLHUP):
+                raise ConnectionResetError
+            if engine.fileno() in ready:
+                if not (piece := engine.recv(PIECE_BYTES)):
+                    return
+                yield piece
+            elif not ready or not client.recv(PIECE_BYTES):  # more than was judged is read and forgotten
+                self._ask_whether_it_reads()
+                either.modify(client, 0)  # that it has gone is told all the same
+                wait_ms = 1000 * ASK_EVERY_S
+
+    def _ask_whether_it_reads(self) -> None:
+        """Of a client that sends no more: has it hung up, or does it wait for its answer? Only a write can tell.
+
+        Each client of HTTP/1.1 takes a 100 before its answer (RFC 9110, section 15.2); the system of one that has gone
+        resets the connection, at once on this machine. Once an answer flows, that is such a write itself.
+        """
+        if self.request_version != "HTTP/1.1":
+            raise ConnectionResetError
+        if not self._begun:
+            self.connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _show_page(self) -> None:
         page = self.server.page(self.server.engine.fetch("/"))
@@ -191,6 +209,7 @@ class _Request(BaseHTTPRequestHandler):
 
     def _head(self, code: int, headers: Sequence[tuple[str, str]]) -> None:
         """Status and headers, with what tells browsers who may read and frame the answer."""
+        self._begun = True
         framed = " ".join(["frame-ancestors 'self'", *self.server.origins])
         self.send_response_only(code)
         for name, value in [*headers, *_cors(self.verdict, self.headers), ("Content-Security-Policy", framed),

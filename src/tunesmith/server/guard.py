@@ -13,11 +13,17 @@ from email.message import Message
 from tunesmith.errors import RecipeError
 
 THIS_MACHINE = ("127.0.0.1", "localhost", "[::1]")
-ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://((?:\*\.)?[a-z0-9.-]+|\[[0-9a-f:.]+\])(:\d{1,5})?", re.ASCII)
+ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://((?:\*\.)?[a-z0-9._-]+|\[[0-9a-f:.]+\])(:\d{1,5})?", re.ASCII)
 PAGE = ("/", "/index.html")
 FOREIGN = ("cross-site", "same-site")
 """Values of Sec-Fetch-Site for what another origin asked for; another port of this machine is same-site."""
-PERMIT = "if it is yours, start the chat with --allow-origin"
+NO_ADDRESS = ("null", "file://")
+"""How browsers name a page without an address of its own: a file that is opened, a frame that is sandboxed."""
+NO_ADDRESS_SAID = (
+    ", of a page without an address, such as a file: if it is yours, serve it, as with "
+    "`python -m http.server 8000 --bind 127.0.0.1`, open it at http://127.0.0.1:8000, and start the chat with "
+    "--allow-origin http://127.0.0.1:8000"
+)
 
 
 @dataclass(frozen=True)
@@ -51,15 +57,22 @@ def judge(method: str, path: str, headers: Message, origins: Sequence[str]) -> V
         return Verdict(refused=odd)
     host, sender = headers["Host"].strip().lower(), headers.get("Origin", "").strip().lower()
     if _name(host) not in THIS_MACHINE and not any(_same_host(host, origin) for origin in origins):
-        return Verdict(refused=f"{host} is no name of this machine: {PERMIT} https://{host}")
+        return Verdict(refused=f"{host} is no name of this machine{_permit(f'https://{host}')}")
     if sender and sender != f"http://{host}":
         named = any(_matches(sender, origin) for origin in origins)
-        return Verdict(cors=sender) if named else Verdict(refused=f"{sender} is another origin: {PERMIT} {sender}")
+        return Verdict(cors=sender) if named else Verdict(refused=f"{sender} is another origin{_permit(sender)}")
     if headers.get("Sec-Fetch-Site", "").lower() in FOREIGN:
         opened = method == "GET" and headers.get("Sec-Fetch-Mode", "").lower() == "navigate"
         to_page = opened and path.partition("?")[0] in PAGE
         return Verdict(from_outside=True) if to_page else Verdict(refused="another origin asks for it")
     return Verdict()
+
+
+def _permit(origin: str) -> str:
+    """What lets the page of an origin in that may be the user's own; nothing works for what no page can have."""
+    if origin in NO_ADDRESS:
+        return NO_ADDRESS_SAID
+    return f": if it is yours, start the chat with --allow-origin {origin}" if ORIGIN.fullmatch(origin) else ""
 
 
 def _odd(path: str, headers: Message) -> str:

@@ -1,18 +1,15 @@
 """The chat in the terminal: questions, answers as they come, commands, and a history of what was typed."""
 
 import contextlib
-import json
 import os
-import shlex
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 from tunesmith.console import say, warn
-from tunesmith.errors import DataError, ResourceError, TunesmithError
-from tunesmith.files import write_user_file
+from tunesmith.errors import DataError, TunesmithError
 from tunesmith.inference.client import Answer, Client
+from tunesmith.printable import printable
+from tunesmith.server.saving import Exchange, Spoken, save
 from tunesmith.weights.cache import cache_folder
 
 try:
@@ -25,9 +22,9 @@ KEPT_LINES = 1000
 MANY_LINES = '"""'
 COMMANDS = {
     "/help": "this list",
-    "/system [TEXT]": "show the system prompt in force, or replace it; the conversation goes on",
-    "/clear": "start a new conversation",
-    "/save FILE": "add the conversation to a JSONL file, as a row that can be trained on",
+    "/system [TEXT]": "show the system prompt in force, or start a new conversation with another",
+    "/clear": "start a new conversation, and forget what was said",
+    "/save FILE": "add what was said to a JSONL file, a row for each conversation, to be trained on",
     "/exit": "end the chat, as Ctrl+D does; Ctrl+C cuts an answer short",
     MANY_LINES: f"begin a text of many lines, which ends with {MANY_LINES}",
     "//TEXT": "send a text that begins with a slash",
@@ -39,16 +36,11 @@ class Talk:
 
     def __init__(self, engine: Client, *, system: str | None, own_system: str | None, context: int) -> None:
         """`system`: None leaves it to the file's template, which puts in `own_system`."""
-        self._engine, self._system, self._own_system, self._context = engine, system, own_system, context
-        self.messages: list[dict[str, str]] = []
+        self._engine, self._own_system, self._context = engine, own_system, context
+        self._spoken = [Spoken(system)]
         self._commands: dict[str, Callable[[str], None]] = {
             "/help": self._help, "/system": self._set_system, "/clear": self._clear, "/save": self._save,
         }  # fmt: skip
-
-    @property
-    def conversation(self) -> list[dict[str, str]]:
-        """What the model is given: the system prompt, if one is sent, and the turns."""
-        return [*([{"role": "system", "content": self._system}] if self._system else []), *self.messages]
 
     def go_on(self) -> None:
         """Until /exit or the end of what is typed."""
@@ -63,8 +55,6 @@ class Talk:
                     if not sys.stdin.isatty():
                         return
                     say("Ctrl+D or /exit ends the chat")
-                    if self.messages and self.messages[-1]["role"] == "user":
-                        self.messages.pop()  # nothing came of it
 
     def _take(self, text: str) -> None:
         if text.startswith("//"):
@@ -76,19 +66,17 @@ class Talk:
             self._ask(text)
 
     def _ask(self, question: str) -> None:
-        self.messages.append({"role": "user", "content": question})
+        now = self._spoken[-1]
         try:
-            if not (text := _answer(self._engine, self.conversation, self._context)):
-                self.messages.pop()  # nothing came, so the question was not asked
-                return
+            text, whole = _answer(self._engine, now.messages(question), self._context)
         except DataError as error:
             warn(f"{error.what}; the conversation goes on without it")
-            self.messages.pop()
         except TunesmithError as error:
             warn(f"{error.what}; a new conversation starts")
-            self.messages = []
+            self._spoken.append(Spoken(now.system))
         else:
-            self.messages.append({"role": "assistant", "content": text})
+            if text:  # else nothing came, so the question was not asked
+                now.said.append(Exchange(question, text, whole))
 
     def _unknown(self, command: str) -> Callable[[str], None]:
         def answer(_: str) -> None:
@@ -103,70 +91,21 @@ class Talk:
             say(f"{command:<{width}}  {does}")
 
     def _set_system(self, text: str) -> None:
-        self._system = text or self._system
-        if self._system:
-            say(f"system prompt: {self._system}")
-        else:
-            say(
-                f"system prompt, of the file's template: {self._own_system}" if self._own_system else "no system prompt"
-            )
+        """What was said under another system prompt was not said under this one: neither the model nor a row mixes."""
+        now = self._spoken[-1]
+        if text and text != now.system:
+            if now.said:
+                say("a new conversation starts; /save makes a row of each, with its own system prompt")
+            self._spoken.append(now := Spoken(text))
+        own = f"system prompt, of the file's template: {self._own_system}" if self._own_system else "no system prompt"
+        say(f"system prompt: {now.system}" if now.system else own)
 
     def _clear(self, _: str) -> None:
-        self.messages = []
+        self._spoken = [Spoken(self._spoken[-1].system)]
         say("a new conversation starts")
 
     def _save(self, name: str) -> None:
-        if not name:
-            warn("/save needs the name of a file, such as /save chats.jsonl")
-        elif not self.messages:
-            warn("nothing was said yet, so nothing is saved")
-        else:
-            try:
-                _save_row({"messages": self.conversation}, Path(_unquoted(name)).expanduser())
-            except (OSError, ValueError, RuntimeError, TunesmithError) as error:  # RuntimeError: no home folder
-                what = error.what if isinstance(error, TunesmithError) else getattr(error, "strerror", None) or error
-                warn(f"{name} is not written: {what}; name another file")
-
-
-def _unquoted(name: str) -> str:
-    """A name in quotes, as a shell takes it; one with a lone quote is as it stands."""
-    with contextlib.suppress(ValueError):
-        if len(parts := shlex.split(name)) == 1:
-            return parts[0]
-    return name
-
-
-def _save_row(row: dict[str, Any], file: Path) -> None:
-    """One more line of a JSONL file; what is there stays, unless the user says otherwise."""
-    line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
-    if not os.path.lexists(file):
-        write_user_file(file, line)
-        return say(f"saved to {file}")
-    if not file.is_file():
-        raise ResourceError("it is no file", fix="name another file")
-    how = _choice(f"{file} is there. Add to it (a), replace it (r), or leave it (enter)? ")
-    if how == "a":
-        with file.open("r+b") as opened:
-            if opened.seek(0, os.SEEK_END) and (opened.seek(-1, os.SEEK_END), opened.read(1))[1] != b"\n":
-                opened.write(b"\n")
-            opened.write(line)
-        say(f"added to {file}")
-    elif how == "r":
-        write_user_file(file, line)
-        say(f"replaced {file}")
-    else:
-        warn(f"{file} is left as it is; name another file")
-
-
-def _choice(question: str) -> str:
-    """What a person answers; nothing where there is none to ask."""
-    if not sys.stdin.isatty():
-        return ""
-    try:
-        return input(question).strip().lower()[:1]
-    except (EOFError, KeyboardInterrupt):
-        print()
-        return ""
+        save(self._spoken, name)
 
 
 def _typed() -> str | None:
@@ -207,22 +146,22 @@ def _remember(text: str) -> None:
             readline.append_history_file(1, cache_folder() / HISTORY)
 
 
-def _answer(engine: Client, messages: list[dict[str, str]], context: int) -> str:
-    """Stream one answer; what was said of it before a Ctrl+C counts as the answer."""
+def _answer(engine: Client, messages: list[dict[str, str]], context: int) -> tuple[str, bool]:
+    """Stream one answer, and whether it is whole; of one that Ctrl+C cuts, what came until then."""
     pieces: list[str] = []
 
     def show(text: str) -> None:
         pieces.append(text)
-        print(text, end="", flush=True)
+        print(printable(text), end="", flush=True)
 
     try:
         answer = engine.chat(messages, max_tokens=context, temperature=None, on_text=show)
     except KeyboardInterrupt:
         print()
-        return "".join(pieces)
+        return "".join(pieces), False
     print(flush=True)
     say(f"[{_stats(answer)}]")
-    return answer.text
+    return answer.text, answer.stopped
 
 
 def _stats(answer: Answer) -> str:

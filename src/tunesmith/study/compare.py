@@ -15,6 +15,7 @@ from rich.text import Text
 from tunesmith import __version__
 from tunesmith.console import console_for, say, warn
 from tunesmith.files import write_file, write_user_file
+from tunesmith.printable import printable
 from tunesmith.runs import Run
 from tunesmith.study.asked import held_out_rows, remarks, seen
 from tunesmith.study.measures import (
@@ -117,7 +118,7 @@ def _print(models: Sequence[Model], groups: Sequence[Group], reason: str) -> Non
         console = console_for(None, width=LEAST_WIDTH)
     shown = Table("")
     for model in models:
-        shown.add_column(Text(model.name))
+        shown.add_column(Text(printable(model.name)))
     for group in groups:
         shown.add_row(Text(group.title, style="italic"))
         for title, cells in group.rows:
@@ -125,7 +126,7 @@ def _print(models: Sequence[Model], groups: Sequence[Group], reason: str) -> Non
         shown.add_section()
     console.print(shown)
     for line in (*(group.remark for group in groups if group.remark), *remarks(models), reason):
-        console.print(line, markup=False, highlight=False)
+        console.print(printable(line), markup=False, highlight=False)
     for model in models:
         for what in model.old:
             warn(f"{model.name}: {what}")
@@ -133,4 +134,5 @@ def _print(models: Sequence[Model], groups: Sequence[Group], reason: str) -> Non
 
 
 def _printed(cell: Cell) -> Text:
-    return Text(f"{cell.text} ({cell.spread})" if cell.spread else cell.text, style="bold" if cell.best else "")
+    text = f"{cell.text} ({cell.spread})" if cell.spread else cell.text
+    return Text(printable(text), style="bold" if cell.best else "")
