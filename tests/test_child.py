@@ -4,12 +4,14 @@ import contextlib
 import errno
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 
 import pytest
 
-from tunesmith import cli
+from tunesmith import cli, machine
 from tunesmith.errors import ResourceError
 from tunesmith.inference.child import Child
 from tunesmith.inference.ended import ended
@@ -41,6 +43,20 @@ serve_parent(work)
 """
 
 
+TELLS = """
+import os
+from tunesmith.inference.child import serve_parent, tell
+serve_parent(lambda job: tell({name: os.environ.get(name) for name in job["names"]}))
+"""
+
+
+TELLS = """
+import os
+from tunesmith.inference.child import serve_parent, tell
+serve_parent(lambda job: tell({name: os.environ.get(name) for name in job["names"]}))
+"""
+
+
 @pytest.fixture
 def child_of(tmp_path, monkeypatch):
     """Start a child that prints, tells (or not), and ends."""
@@ -60,6 +76,32 @@ def child_of(tmp_path, monkeypatch):
 def test_what_is_printed_is_never_read_as_a_line(child_of):
     text = "a b\u2028\u00e9\U0001f600" * 40_000  # more than a pipe holds
     assert list(child_of("well", text)) == [{"text": text}]
+
+
+def test_threads_that_wait_spin_little_unless_the_user_has_said_how(tmp_path, monkeypatch):
+    (tmp_path / "tells.py").write_text(TELLS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    names = ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"]
+
+    def told(environment, *spins):
+        with monkeypatch.context() as patch:
+            for name in names:
+                patch.delenv(name, raising=False)
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            with contextlib.closing(Child("tells", {"names": names}, "tiny", *spins)) as child:
+                return {name: value for name, value in child.read().items() if value}
+
+    ours = {"GOMP_SPINCOUNT": str(machine.TRAINING_SPINS)}  # as the command line has it
+    for environment in ({}, ours):
+        assert told(environment) == {"GOMP_SPINCOUNT": str(machine.ANSWERING_SPINS)}
+        assert told(environment, machine.TRAINING_SPINS) == ours
+    for environment in ({"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "ACTIVE"}):
+        assert told(environment) == environment
+    line = "import os; from tunesmith import cli; cli.app = lambda: print(os.environ['GOMP_SPINCOUNT']); cli.main()"
+    clean = {name: value for name, value in os.environ.items() if name not in names}
+    done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, env=clean, check=True)
+    assert done.stdout == f"{machine.TRAINING_SPINS}\n"
 
 
 @pytest.mark.parametrize("ends", ["abort", "cut"])

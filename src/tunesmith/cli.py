@@ -16,6 +16,7 @@ from tunesmith import __version__
 from tunesmith.boundary import explained
 from tunesmith.command import as_typed
 from tunesmith.errors import RecipeError
+from tunesmith.machine import TRAINING_SPINS, spinning
 from tunesmith.printable import printable
 from tunesmith.stages import STAGES, Stage
 
@@ -48,6 +49,7 @@ class PausedExit(SystemExit):
 
 def main() -> None:
     """Entry point: every error ends with what, where and the fix, with its own exit code, and with no traceback."""
+    os.environ.update(spinning(TRAINING_SPINS))
     _have_utf8()
     _have_streams()
     try:

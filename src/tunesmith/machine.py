@@ -20,7 +20,21 @@ from tunesmith.errors import ResourceError
 VERSIONED = ("torch", "transformers", "tokenizers", "gguf", "xllamacpp", "numpy", "pyarrow")
 GPU_NAMES = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
 CGROUPS = Path("/sys/fs/cgroup")
+TRAINING_SPINS, ANSWERING_SPINS = 5000, 1000
+"""How often a thread looks whether the others are done before it sleeps (libgomp's GOMP_SPINCOUNT), for torch and for
+llama.cpp. libgomp's own, some hundred thousand times, is no faster on two free cores, and beside two busy processes
+takes 1.5 (training) and 3 times (answers) as long, now and then a hundred times: docs/log.md. Sleeping at once, which
+OMP_WAIT_POLICY=PASSIVE asks for, makes answers three times slower on free cores."""
 M_MMAP_THRESHOLD = -3  # its number in malloc.h of glibc
+
+
+def spinning(spins: int) -> dict[str, str]:
+    """What the environment needs to say so that threads spin so often; nothing where the user has said how they wait.
+
+    Read by libgomp as it is loaded: set it before torch or llama.cpp is.
+    """
+    said = os.environ.get("GOMP_SPINCOUNT", str(TRAINING_SPINS)) != str(TRAINING_SPINS)
+    return {} if said or "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": str(spins)}
 
 
 def disk_of(folder: Path) -> Path:

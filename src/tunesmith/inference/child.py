@@ -20,6 +20,7 @@ from typing import IO, Any
 from tunesmith import errors
 from tunesmith.errors import TunesmithError
 from tunesmith.inference.ended import ended
+from tunesmith.machine import ANSWERING_SPINS, spinning
 
 _turns = threading.Semaphore(0)
 LOOK_EVERY_S = 1.0  # at the parent's number: a process that the parent forked may hold the lifeline open
@@ -29,10 +30,8 @@ KEPT_BYTES = 20_000  # of what it prints: a traceback, or what llama.cpp says as
 class Child:
     """The parent's side."""
 
-    def __init__(
-        self, module: str, job: Mapping[str, Any], name: str, environment: Mapping[str, str] | None = None
-    ) -> None:
-        """Start `python -m module` on `job`; `name` is what answers, for the user. `environment`: where not said."""
+    def __init__(self, module: str, job: Mapping[str, Any], name: str, spins: int = ANSWERING_SPINS) -> None:
+        """Start `python -m module` on `job`; `name` is what answers, for the user. `spins`: of threads that wait."""
         self._name, self._owner = name, os.getpid()
         self._closed = False
         self._errors = _unnamed_file()  # a pipe would have to be read all the time
@@ -42,9 +41,8 @@ class Child:
         command = [sys.executable, "-P", "-m", module, str(theirs)]  # -P: a json.py in the working folder is not ours
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "pass_fds": [theirs]}
         pipes["stderr"] = self._errors
-        pipes["env"] = (
-            {"GGML_NO_BACKTRACE": "1"} | dict(environment or {}) | os.environ
-        )  # an abort is one line, not a debugger's screens
+        no_trace = {"GGML_NO_BACKTRACE": "1"}  # an abort is one line, not a debugger's screens
+        pipes["env"] = no_trace | os.environ | spinning(spins)
         try:
             # a session of its own: Ctrl+C in the terminal, or a notebook's interrupt, is for the parent to act on
             self._process = subprocess.Popen(command, start_new_session=True, text=True, encoding="utf-8", **pipes)

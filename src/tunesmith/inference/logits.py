@@ -27,8 +27,6 @@ from tunesmith.inference.ended import MAKE_ANEW
 PIECE_BYTES = 64 << 20  # logits of a piece; llama.cpp holds them once more
 CELLS = 256  # llama.cpp rounds a context up to so many tokens
 LOG_WARNING, LOG_CONTINUED = 3, 5  # ggml_log_level: what is printed, with what follows on the same line
-PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""A thread that waits for others does not spin: beside other work two spinning threads took 101 s for 6 s of work."""
 GUARD = 512  # bytes, more than a struct has
 
 Logits = NDArray[np.float32]
@@ -91,7 +89,7 @@ def sequence_logits(
     """
     job = {"gguf": str(gguf), "threads": threads, "window": str(window),
            "sequences": [[list(map(int, part)) for part in sequence] for sequence in sequences]}  # fmt: skip
-    with contextlib.closing(Child("tunesmith.inference.logits", job, gguf.name, PASSIVE)) as child:
+    with contextlib.closing(Child("tunesmith.inference.logits", job, gguf.name)) as child:
         try:
             first = child.read()
         except ResourceError as error:  # it crashed

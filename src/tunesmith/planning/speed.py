@@ -9,7 +9,7 @@ from tunesmith.errors import TunesmithError
 from tunesmith.files import fingerprint, write_file
 from tunesmith.inference.child import Child
 from tunesmith.json_file import OTHER_JSON, json_object
-from tunesmith.machine import training_device, versions
+from tunesmith.machine import TRAINING_SPINS, training_device, versions
 from tunesmith.record import read_record
 from tunesmith.runs import Run
 from tunesmith.weights.cache import cache_folder
@@ -52,7 +52,9 @@ def time_one_pass(base: LocatedBase, lengths: list[int]) -> Speed | None:
     """
     job = {"base": str(base.folder), "lengths": lengths}
     try:
-        with contextlib.closing(Child("tunesmith.training.timed", job, f"the timed pass of {base.name}")) as child:
+        with contextlib.closing(
+            Child("tunesmith.training.timed", job, f"the timed pass of {base.name}", TRAINING_SPINS)
+        ) as child:
             tokens_per_s = next((float(line["tokens_per_s"]) for line in child), 0.0)
     except TunesmithError:
         return None
