@@ -38,7 +38,7 @@ def test_sixty_conversations_make_a_recipe_of_enough_steps_that_passes_check(tmp
     assert (recipe.name, recipe.base) == ("chats", str(tiny_base))
     assert lines[0] == "rows: 60 in chats.jsonl; 54 to train on, 6 held out"
     steps = int(lines[2].removeprefix("steps: about ").split()[0])
-    assert 30 <= steps <= 60 and recipe.train.lr == 2e-3 and recipe.data.held_out == 0.1
+    assert 30 <= steps <= 60 and (recipe.train.lr, recipe.lora.rank) == (3e-3, 32) and recipe.data.held_out == 0.1
     assert lines[3].startswith("time: about 1 min of training at ") and lines[3].endswith(
         "as one pass took on this machine"
     )
@@ -54,8 +54,8 @@ def test_sixty_conversations_make_a_recipe_of_enough_steps_that_passes_check(tmp
 
 @pytest.mark.parametrize(
     ("rows", "length", "width", "lr"),
-    [(8, 12, 576, 2e-3), (60, 70, 576, 2e-3), (496, 90, 576, 2e-3), (3000, 300, 2048, 4e-4), (100_000, 450, 3072, 2e-4),
-     (9, 5000, 2048, 4e-4), (2_000_000, 800, 2048, 2e-4), (40, 300, None, 4e-4)],
+    [(8, 12, 576, 3e-3), (60, 70, 576, 3e-3), (496, 90, 576, 3e-3), (20_000, 200, 576, 1e-3), (3000, 300, 2048, 4e-4),
+     (100_000, 450, 3072, 2e-4), (9, 5000, 2048, 4e-4), (2_000_000, 800, 2048, 2e-4), (40, 300, None, 4e-4)],
 )  # fmt: skip
 def test_every_size_of_data_gets_steps_to_learn_in(rows, length, width, lr):
     seen = min(rows, 2000)
@@ -63,6 +63,7 @@ def test_every_size_of_data_gets_steps_to_learn_in(rows, length, width, lr):
     found = fit([look], {"hidden_size": width, "max_position_embeddings": 8192} if width else {})
     longest = min(length, 2048)
     assert found.tokens_per_step >= found.max_length >= longest and found.lr == lr
+    assert found.rank == (32 if lr == 3e-3 else 16)
     assert found.steps >= 30 or found.epochs == 10, found  # a handful of rows is few, however often they are read
     assert found.steps >= 60 or found.tokens_per_step <= 512 or found.tokens_per_step == found.max_length, found
     assert 1 <= found.evaluate_every <= 200 and 0.01 <= found.held_out <= max(0.1, 1 / rows + 0.01)

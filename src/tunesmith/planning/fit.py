@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tunesmith.planning.look import Look
 from tunesmith.planning.steps import all_lengths, steps_of, tokens_in
-from tunesmith.recipe import TrainConfig
+from tunesmith.recipe import LoraConfig, TrainConfig
 from tunesmith.tokens.order import FEW_STEPS, MOST_EPOCHS
 
 GOOD_STEPS, ENOUGH_STEPS = 60, 45
@@ -20,8 +20,10 @@ ROOM, LONGEST = 256, 2048
 EPOCHS = ((100_000, 4), (1_000_000, 3), (10_000_000, 2))
 """Tokens of an epoch below which so many passes are made."""
 SMALL_WIDTH, SMALL_LR, LR = 1024, 1e-3, 2e-4
-"""A narrow base needs a higher rate. Few steps need twice of either: on 60 conversations, in 32 steps of 512 tokens,
-2e-3 taught the 135 million what 1e-3 did not."""
+"""A narrow base needs a higher rate, and few steps a higher one than many: of a narrow base three times, and a wider
+adapter, of others twice. On 60 conversations, in 48 steps of 512 tokens, 3e-3 with rank 32 taught the 135 million more
+than 2e-3 with 16 (docs/log.md)."""
+RANK, SHORT_RANK = 16, 32
 SHORT = 200
 
 
@@ -32,6 +34,7 @@ class Fitted:
     epochs: int
     tokens_per_step: int
     max_length: int
+    rank: int
     lr: float
     evaluate_every: int
     held_out: float
@@ -71,23 +74,26 @@ def fit(looks: Sequence[Look], config: Mapping[str, object]) -> Fitted:
         size, max_length = size // 2, min(max_length, size // 2)
     count = steps(epochs, size)
     narrow = isinstance(width := config.get("hidden_size"), int) and width < SMALL_WIDTH
-    lr = (SMALL_LR if narrow else LR) * (2 if count < SHORT else 1)
+    short = count < SHORT
+    rank = SHORT_RANK if narrow and short else RANK
+    lr = (SMALL_LR if narrow else LR) * (1 if not short else 3 if narrow else 2)
     why = {
         "epochs": f"passes over {tokens:,.0f} tokens" + (": a small file is read several times" if epochs > 1 else ""),
         "tokens_per_step": f"makes {count:,} steps; fewer than {FEW_STEPS} teach next to nothing",
         "max_length": f"the longest conversation seen has {max(lengths):,} tokens",
-        "lr": ("a small base" if narrow else "the usual rate for LoRA") + (", few steps" if count < SHORT else ""),
+        "rank": "width of the adapter" + (": a small base, few steps" if rank == SHORT_RANK else ""),
+        "lr": ("a small base" if narrow else "the usual rate for LoRA") + (", few steps" if short else ""),
         "evaluate_every": "measures the held-out loss",
         "held_out": f"about {max(1, round(rows * held_out)):,} rows kept out of training to measure the loss",
     }
-    return Fitted(epochs, size, max_length, lr, max(1, min(200, count // 8)), held_out, count, why)
+    return Fitted(epochs, size, max_length, rank, lr, max(1, min(200, count // 8)), held_out, count, why)
 
 
 def unfitted(reason: str) -> Fitted:
     """The defaults, for data that was not looked at; `reason`: why not."""
     plain, why = TrainConfig(), f"the default: {reason}"
-    names = ("epochs", "tokens_per_step", "max_length", "lr", "evaluate_every", "held_out")
+    names = ("epochs", "tokens_per_step", "max_length", "rank", "lr", "evaluate_every", "held_out")
     return Fitted(
-        1, plain.tokens_per_step, plain.max_length, plain.lr, plain.evaluate_every_steps, 0.05, 0,
+        1, plain.tokens_per_step, plain.max_length, LoraConfig().rank, plain.lr, plain.evaluate_every_steps, 0.05, 0,
         dict.fromkeys(names, why),
     )  # fmt: skip

@@ -35,7 +35,7 @@ data:
       format: auto  # sharegpt, messages, alpaca, prompt-completion; auto looks at the first row
   held_out: {fitted.held_out:g}  # {why[held_out]}
 lora:
-  rank: 16  # width of the adapter
+  rank: {fitted.rank}  # {why[rank]}
 train:
   epochs: {fitted.epochs}  # {why[epochs]}
   tokens_per_step: {fitted.tokens_per_step}  # {why[tokens_per_step]}
