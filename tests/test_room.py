@@ -16,7 +16,7 @@ from tunesmith.model.lora import attach
 from tunesmith.pipeline import run_stages
 from tunesmith.recipe import ChatConfig
 from tunesmith.recipe_file import read_recipe
-from tunesmith.room import Need, disk_needs, need_room
+from tunesmith.room import Need, disk_needs, fullest_bytes, make_sure, need_room
 from tunesmith.runs import Run
 from tunesmith.stages import STAGES, stage_of
 from tunesmith.weights.locate import locate_base
@@ -75,6 +75,20 @@ def test_a_disk_too_small_for_the_end_is_said_before_any_work(made, monkeypatch)
     with pytest.raises(ResourceError, match="what is still to be made"):
         run_stages(recipe, run, STAGES, lambda stage: loaded.append(stage.verb))
     assert loaded == [] and not run.data.exists()
+
+
+def test_what_a_new_start_deletes_is_room_once(made, monkeypatch):
+    recipe, run, base = made
+    old = run.checkpoints / "step-000008"
+    old.mkdir(parents=True)
+    (old / "state.json").write_bytes(b"x" * 50_000)
+    needed = fullest_bytes(recipe, Run(run.path.parent / "new"), base)  # where nothing is yet
+    for frees in (50_000, 300_000):
+        free(monkeypatch, needed - frees)
+        make_sure(STAGES, recipe, run, base, frees)
+        free(monkeypatch, needed - frees - 1)
+        with pytest.raises(ResourceError, match=r"still to be made \(checkpoints .*\) needs"):
+            make_sure(STAGES, recipe, run, base, frees)
 
 
 def test_for_stages_that_were_not_asked_for_it_is_a_warning(made, monkeypatch, capsys):
