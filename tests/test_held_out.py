@@ -1,6 +1,8 @@
 """Held-out questions end a run and stand in its report; prompts that training has seen are marked, and lock nothing."""
 
 import json
+import re
+import shutil
 
 import pyarrow.parquet
 import pytest
@@ -56,14 +58,19 @@ def test_held_out_rows_are_asked_of_both_models_and_are_not_timed(finished):
         assert len(lines(run.evaluation / f"{prefix}answers.jsonl")) == 2
 
 
-def test_a_run_ends_in_three_questions_with_what_data_base_and_tuned_say(finished, monkeypatch):
-    path, run = finished
+def test_a_run_ends_in_three_questions_with_what_data_base_and_tuned_say(finished, monkeypatch, tmp_path):
+    path, run = finished[0], Run(shutil.copytree(finished[1].path, tmp_path / "run"))
+    for prefix, text in (("", "ours"), ("base-", "theirs")):
+        file = run.evaluation / f"{prefix}held-out.jsonl"
+        file.write_text("".join(json.dumps(line | {"text": text}) + "\n" for line in lines(file)))
     monkeypatch.setenv("COLUMNS", "60")
     said = ending(read_recipe(path), run).splitlines()
     assert said[0] == "3 held-out questions, which nobody trained on:"
     assert max(map(len, said[: said.index("small is ready:")])) <= 60
     for who in ("the data:", "base:", "tuned:"):
         assert sum(line.startswith(f"    {who}") for line in said) == 3
+    assert [sum(re.fullmatch(f"    {who}: +{text}( ...)?", line) is not None for line in said) for who, text in (
+        ("base", "theirs"), ("tuned", "ours"))] == [3, 3]  # fmt: skip
     question = pick_asked(run.data)[0].question
     assert "".join(question.split())[:40] in "".join("".join(said).split())
 

@@ -17,7 +17,7 @@ from test_owned import tree
 
 from tunesmith import boundary, cli
 from tunesmith.data.hub import resolve_commit
-from tunesmith.decides import kept_recipe
+from tunesmith.decides import as_begun, kept_recipe
 from tunesmith.errors import InternalError, ResourceError, ResumeError
 from tunesmith.files import remove
 from tunesmith.fresh import NewStart
@@ -268,7 +268,7 @@ def test_fresh_asks_deletes_what_was_trained_and_trains_anew(project):
 def begin_anew(run, yes, ask, recipe):
     start = NewStart(run, yes, ask)
     start.agree()
-    return start.delete(recipe, recipe)
+    return start.delete(as_begun(recipe, run), recipe)
 
 
 def test_fresh_is_not_begun_where_the_user_says_no(project, monkeypatch):
@@ -391,6 +391,7 @@ def test_a_standard_output_that_is_full_ends_with_its_reason_and_nothing_more(pr
     [
         (MemoryError(), 7, "memory is full"), (RecursionError(), 3, "nested too deeply"),
         (OSError(28, "No space left on device", "/x/y"), 7, "/x/y could not be written: the disk is full"),
+        (OSError(errno.EDQUOT, "Kontingent", "/x/y"), 7, "/x/y could not be written: the disk is full"),
         (RuntimeError("write failed: No space left on device"), 7, "the disk is full"),
         (UnicodeEncodeError("ascii", "caf\xe9", 3, 4, "no"), 3, "cannot be written as ascii"),
         (ImportError("no torch here", name="torch"), 7, "torch cannot be loaded: no torch here"),

@@ -56,12 +56,13 @@ def by_hand(model, ids, most):
 
 def test_greedy_with_a_cache_is_greedy_without_and_the_model_stays_as_it_was(model):
     ids = tuple(range(3, 40))
-    wanted = by_hand(model, ids, 12)
+    wanted, attention = by_hand(model, ids, 12), model.config._attn_implementation
     assert len(set(wanted)) > 2
     found, ended = answer(model, Question(0, "", ids, stop=-1), 12, FOREVER)
     assert (found, ended) == (wanted, False)
     stop = wanted[5]
     assert answer(model, Question(0, "", ids, stop), 12, FOREVER) == (wanted[: wanted.index(stop)], True)
+    assert model.config._attn_implementation == attention
     assert by_hand(model, ids, 12) == wanted  # packed attention again, without a cache
     assert answer(model, Question(0, "", ids, stop=-1), 12, 0.0)[0] == wanted[:1]  # no time: the first word only
 
