@@ -301,7 +301,7 @@ TRAINING = (
     _m("the number of threads is no condition of equal bits", "training/device.py",
        '"threads": torch.get_num_threads()', '"threads": 1 or torch.get_num_threads()', "test_memory.py"),
     _m("a shorter last epoch is as long as the others", "training/train.py",
-       "share = min(1.0, recipe.train.epochs - epoch)", "share = 1.0",
+       "share = min(1.0, train.epochs - epoch)", "share = 1.0",
        "test_training.py::test_half_an_epoch_is_half_the_steps"),
 )  # fmt: skip
 PROOF = (

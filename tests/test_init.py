@@ -192,4 +192,4 @@ def test_what_init_writes_can_be_prepared_and_makes_the_steps_it_says(tmp_path, 
     counts, (train_rows, _) = read_record(run.data).counts, load_rows(run.data)
     assert f"{counts['train_rows']} to train on, {counts['held_out_rows']} held out" in done.stdout
     said = int(done.stdout.split("steps: about ")[1].split()[0])
-    assert abs(said - len(steps_in_training(train_rows, recipe))) <= recipe.train.epochs / 2
+    assert abs(said - len(steps_in_training(train_rows, recipe.train, recipe.seed))) <= recipe.train.epochs / 2

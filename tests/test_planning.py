@@ -49,7 +49,7 @@ def test_the_plan_is_what_prepare_and_train_do(tmp_path, tiny_base, held_out):
     counts, (rows, _) = read_record(run.data).counts, load_rows(run.data)
     assert (plan.train_rows, plan.held_out_rows) == (counts["train_rows"], counts["held_out_rows"])
     assert plan.exact and plan.looks[0].rows == 124 and plan.longest == counts["longest"]
-    exact = len(steps_in_training(rows, recipe))
+    exact = len(steps_in_training(rows, recipe.train, recipe.seed))
     assert abs(plan.steps - exact) <= 3 and abs(plan.tokens - rows.lengths_N.sum()) < 0.05 * plan.tokens
     reasons = {reason: len(where) for reason, where in plan.looks[0].dropped.items()}
     assert reasons.pop("says the same as an earlier row") == 2 and len(reasons) == 2

@@ -1,6 +1,7 @@
 """Samples while training: what a cache computes is what the model computes, and training is as it was without them."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from small_project import write_project
 from tunesmith.model.base import backbone, compile_layers, head, load_base, recompute_layers
 from tunesmith.model.lora import adapted_layers, attach
 from tunesmith.pipeline import run_stages
+from tunesmith.planning.steps import steps_of
 from tunesmith.recipe import LoraConfig, TrainConfig
 from tunesmith.recipe_file import read_recipe
 from tunesmith.record import read_record
@@ -160,16 +162,23 @@ def test_a_paused_training_says_where_it_was_best_so_far(tmp_path, tiny_base, ca
 
 
 @pytest.mark.parametrize(
-    ("steps", "size", "max_length", "epochs", "longest", "said"),
+    ("lengths", "size", "max_length", "epochs", "said"),
     [
-        (2, 16384, 2048, 1, 200, "--set train.tokens_per_step=1024 --set train.max_length=1024 makes about 32"),
-        (9, 512, 256, 1, 200, "--set train.tokens_per_step=256 --set train.epochs=2 makes about 30"),
-        (1, 256, 256, 2, 200, "these are few rows: add conversations"),
+        ([100] * 300, 16384, 2048, 1, "--set train.tokens_per_step=1024 --set train.max_length=1024 makes about 30"),
+        ([50] * 60, 16384, 2048, 1, "--set train.tokens_per_step=128 --set train.max_length=128 makes about 30"),
+        ([200] * 9, 512, 256, 1, "--set train.tokens_per_step=256 --set train.epochs=4 makes about 36"),
+        ([200] * 2, 256, 256, 1, "these are few rows: add conversations"),
     ],
 )
-def test_too_few_steps_are_said_with_what_makes_more(steps, size, max_length, epochs, longest, said):
+def test_too_few_steps_are_said_with_what_makes_more_and_it_does(lengths, size, max_length, epochs, said):
+    def count(train):
+        return steps_of(train, sum(lengths), lengths, 0)
+
     train = TrainConfig(tokens_per_step=size, max_length=max_length, epochs=epochs)
-    assert more_steps(steps, train, longest) == said
+    assert more_steps(train, max(lengths), count) == said
+    changes = {name: float(value) for name, value in re.findall(r"--set train[.](\w+)=([0-9]+)", said)}
+    made = count(train.model_copy(update=changes | {name: int(changes[name]) for name in changes if name != "epochs"}))
+    assert said.endswith(f"makes about {made}") or (made < 30 and not changes)
 
 
 def test_a_training_of_few_steps_warns(tmp_path, tiny_base, capfd):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tunesmith.errors import DataError
 from tunesmith.planning.look import Look
 from tunesmith.planning.steps import all_lengths, steps_of, tokens_in
 from tunesmith.recipe import LoraConfig, TrainConfig
@@ -51,6 +52,8 @@ def fit(looks: Sequence[Look], config: Mapping[str, object]) -> Fitted:
     """Settings for data that was looked at. `config`: the base's config.json; empty where it is not at hand."""
     lengths = all_lengths(looks)
     rows = sum(look.rows * look.kept for look in looks)
+    if rows < 2:  # one to train on and one to hold out
+        raise DataError("there is one row that can be used, and none to hold out", fix="add conversations")
     one_row = math.ceil(100 / max(rows, 2)) / 100  # which a share of them must hold
     held_out = max(one_row, min(0.1, max(0.01, math.ceil(6 / max(rows, 1) * 100) / 100)))
     context = config.get("max_position_embeddings")

@@ -72,6 +72,11 @@ def plan_of(recipe: Recipe, run: Run, tokens: Tokens, looks: tuple[Look, ...], h
     share = recipe.data.held_out if isinstance(recipe.data.held_out, float) else 0.0
     usable = sum(look.rows * look.kept for look in looks)
     held_rows = round(held_out.rows * held_out.kept) if held_out else math.floor(usable * share + 1e-9)
+    if not held_rows:
+        named = f"data.held_out is {share:g} of" if not held_out else f"{held_out.path} has none of its"
+        what = f"{named} {round(held_out.rows if held_out else usable):,} rows"
+        enough = f"write {math.ceil(100 / usable) / 100:g} or more" if usable >= 2 else "add conversations"
+        raise DataError(f"{what}, so none would be held out", fix=enough)
     left = max(usable - (0 if held_out else held_rows), 1) / max(usable, 1)
     longest = recipe.train.max_length
     counted = [min(n, longest) for n in all_lengths(looks)]

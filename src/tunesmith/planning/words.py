@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 
+from tunesmith.command import to_type
 from tunesmith.planning.look import Look
 from tunesmith.planning.plan import Plan, dropped
-from tunesmith.recipe import Recipe
+from tunesmith.planning.steps import all_lengths, steps_of
+from tunesmith.recipe import Recipe, TrainConfig
 from tunesmith.tokens.order import FEW_STEPS, more_steps
 
 SHOWN = 4
@@ -40,7 +42,8 @@ def plan_lines(plan: Plan, recipe: Recipe) -> Iterator[str]:
 def _time(plan: Plan, recipe: Recipe) -> str:
     if plan.speed is None:
         return (
-            "time: not known: no run of this base on this machine yet; `tunesmith check RECIPE --time` times one pass"
+            "time: not known: no run of this base on this machine yet; "
+            f"`{to_type('check')} RECIPE --time` times one pass"
         )
     minutes = recipe.train.epochs * plan.tokens / plan.speed.tokens_per_s / 60
     shown = f"{minutes / 60:.1f} hours" if minutes > 120 else f"{max(1, round(minutes))} min"
@@ -64,13 +67,15 @@ def _problems(plan: Plan, recipe: Recipe) -> Iterator[str]:
             yield f"  {len(where):,}: {reason} ({', '.join(where[:3])}{', ...' if len(where) > 3 else ''})"
         if len(reasons) > SHOWN:
             yield f"  and {len(reasons) - SHOWN} more reasons"
-    if not plan.held_out_rows:
-        rows = max(plan.train_rows, 2)
-        yield f"none would be held out: data.held_out must be {1 / rows:.2f} or more of {rows:,} rows"
     if plan.cut:
         yield f"cut: {plan.cut:,} rows have more than train.max_length {recipe.train.max_length:,} tokens"
     if plan.steps < FEW_STEPS:
-        more = more_steps(plan.steps, recipe.train, min(plan.longest, recipe.train.max_length))
+        lengths = all_lengths(plan.looks)
+
+        def count(train: TrainConfig) -> int:
+            return steps_of(train, plan.tokens, [min(n, train.max_length) for n in lengths], recipe.seed)
+
+        more = more_steps(recipe.train, min(plan.longest, recipe.train.max_length), count)
         yield f"too few steps: {plan.steps} teach next to nothing, {FEW_STEPS} to 60 are a start; {more}"
 
 

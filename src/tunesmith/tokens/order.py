@@ -5,7 +5,7 @@ A step is the same set of rows on every machine; only then is it packed into mic
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tunesmith.recipe import TrainConfig
 
@@ -15,25 +15,23 @@ MOST_EPOCHS = 10
 """More passes over the same rows are no more to learn from."""
 
 
-def more_steps(steps: int, train: TrainConfig, longest: int) -> str:
-    """What makes FEW_STEPS of so few `steps`, in words: smaller ones, then more epochs, then more data.
+def more_steps(train: TrainConfig, longest: int, count: Callable[[TrainConfig], int]) -> str:
+    """What makes FEW_STEPS, in words: smaller ones, then more epochs, then more data.
 
-    `longest`: tokens of the longest row, which a step must hold.
+    `longest`: tokens of the longest row, which a step must hold. `count`: how many steps some settings make.
     """
-    size, epochs, made = train.tokens_per_step, train.epochs, steps
-    while made < FEW_STEPS and size // 2 >= longest:
-        size, made = size // 2, made * 2
+    now = train
+    while count(now) < FEW_STEPS and now.tokens_per_step // 2 >= longest:
+        size = now.tokens_per_step // 2
+        now = now.model_copy(update={"tokens_per_step": size, "max_length": min(now.max_length, size)})
+    while (made := count(now)) < FEW_STEPS and now.epochs < MOST_EPOCHS:
+        epochs = max(math.floor(now.epochs) + 1, math.ceil(now.epochs * FEW_STEPS / made))
+        now = now.model_copy(update={"epochs": min(epochs, MOST_EPOCHS)})
     if made < FEW_STEPS:
-        epochs = math.ceil(epochs * FEW_STEPS / made)
-        made = FEW_STEPS
-    if epochs > MOST_EPOCHS:
         return "these are few rows: add conversations"
-    settings: dict[str, float] = {"tokens_per_step": size}
-    if train.max_length > size:
-        settings["max_length"] = size
-    if epochs != train.epochs:
-        settings["epochs"] = epochs
-    return f"{' '.join(f'--set train.{name}={value:g}' for name, value in settings.items())} makes about {made}"
+    changed = {name: value for name in ("tokens_per_step", "max_length", "epochs")
+               if (value := getattr(now, name)) != getattr(train, name)}  # fmt: skip
+    return f"{' '.join(f'--set train.{name}={value:g}' for name, value in changed.items())} makes about {made}"
 
 
 def rows_of_epoch(lengths_N: Sequence[int], tokens_per_step: int, seed: int, epoch: int) -> list[list[int]]:

@@ -20,7 +20,7 @@ from tunesmith.model.batch import Batching, supervised_in
 from tunesmith.model.lora import attach
 from tunesmith.proof.compiling import prove_compiling
 from tunesmith.proof.packing import prove_packing
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import Recipe, TrainConfig
 from tunesmith.record import Proof, Record
 from tunesmith.runs import Run, checkpoint_folders, commit_stage
 from tunesmith.tokens.order import FEW_STEPS, more_steps, rows_of_epoch
@@ -153,10 +153,10 @@ def _prepare_job(recipe: Recipe, run: Run, device: torch.device, decides: dict[s
     """Rows, their order, and how they are batched here."""
     set_determinism(recipe.train)
     rows, held_out = load_rows(run.data)
-    steps = _plan(rows, recipe)
+    steps = _plan(rows, recipe.train, recipe.seed)
     if len(steps) < FEW_STEPS:
         longest = max(int(rows.lengths_N.max()), int(held_out.lengths_N.max()))  # a longer one would be cut
-        fix = more_steps(len(steps), recipe.train, longest)
+        fix = more_steps(recipe.train, longest, lambda other: len(_plan(rows, other, recipe.seed)))
         warn(f"{len(steps)} steps teach next to nothing, {FEW_STEPS} to 60 are a start; {fix}")
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.train.precision, torch.float32)
     kernel = has_varlen_kernel(device, dtype) and not recipe.train.deterministic
@@ -170,12 +170,12 @@ def _prepare_job(recipe: Recipe, run: Run, device: torch.device, decides: dict[s
     )  # fmt: skip
 
 
-def _plan(rows: TokenRows, recipe: Recipe) -> list[Sequence[int]]:
+def _plan(rows: TokenRows, train: TrainConfig, seed: int) -> list[Sequence[int]]:
     """The rows of every optimizer step of the run: a function of the data, the seed and tokens_per_step."""
     steps: list[Sequence[int]] = []
-    for epoch in range(math.ceil(recipe.train.epochs)):
-        of_epoch = rows_of_epoch(rows.lengths_N.tolist(), recipe.train.tokens_per_step, recipe.seed, epoch)
-        share = min(1.0, recipe.train.epochs - epoch)
+    for epoch in range(math.ceil(train.epochs)):
+        of_epoch = rows_of_epoch(rows.lengths_N.tolist(), train.tokens_per_step, seed, epoch)
+        share = min(1.0, train.epochs - epoch)
         steps += of_epoch[: max(1, round(share * len(of_epoch)))]
     return [step for step in steps if supervised_in(rows, step)]
 
