@@ -613,7 +613,7 @@ HOUSE = (
     _m("the base's answer is shown as the tuned one's", "ending.py", '("base", theirs), ("tuned", ours)',
        '("base", theirs), ("tuned", theirs)', "test_held_out.py"),
     _m("other rows are refused once torch is loaded", "pipeline.py",
-       "        keep_rows_of_checkpoints(run, data_needs_now(recipe, base.digest))", "        pass",
+       "        keep_rows_of_checkpoints(run, data_needs_now(recipe, base.digest), sources_of(recipe))", "        pass",
        "test_refusals.py::test_what_decides_training_is_refused_before_torch_is_loaded"),
     _m("what was trained is deleted for a run that cannot begin", "pipeline.py",
        "            _look_ahead(stages[0], recipe, run, base)\n            anew.agree()",

@@ -348,7 +348,7 @@ def test_what_is_missing_is_named_with_the_command(runs, tmp_path):
     shutil.rmtree(tmp_path / "early" / "evaluation")
     with pytest.raises(ResumeError, match="has no evaluation yet") as caught:
         compare([str(tmp_path / "early"), "base"], tmp_path / "report.html")
-    assert f"tunesmith evaluate {tmp_path / 'early'}" in caught.value.fix
+    assert f"tunesmith run {tmp_path / 'early'}" in caught.value.fix
     assert not (tmp_path / "report.html").exists()
 
 

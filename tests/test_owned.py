@@ -11,7 +11,7 @@ from forked import forked
 from tiny import write_rows
 
 from tunesmith import past
-from tunesmith.decides import data_needs_now
+from tunesmith.decides import data_needs_now, sources_of
 from tunesmith.errors import RecipeError, ResumeError
 from tunesmith.files import DRAFT, GONE, OLD, RECORD, commit_folder, sweep, write_user_file
 from tunesmith.pipeline import locked, run_stages
@@ -278,7 +278,7 @@ def test_names_that_are_no_checkpoints_do_not_keep_the_data(project, tmp_path):
     put(run.checkpoints, "step-1000000/state.json", "step-999999/state.json", "step-000040/state.json")
     assert [p.name for p in checkpoint_folders(run.checkpoints)] == ["step-000040", "step-999999", "step-1000000"]
     with pytest.raises(ResumeError, match="trained on other data"):
-        keep_rows_of_checkpoints(run, data_needs_now(recipe, "d"))
+        keep_rows_of_checkpoints(run, data_needs_now(recipe, "d"), sources_of(recipe))
 
 
 @pytest.mark.parametrize("name", ["thesis.html", "folder"])

@@ -14,7 +14,7 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from tiny import CHATML, save_tokenizer, write_rows
 
-from tunesmith.decides import data_needs_now, read_prompts
+from tunesmith.decides import data_needs_now, read_prompts, sources_of
 from tunesmith.errors import BaseError, DataError, RecipeError, ResumeError
 from tunesmith.recipe import Recipe
 from tunesmith.record import read_record
@@ -46,7 +46,7 @@ def recipe_of(*paths, held_out=0.1, **sections):
 
 def keep_rows(recipe, run, base):
     """What the pipeline asks before it lets prepare make rows."""
-    keep_rows_of_checkpoints(run, data_needs_now(recipe, base.digest))
+    keep_rows_of_checkpoints(run, data_needs_now(recipe, base.digest), sources_of(recipe))
 
 
 def texts_of(tokenizer, rows):
@@ -402,7 +402,7 @@ def test_checkpoints_keep_their_data(tmp_path, base):
         keep_rows(recipe_of(path, train={"max_length": 512}, seed=3), run, base)
     assert "--fresh" in error.value.fix and error.value.where == str(run.checkpoints)
     write_rows(path, CHATS[1:])
-    with pytest.raises(ResumeError, match=r"data: source 0 \(counted from 0\) has other rows"):
+    with pytest.raises(ResumeError, match=r"data: .*x\.jsonl has other rows"):
         keep_rows(recipe_of(path), run, base)
     assert read_record(run.data) == first
 

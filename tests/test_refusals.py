@@ -75,6 +75,17 @@ RUN = ("run", "recipe.yaml")
 PREPARE = ("prepare", "recipe.yaml", *NEW)
 CASES = {
     # what is wrong: (what is done before, arguments, exit code, what is said)
+    "a base that is not built in": (
+        None, ("check", "recipe.yaml", "--set", "base=builtin:llama"), 4, "there is no base builtin:llama"
+    ),
+    "a verb before its turn": (None, ("merge", "recipe.yaml", *NEW), 5, "type the same with `"),
+    "one conversation": (
+        write("one.jsonl", '{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}'),
+        ("init", "one.jsonl", "--to", "one.yaml", "--yes"), 3, "one row that can be used, and none to hold out",
+    ),
+    "a share that holds out none": (
+        None, ("check", "recipe.yaml", "--set", "data.held_out=0.001"), 3, "none would be held out",
+    ),
     "a recipe that is not there": (None, ("run", "none.yaml"), 2, "recipe none.yaml cannot be read"),
     "a recipe that is none": (None, ("run", "runs/small/gguf/small-Q8_0.gguf"), 2, "cannot be read"),
     "a folder that is no run": (None, ("run", "runs"), 2, "runs is no run folder"),
@@ -208,7 +219,7 @@ def test_a_run_in_which_all_stands_needs_no_base(project):
         ("train.lr=1e-3", "train.lr: 0.01 -> 0.001"), ("lora.alpha=1", "lora.alpha: 16.0 -> 1.0"),
         ("data.dedup=off", "data.dedup: exact -> off"), ("seed=9", "seed: 0 -> 9"),
         ("train.max_length=150", "train.max_length: 200 -> 150"),
-        ("data.sources.0.path=others.jsonl", "data: source 0 (counted from 0) has other rows"),
+        ("data.sources.0.path=others.jsonl", "others.jsonl has other rows"),
     ],
 )  # fmt: skip
 def test_what_decides_training_is_refused_before_torch_is_loaded(project, change, said):
@@ -222,7 +233,9 @@ def test_what_decides_training_is_refused_before_torch_is_loaded(project, change
 
     with pytest.raises(ResumeError) as caught:
         run_stages(recipe, run, STAGES, load)
-    assert f"\n  - {said}" in caught.value.what and caught.value.fix.startswith("set it back; ")
+    assert re.search(rf"\n  - (data: .*)?{re.escape(said)}", caught.value.what) and caught.value.fix.startswith(
+        "set it back; "
+    )
     assert "--run-dir" in caught.value.fix and "--fresh" in caught.value.fix
 
 

@@ -345,7 +345,7 @@ def _made(folder: Path) -> str:
         verb = stage_at(folder.name).verb
         raise ResumeError(
             f"there is no {folder.name}/ yet, which `tunesmith {verb}` makes",
-            fix=f"type `tunesmith {verb}` first, or `tunesmith run` for all stages",
+            fix="type the same with `run` in place of its verb: that does what is missing first",
             where=str(folder.parent),
         )
     return output_digest(record)

@@ -20,6 +20,7 @@ from tunesmith.decides import (
     gone_sources,
     prompts_kept,
     read_prompts,
+    sources_of,
     stands,
 )
 from tunesmith.ending import ending
@@ -212,7 +213,7 @@ def _refuse_other_training(
     if anew:
         return
     if stage.folder == run.data.name and not stands(stage, recipe, run, base.digest):
-        keep_rows_of_checkpoints(run, data_needs_now(recipe, base.digest))
+        keep_rows_of_checkpoints(run, data_needs_now(recipe, base.digest), sources_of(recipe))
     if stage.folder == run.adapter.name:
         settings, inputs = stage.load_decides()(recipe, run, base.digest)
         refuse_other_settings(run.checkpoints, {"settings": settings, "inputs": inputs})

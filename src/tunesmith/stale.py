@@ -5,12 +5,12 @@ nothing, use this to name what is old; and a recipe with which the stages that s
 rows made anew, or trained on, under checkpoints that began with others: that is refused before torch is loaded.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from tunesmith.decides import Needs, as_begun, data_settings, kept_recipe
 from tunesmith.errors import RecipeError, ResumeError
-from tunesmith.recipe import Recipe, without_defaults
+from tunesmith.recipe import Recipe, Source, without_defaults
 from tunesmith.record import Record, made_from, output_digest, read_record
 from tunesmith.runs import Run, checkpoint_folders
 from tunesmith.stages import STAGES, Stage, stage_of
@@ -76,21 +76,23 @@ def settings_differ(stage: Stage, record: Record, recipe: Recipe, run: Run) -> d
     }
 
 
-def needs_differ(was: Needs, now: Needs) -> list[str]:
-    """One text for each setting that differs, with both values, and for each input that is another one."""
+def needs_differ(was: Needs, now: Needs, sources: Sequence[Source] = ()) -> list[str]:
+    """One text for each setting that differs, with both values, and for each input that is another one.
+
+    `sources`: of the recipe, in its order, to name those that are other ones.
+    """
+    own = {f"source_{number}": f"data: {source.path} has other rows" for number, source in enumerate(sources)}
     settings = [f"{name}: {then} -> {here}" for name, (then, here) in _both(was[0], now[0]).items()]
     others = [name for name in sorted(was[1].keys() | now[1].keys()) if was[1].get(name) != now[1].get(name)]
-    return settings + [
-        INPUTS.get(name, f"data: {name.replace('_', ' ')} (counted from 0) has other rows") for name in others
-    ]
+    return settings + [(INPUTS | own).get(name, f"data: {name.replace('_', ' ')} is no more") for name in others]
 
 
-def keep_rows_of_checkpoints(run: Run, needs: Needs) -> None:
+def keep_rows_of_checkpoints(run: Run, needs: Needs, sources: Sequence[Source]) -> None:
     """Raise ResumeError if the rows would change under checkpoints that were trained on them."""
     standing = read_record(run.data)
     if not standing or made_from(standing, *needs) or not checkpoint_folders(run.checkpoints):
         return
-    changed = needs_differ((standing.settings, standing.inputs), needs)
+    changed = needs_differ((standing.settings, standing.inputs), needs, sources)
     raise ResumeError(
         "the run has checkpoints that were trained on other data:\n  - " + "\n  - ".join(changed),
         fix=WAYS_OUT,

@@ -13,6 +13,7 @@ from tunesmith.planning.tokens import tokens_of
 from tunesmith.planning.words import plan_lines
 from tunesmith.recipe import Recipe
 from tunesmith.runs import Run
+from tunesmith.weights.locate import refuse_no_base
 
 
 def check_plan(recipe: Recipe, run: Run, timed: bool = False) -> Iterator[str]:
@@ -24,6 +25,7 @@ def check_plan(recipe: Recipe, run: Run, timed: bool = False) -> Iterator[str]:
     if missing := missing_files(recipe):
         fix = "put them there, or correct the recipe; paths are taken from its folder"
         raise RecipeError(f"the recipe names what is not on this machine: {'; '.join(missing)}", fix=fix)
+    refuse_no_base(recipe.base)
     try:
         for source in sources_of(recipe):
             if not source_files(source):

@@ -93,7 +93,7 @@ def _read(run: Run, of_base: bool) -> Model:
     recipe = as_begun(kept_recipe(run), run)
     evaluated, trained = read_record(run.evaluation), read_record(run.adapter)
     if evaluated is None and recipe.export.gguf:
-        fix = f"type `tunesmith evaluate {shlex.quote(str(run.path))}` first"
+        fix = f"type `tunesmith run {shlex.quote(str(run.path))}` first"
         raise ResumeError(f"{run.path} has no evaluation yet", fix=fix)
     prefix, key = ("base-", "base_") if of_base else ("", "")
     refuse_damaged(run.evaluation)
