@@ -42,7 +42,7 @@ def test_sixty_conversations_make_a_recipe_of_enough_steps_that_passes_check(tmp
     assert lines[3].startswith("time: about 1 min of training at ") and lines[3].endswith(
         "as one pass took on this machine"
     )
-    assert lines[-1] == "next: tunesmith run recipe.yaml"
+    assert lines[-1] == "next: tunesmith run recipe.yaml" and recipe.chat.temperature == 0.2
     before = (tmp_path / "recipe.yaml").read_text()
     assert f"makes {steps} steps" in before and "The data" not in done.stderr
     checked = tunesmith("check", "recipe.yaml", cwd=tmp_path)
@@ -63,7 +63,7 @@ def test_every_size_of_data_gets_steps_to_learn_in(rows, length, width, lr):
     found = fit([look], {"hidden_size": width, "max_position_embeddings": 8192} if width else {})
     longest = min(length, 2048)
     assert found.tokens_per_step >= found.max_length >= longest and found.lr == lr
-    assert found.rank == (32 if lr == 3e-3 else 16)
+    assert found.rank == (32 if lr == 3e-3 else 16) and found.temperature == (0.2 if width == 576 else 0.7)
     assert found.steps >= 30 or found.epochs == 10, found  # a handful of rows is few, however often they are read
     assert found.steps >= 60 or found.tokens_per_step <= 512 or found.tokens_per_step == found.max_length, found
     assert 1 <= found.evaluate_every <= 200 and 0.01 <= found.held_out <= max(0.1, 1 / rows + 0.01)

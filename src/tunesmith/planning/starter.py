@@ -49,6 +49,7 @@ export:
   gguf: [F16, Q8_0, Q4_K_M]
 chat:
   system: null  # system prompt where the data have none
+  temperature: {fitted.temperature:g}  # {why[temperature]}
 """
 COMMENT_AT = 28
 """Column of the comments, where what they speak of is shorter."""
