@@ -76,7 +76,7 @@ def works(log=None, pause=False):
         (["runn"], "Did you mean 'run'?"),
         (["run"], "Missing argument 'RECIPE'"),
         (["run", "a.yaml", "--sett", "a.b=c"], "No such option: --sett"),
-        (["chat", "a.gguf", "--port", "70000"], "Invalid value for '--port'"),
+        (["chat", "a.gguf", "--port", "70000"], "--port is '70000', and must be"),
         (["compare"], "Missing argument 'RUN'"),
         (["check"], "check needs a recipe"),
         (["compare", "base"], "`base` alone says nothing"),

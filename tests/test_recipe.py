@@ -101,6 +101,30 @@ def test_the_names_of_other_tools_lead_to_the_setting(tmp_path, key, meant):
         read(tmp_path, MINIMAL, f"{key}=3")
 
 
+PEERS_ONLY = {
+    "template": "the base's own", "sample_packing": "always packed", "load_in_4bit": "cannot be trained yet",
+    "load_in_4_bit": "cannot be trained yet", "optim": "always AdamW", "finetuning_type": "a LoRA adapter",
+    "flash_attn": "FlashAttention is used by itself", "logging_steps": "every step", "wandb_project": "nothing is sent",
+    "gpu_memory_utilization": "train.micro_batch_tokens",
+}  # fmt: skip
+"""What only the peers have a setting for -> why none is needed here."""
+
+
+@pytest.mark.parametrize(("key", "reason"), PEERS_ONLY.items())
+def test_a_setting_that_only_others_need_is_to_be_left_out(tmp_path, key, reason):
+    for said in (key, f"train.{key}"):
+        with pytest.raises(RecipeError, match=rf"- {said} is no setting; leave it out: .*{reason}"):
+            read(tmp_path, MINIMAL, f"{said}=x")
+
+
+def test_what_is_said_by_another_name_is_not_missing_too(tmp_path):
+    with pytest.raises(RecipeError) as caught:
+        read(tmp_path, "model: b\ndataset: rows.jsonl\nrun_name: a\n")
+    assert "3 problems" in caught.value.what and "is missing" not in caught.value.what
+    with pytest.raises(RecipeError, match=r"(?s)data is missing.*val_set_size is no setting"):
+        read(tmp_path, "name: a\nbase: b\nval_set_size: 0.1\n")
+
+
 def test_wrong_values_are_said_in_our_own_words(tmp_path):
     """Of every setting, with values of every kind: none of pydantic's sentences, which nobody here wrote."""
     values = ["", "x", -1, 0, 1.5, "9" * 300, [], ["x"], {}, {"x": 1}, None, True, 2**60]
@@ -181,6 +205,12 @@ def test_aliases_of_aliases_end_at_once(tmp_path, levels):
     with pytest.raises(RecipeError, match="more than 100,000 values"):
         read(tmp_path, f"{MINIMAL}x0: &x0 [a]\n{laughs}")
     assert read(tmp_path, "name: &n a\nbase: *n\ndata: {sources: [{path: x}]}\n").base == "a"
+
+
+def test_a_day_that_is_none_is_no_matter_of_spaces(tmp_path):
+    with pytest.raises(RecipeError, match="write a value that there is") as caught:
+        read(tmp_path, MINIMAL + "seed: 2026-02-30\n")
+    assert "indent" not in caught.value.fix and caught.value.where.endswith("line 4")
 
 
 def test_a_recipe_that_is_not_utf8_is_refused(tmp_path):

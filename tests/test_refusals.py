@@ -86,8 +86,42 @@ CASES = {
     "a share that holds out none": (
         None, ("check", "recipe.yaml", "--set", "data.held_out=0.001"), 3, "none would be held out",
     ),
-    "a recipe that is not there": (None, ("run", "none.yaml"), 2, "recipe none.yaml cannot be read"),
-    "a recipe that is none": (None, ("run", "runs/small/gguf/small-Q8_0.gguf"), 2, "cannot be read"),
+    "a recipe that is not there": (None, ("run", "none.yaml"), 2, "none.yaml cannot be read: No such file or dir"),
+    "a recipe in another encoding": (
+        write("r.yaml", b"name: a\nbase: \xff\n"), ("run", "r.yaml"), 2,
+        "r.yaml cannot be read: line 2 holds what is no text in UTF-8\n  fix: save it as UTF-8",
+    ),
+    "data in a recipe's place": (None, ("run", "rows.jsonl"), 2, "rows.jsonl is data, and no recipe\n  fix: type `"),
+    "compressed data in its place": (write("r.jsonl.gz", b"\x1f\x8b"), ("check", "r.jsonl.gz"), 2, "is data, and no"),
+    "data that are YAML too in its place": (write("d.json", "[]"), ("run", "d.json"), 2, " init d.json`, which writes"),
+    "a port that is none": (
+        None, ("chat", "runs/small", "--port", "99999"), 2,
+        "--port is '99999', and must be a whole number from 1 to 65535\n  fix: leave --port out",
+    ),
+    "no threads": (None, ("chat", "runs/small", "--threads", "0"), 2, "--threads is '0', and must be a whole number"),
+    "threads that are no number": (None, ("chat", "runs/small", "--threads", "x"), 2, "--threads is 'x', and must be"),
+    "a run where nothing can be made": (
+        None, (*RUN, "--run-dir", "/proc/new"), 7, "nothing can be written in /proc: the system takes no new file",
+    ),
+    "a recipe where nothing can be made": (
+        None, ("init", "rows.jsonl", "--to", "/proc/x.yaml", "--yes"), 7,
+        "nothing can be written in /proc: the system takes no new file or folder there\n  fix: name another place",
+    ),
+    "a setting in a setting": (None, (*RUN, "--set", "data.sources.1.path=x"), 2, "check --fields` prints every key"),
+    "a compressed file": (
+        write("rows.jsonl.gz", b"\x1f\x8b"), (*PREPARE, "--set", "data.sources.0.path=rows.jsonl.gz"), 3,
+        "rows.jsonl.gz is compressed\n  fix: unpack it",
+    ),
+    "rows by another name": (
+        write("rows.txt", "{}"), (*PREPARE, "--set", "data.sources.0.path=rows.txt"), 3,
+        "is of no known kind\n  fix: rename it if it is one of .json",
+    ),
+    "a folder of no run to clean": (None, ("clean", "."), 5, "\n  fix: name a run, such as runs/NAME; `"),
+    "a run without a GGUF to chat with": (delete("runs/small/gguf"), ("chat", "runs/small"), 5, "\n  fix: type `"),
+    "a recipe that is none": (
+        None, ("run", "runs/small/gguf/small-Q8_0.gguf"), 2,
+        "it is a GGUF file\n  fix: to chat with it, type `",
+    ),
     "a folder that is no run": (None, ("run", "runs"), 2, "runs is no run folder"),
     "a day that is none": (None, (*RUN, "--set", "data.date=2026-02-30"), 2, "2026-02-30"),
     "a seed beyond its bounds": (None, (*RUN, "--set", "seed=8589934592"), 2, "must be less than 4294967296"),
@@ -395,7 +429,8 @@ def test_a_standard_output_that_is_full_ends_with_its_reason_and_nothing_more(pr
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "tunesmith", "check", "--schema"]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=project, check=False)
-    assert done.returncode == 7 and "standard output, could not be written: the disk is full" in done.stderr
+    assert done.returncode == 7 and "error: standard output could not be written: the disk is full" in done.stderr
+    assert "send it elsewhere" in done.stderr and "--run-dir" not in done.stderr
     assert done.stderr.count("\n") == 2, done.stderr
 
 

@@ -150,11 +150,12 @@ def to_serve(model: Path, gguf: str | None, changes: Sequence[str]) -> "Served":
         raise RecipeError("no GGUF was asked for, which the chat needs: export.gguf is empty", fix=fix)
     file = run.gguf_file(recipe.name, gguf or recipe.evaluate.gguf)
     if not file.is_file():
-        known = ", ".join(found.name for found in sorted(run.gguf.glob("*.gguf"))) or "no GGUF file"
+        known = ", ".join(found.name for found in sorted(run.gguf.glob("*.gguf")))
         wanted = gguf or recipe.evaluate.gguf
         more = "" if wanted in recipe.export.gguf else f" --set export.gguf=[{','.join([*recipe.export.gguf, wanted])}]"
-        fix = f"choose one with --gguf, or type `tunesmith run {shlex.quote(str(model))}{more}` to make what is missing"
-        raise ResumeError(f"there is no {file}; this run has {known}", fix=fix)
+        make = f"type `tunesmith run {shlex.quote(str(model))}{more}` to make"
+        fix = f"choose one with --gguf, or {make} what is missing" if known else f"{make} it"
+        raise ResumeError(f"there is no {file}; this run has {known or 'no GGUF file'}", fix=fix)
     _say_what_is_old(recipe, run, file, changes)
     return Served(file, recipe.name, recipe.chat)
 

@@ -25,6 +25,7 @@ ANOTHER_CACHE = "set the environment variable TUNESMITH_CACHE to another folder"
 ANOTHER_RUN_DIR = "put the run elsewhere with --run-dir"
 WHOLE = "what was committed before is whole"
 FREE = "free some space and type the same again; a run can be elsewhere with --run-dir, the cache with TUNESMITH_CACHE"
+STREAMS = ("standard output", "standard error")
 _PERMISSIONS = ("may not be written or read", "change its permissions; a run can also be elsewhere, with --run-dir")
 _OTHER_KIND = ("is in the way: a file stands where a folder belongs, or the other way round", "move it elsewhere")
 _DRIVE = (
@@ -81,6 +82,14 @@ def explained(error: Exception) -> TunesmithError:
     return next((said for way in ways if (said := way(error))), None) or _own(error)
 
 
+def why_unread(error: Exception) -> str:
+    """Why a file cannot be read, or a port not used, for a message that names it: without number, name or codec."""
+    if isinstance(error, UnicodeDecodeError):
+        line = error.object.count(b"\n", 0, error.start) + 1
+        return f"line {line} holds what is no text in UTF-8"
+    return (error.strerror if isinstance(error, OSError) else "") or str(error)
+
+
 def is_full_disk(error: BaseException) -> bool:
     """Whether a disk or a quota is full, by the error or one that caused it: libraries wrap it, or say it in a text."""
     full = (errno.ENOSPC, errno.EDQUOT)
@@ -112,7 +121,8 @@ def _full_disk(error: Exception) -> TunesmithError | None:
         return None
     files = (str(one.filename) for one in _chain(error) if isinstance(one, OSError) and one.filename)
     place = next(files, "a file, or standard output,")
-    return ResourceError(f"{place} could not be written: the disk is full; {WHOLE}", fix=FREE)
+    fix = "free some space or send it elsewhere, and type the same again" if place in STREAMS else FREE
+    return ResourceError(f"{place} could not be written: the disk is full; {WHOLE}", fix=fix)
 
 
 def _full_memory(error: Exception) -> TunesmithError | None:

@@ -4,16 +4,17 @@ import codecs
 import contextlib
 import io
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from tunesmith import __version__
-from tunesmith.boundary import explained
+from tunesmith.boundary import STREAMS, explained
 from tunesmith.command import as_typed
 from tunesmith.errors import RecipeError
 from tunesmith.machine import TRAINING_SPINS, spinning
@@ -32,6 +33,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["--help", "-h"]},
 )  # plain help: loading rich for it costs more than everything else here
 INTERRUPTED = 130
+MOST = 2**31 - 1  # what a whole number of 32 bits holds
 NO_READER = 141
 """What a shell says of a program whose output nobody reads any more, as of `... | head`: 128 + SIGPIPE."""
 Target = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, or the folder of a run.")]
@@ -41,6 +43,20 @@ Changes = Annotated[
 RunDir = Annotated[Path | None, typer.Option("--run-dir", metavar="PATH", help="Run folder; default: runs/NAME.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Train anew: delete what was trained here, after a question.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Ask nothing.")]
+
+
+def _number(name: str, most: int, says: str) -> Any:
+    """A whole number from 1 to `most`; what is none is said as every other error is, with its fix."""
+
+    def number(text: str) -> int:
+        found = int(text) if re.fullmatch("[+-]?[0-9]{1,20}", str(text).strip()) else None
+        if found is not None and 1 <= found <= most:
+            return found
+        need = f"from 1 to {most}" if most < MOST or (found or 0) > most else "from 1 on"
+        what = f"{name} is {str(text)[:40]!r}, and must be a whole number {need}"
+        raise RecipeError(what, fix=f"leave {name} out for its default, or give such a number")
+
+    return typer.Option(name, parser=number, metavar="NUMBER", help=says)
 
 
 class PausedExit(SystemExit):
@@ -169,10 +185,10 @@ for _stage in STAGES:
 @app.command()
 def chat(
     model: Annotated[Path, typer.Argument(metavar="RUN_OR_GGUF", help="The folder of a run, or a GGUF file.")],
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 7860,
+    port: Annotated[int, _number("--port", 65535, "Port on 127.0.0.1.")] = 7860,
     cli: Annotated[bool, typer.Option("--cli", help="Chat in the terminal, without the page.")] = False,
     gguf: Annotated[str | None, typer.Option(metavar="TYPE", help="F16, Q8_0 or Q4_K_M.")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
+    threads: Annotated[int, _number("--threads", MOST, "CPU threads.")] = 2,
     allow_origin: Annotated[
         list[str] | None,
         typer.Option(metavar="ORIGIN", help="A web page's origin that may use it too, as https://hub.example."),
@@ -233,7 +249,7 @@ def check(
     from tunesmith.planning.check import check_plan
 
     for line in check_plan(checked, run, timed=time):
-        _print(f"# {line}")
+        _print(as_typed(f"# {line}"))
 
 
 @app.command("list")
@@ -304,7 +320,11 @@ def _answered() -> Iterator[None]:
 
 def _print(text: object, *, nl: bool = True, err: bool = False) -> None:
     """What names files, or says what is in them, and is read in a terminal."""
-    typer.echo(printable(str(text)), nl=nl, err=err)
+    try:
+        typer.echo(printable(str(text)), nl=nl, err=err)
+    except OSError as error:
+        error.filename = STREAMS[err]  # the system knows no name for it
+        raise
 
 
 def _begin(verb: str, what: str) -> None:

@@ -12,7 +12,7 @@ BOUNDS = {
 }  # fmt: skip
 HEAD = """# The recipe, field by field
 
-Made from the recipe's schema by `tunesmith check --fields`; `tunesmith check RECIPE` prints a recipe with every value.
+Made from the recipe's schema by `tunesmith check --fields`; `tunesmith check RECIPE --full` prints every value of one.
 """
 
 

@@ -271,10 +271,11 @@ def _write_file(target: Path, draft: Path, content: str | bytes) -> None:
     with full_disk_named(target):
         make_folder(target.parent)
         try:
-            draft.write_bytes(content.encode() if isinstance(content, str) else content)
+            with _unwritable_named(target.parent):
+                draft.write_bytes(content.encode() if isinstance(content, str) else content)
             flush(draft)
             draft.rename(target)
-        except OSError:
+        except (OSError, ResourceError):
             with contextlib.suppress(OSError):
                 draft.unlink(missing_ok=True)  # a full disk has no room for it
             raise
@@ -284,9 +285,24 @@ def _write_file(target: Path, draft: Path, content: str | bytes) -> None:
 def make_folder(folder: Path) -> None:
     """Create a folder, and those above it, whose names survive a power cut."""
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    with _unwritable_named(missing[-1].parent if missing else folder):
+        folder.mkdir(parents=True, exist_ok=True)
     for place in reversed(missing):
         flush(place.parent)
+
+
+@contextlib.contextmanager
+def _unwritable_named(folder: Path) -> Iterator[None]:
+    """Of a folder that is there and takes nothing new, as those in /proc, the system says that the new is not there."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if not folder.is_dir():
+            raise
+        kept = of_cache(folder)
+        what = f"nothing can be written in {folder}: the system takes no new file or folder there"
+        fix = ANOTHER_CACHE if kept else "name another place, with --run-dir, --to or --report as the command has it"
+        raise ResourceError(f"{what}{kept and f'; {kept}'}", fix=fix) from error
 
 
 def flush(path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith.boundary import why_unread
 from tunesmith.decides import kept_recipe
 from tunesmith.errors import RecipeError, TunesmithError
 from tunesmith.files import RECORD
@@ -82,7 +83,8 @@ def standing_of(run: Run) -> Standing:
         counts = trained.counts if trained else {}
         state, says = _state(run, recipe, records)
     except READ as error:
-        what = error.what if isinstance(error, TunesmithError) else str(error)
+        file = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        what = error.what if isinstance(error, TunesmithError) else file + why_unread(error)
         state, says = "damaged", f"damaged: {' '.join(what.split())}"
     if process := process_in(run):
         state, says = "running", f"running now (process {process})"

@@ -4,6 +4,7 @@ import glob
 import json
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from tunesmith.boundary import why_unread
+from tunesmith.command import NAME
 from tunesmith.console import say
 from tunesmith.errors import RecipeError
 from tunesmith.past import ANY, RETIRED
@@ -18,6 +21,7 @@ from tunesmith.recipe import NO_TEXT, Recipe, without_defaults
 from tunesmith.recipe_problems import place_of, report
 from tunesmith.yaml_text import Loc, Places, read_yaml
 
+DATA = (".jsonl", ".csv", ".parquet")  # a recipe may be .json, which is YAML too
 ITEM = re.compile("[0-9]{1,9}")  # the number of a list item
 
 
@@ -27,15 +31,38 @@ def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
     Relative data and prompt files are taken from the recipe's folder. Raises RecipeError with all problems.
     """
     try:
+        _refuse_other_file(path)
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the path
-        raise RecipeError(
-            f"recipe {path} cannot be read: {error}", fix="name a YAML file; `tunesmith init` writes one"
-        ) from error
+        fix = "name a YAML file; `tunesmith init` writes one"
+        fix = f"save it as UTF-8, or {fix}" if isinstance(error, UnicodeError) else fix
+        raise RecipeError(f"recipe {path} cannot be read: {why_unread(error)}", fix=fix) from error
     raw, lines = read_yaml(text, "recipe", str(path))
+    if path.suffix.lower() == ".json" and not (isinstance(raw, dict) and Recipe.model_fields.keys() & raw):
+        raise _is_data(path)
     if not isinstance(raw, dict):
         raise RecipeError("recipe is not a mapping of settings", fix="start from `tunesmith init`", where=str(path))
     return _anchored(_checked(raw, changes, path, lines), path.parent)
+
+
+def _refuse_other_file(path: Path) -> None:
+    """Raise RecipeError for data and GGUF files, which are named where a recipe is asked for."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    *before, last = "", *(suffix.lower() for suffix in path.suffixes)
+    packed = last not in (".yaml", ".yml") and set(DATA) & set(before)  # as .jsonl.gz, of which init says more
+    if last in DATA or packed or start == b"PAR1":
+        raise _is_data(path)
+    if start == b"GGUF":
+        fix = (
+            f"to chat with it, type `{NAME} chat {shlex.quote(str(path))}`; to train it, name it as `base` in a recipe"
+        )
+        raise RecipeError(f"recipe {path} cannot be read: it is a GGUF file", fix=fix)
+
+
+def _is_data(path: Path) -> RecipeError:
+    fix = f"type `{NAME} init {shlex.quote(str(path))}`, which writes a recipe for it"
+    return RecipeError(f"{path} is data, and no recipe", fix=fix)
 
 
 def with_changes(recipe: Recipe, changes: Sequence[str]) -> Recipe:
@@ -121,7 +148,9 @@ def _apply(raw: dict[str, Any], lines: Places, change: str) -> None:
         else:
             here = None
         if not isinstance(here, dict | list):
-            raise RecipeError(f"--set {key}: {part} holds no settings", fix="`tunesmith check RECIPE` prints every key")
+            raise RecipeError(
+                f"--set {key}: {part} holds no settings", fix="`tunesmith check --fields` prints every key"
+            )
     value, _ = read_yaml(text, f'--set {key}: "{text}"')
     if isinstance(here, list) and not (isinstance(parts[-1], int) and parts[-1] < len(here)):
         raise RecipeError(f"--set {key}: the list has no item {parts[-1]}", fix=f"it has items 0 to {len(here) - 1}")

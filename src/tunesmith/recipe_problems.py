@@ -18,6 +18,7 @@ COUNTED = "a step is counted in tokens, prompts included: rows a step times thei
 ELSEWHERE = {
     **dict.fromkeys(("model", "model_name", "model_name_or_path", "base_model", "model_id"), "base"),
     **dict.fromkeys(("dataset", "datasets", "dataset_name", "train_file", "data_path"), "data.sources"),
+    **dict.fromkeys(("max_samples", "max_train_samples"), "data.sources[].limit"),
     **dict.fromkeys(("val_set_size", "test_size", "validation_split", "eval_split"), "data.held_out"),
     **dict.fromkeys(("learning_rate", "max_learning_rate"), "train.lr"),
     **dict.fromkeys(("num_epochs", "num_train_epochs", "n_epochs"), "train.epochs"),
@@ -51,6 +52,33 @@ ELSEWHERE = {
 """What TRL, Axolotl, LLaMA-Factory and Unsloth call a setting -> where it stands here."""
 
 
+NOT_HERE = {
+    **dict.fromkeys(("template", "chat_template"), "the base's own chat template is used"),
+    **dict.fromkeys(("packing", "sample_packing"), "rows are always packed, and none sees another"),
+    **dict.fromkeys(
+        ("load_in_4bit", "load_in_8bit", "quantization_bit"), "a base in 4 or 8 bits cannot be trained yet",
+    ),
+    **dict.fromkeys(("optimizer", "optim"), "it is always AdamW"),
+    **dict.fromkeys(
+        ("adapter", "finetuning_type", "stage", "do_train", "peft", "use_peft", "use_lora"),
+        "a LoRA adapter is always trained, on the answers",
+    ),
+    **dict.fromkeys(
+        ("flash_attention", "flash_attn", "use_flash_attention_2", "attn_implementation"),
+        "FlashAttention is used by itself where the GPU and the precision have it",
+    ),
+    **dict.fromkeys(("logging_steps", "logging_dir"), "every step is written to metrics.jsonl in the run folder"),
+    **dict.fromkeys(
+        ("report_to", "wandb_project", "use_wandb"), "nothing is sent anywhere: metrics.jsonl in the run folder has it",
+    ),
+    **dict.fromkeys(
+        ("gpu_memory_utilization", "gpu_memory_limit", "auto_find_batch_size"),
+        "train.micro_batch_tokens fits a pass to the memory by itself",
+    ),
+}  # fmt: skip
+"""What the same tools call a setting that is none here -> why none is needed."""
+
+
 def no_such_target(missing: Sequence[str], linears: Collection[str]) -> RecipeError:
     """What is said of targets of the adapter that a base does not have. `linears`: those that it has."""
     what = f"lora.targets: {', '.join(missing)} {'names' if len(missing) == 1 else 'name'} no linear layer of the base"
@@ -60,10 +88,12 @@ def no_such_target(missing: Sequence[str], linears: Collection[str]) -> RecipeEr
 def report(error: ValidationError, path: Path, lines: Places) -> RecipeError:
     """One error with a line for each problem; `lines` says where each key of the recipe at `path` was said."""
     problems, said = [], set()
-    places = [found["loc"] for found in error.errors()]
+    places, meant = [found["loc"] for found in error.errors()], set(_meant(error))
     for found in error.errors():
         if any(place[: len(found["loc"])] == found["loc"] and place != found["loc"] for place in places):
             continue  # a list that is short because of an item that is wrong
+        if found["type"] == "missing" and meant & {found["loc"], (*found["loc"], "sources")}:
+            continue  # it is there, by another tool's name
         loc = tuple(part for part in found["loc"] if part not in UNION_TAGS)
         where = place_of(loc, path, lines)
         said.add("--set" if where.startswith("--set") else "the recipe")
@@ -73,6 +103,14 @@ def report(error: ValidationError, path: Path, lines: Places) -> RecipeError:
     head = "the recipe has a problem" if len(problems) == 1 else f"the recipe has {len(problems)} problems"
     fix = f"correct {' and '.join(sorted(said, reverse=True))} and run the same command again"
     return RecipeError(f"{head}:\n  - " + "\n  - ".join(problems), fix=fix)
+
+
+def _meant(error: ValidationError) -> Iterator[Loc]:
+    """The settings that were said by another name."""
+    for found in error.errors():
+        if found["type"] == "extra_forbidden":
+            *section, key = (part for part in found["loc"] if part not in UNION_TAGS)
+            yield tuple(meant_by(str(key), tuple(section)).partition(" ")[0].split("."))
 
 
 def place_of(loc: Loc, path: Path, lines: Places) -> str:
@@ -132,6 +170,8 @@ def _what(found: Any, loc: Loc) -> str:
     if found["type"] != "extra_forbidden":
         return in_words(found)
     key, here = str(loc[-1]), _known_keys(loc[:-1])
+    if near := difflib.get_close_matches(key.lower(), NOT_HERE, n=1, cutoff=0.9):
+        return f" is no setting; leave it out: {NOT_HERE[near[0]]}"
     if meant := meant_by(key, loc[:-1]):
         return f" is no setting; did you mean {meant}?"
     return f" is no setting; known here: {', '.join(here)}"

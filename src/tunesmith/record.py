@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from tunesmith import past
+from tunesmith.boundary import why_unread
 from tunesmith.errors import ResumeError
 from tunesmith.files import RECORD, SAID_OF_FILES, digest_file, fingerprint
 from tunesmith.json_file import OTHER_JSON, json_object
@@ -86,7 +87,7 @@ def read_record(folder: Path) -> Record | None:
         return None
     except OTHER_JSON as error:
         fix = f"if tunesmith made {folder.name}/, delete it to make it again; if it is yours, move it elsewhere"
-        raise ResumeError(f"{folder / RECORD} is damaged: {error}", fix=fix) from error
+        raise ResumeError(f"{folder / RECORD} is damaged: {why_unread(error)}", fix=fix) from error
     whole = all(
         (folder / name).is_file() and (folder / name).stat().st_size == output["bytes"]
         for name, output in record.outputs.items()

@@ -41,8 +41,11 @@ def spare(run: Run, model: bool = False) -> list[Spare]:
 
 
 def _refuse_no_run(run: Run) -> None:
-    run.refuse_strangers()
-    run.refuse_none()
+    try:
+        run.refuse_strangers()
+        run.refuse_none()
+    except ResumeError as error:  # whose fix is for a run that is to be made
+        raise ResumeError(error.what, fix="name a run, such as runs/NAME; `tunesmith list` shows them") from None
 
 
 def kept_aside(run: Run) -> list[Path]:

@@ -20,6 +20,7 @@ from tunesmith.recipe import Source
 
 AGAIN, FETCH = "fetch or write it again", "delete it from the cache of `datasets`, so that it is fetched again"
 BAD_CSV = "not as many cells as the header"
+PACKED = (".gz", ".zst", ".xz", ".bz2", ".lz4", ".zip", ".7z", ".rar", ".tar", ".tgz")
 CELL = re.compile(r'(?:"[^"]*(?:""[^"]*)*"|[^",\r\n][^,\r\n]*|)(?:,|\r\n|\r|\n)')  # of RFC 4180, and what ends it
 LINE_END = re.compile(r"\r\n|\r|\n")
 csv.field_size_limit(2**31 - 1)  # conversations are longer than csv's 128 KiB
@@ -46,12 +47,19 @@ def _rows(source: Source) -> Iterator[tuple[str, Row | str]]:
     for path in files:
         suffix = path.suffix.lower()
         if suffix not in READERS:
-            raise DataError(f"{path} is of no known kind", fix=f"write the conversations as {', '.join(READERS)}")
+            raise _of_no_kind(path)
         number = 0
         for number, row in READERS[suffix](path):
             yield f"{path.name}:{number}", row
         if not number:
             raise DataError(f"{path} holds no rows", fix="name another file", where=str(path))
+
+
+def _of_no_kind(path: Path) -> DataError:
+    if path.suffix.lower() in PACKED:
+        return DataError(f"{path} is compressed", fix="unpack it, and name the file that comes out of it")
+    fix = f"rename it if it is one of {', '.join(READERS)}, by what it holds; else write the conversations as one"
+    return DataError(f"{path} is of no known kind", fix=fix)
 
 
 def _csv(path: Path) -> Numbered:

@@ -17,6 +17,7 @@ from email.message import Message
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
+from tunesmith.boundary import why_unread
 from tunesmith.errors import ResourceError
 from tunesmith.inference.client import Client
 from tunesmith.server.guard import PAGE, Verdict, judge
@@ -63,7 +64,7 @@ class Front(socketserver.ThreadingTCPServer):
             super().__init__(("127.0.0.1", port or 0), _Request)
         except (OSError, OverflowError) as error:
             fix = f"choose another one, such as --port {(port or 0) % 65000 + 1}"
-            raise ResourceError(f"port {port} cannot be used: {error}", fix=fix) from error
+            raise ResourceError(f"port {port} cannot be used: {why_unread(error)}", fix=fix) from error
         self.origins, self._on_refused, self._told = tuple(origins), on_refused, set[str]()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.engine: Client

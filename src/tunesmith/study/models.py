@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tunesmith.boundary import why_unread
 from tunesmith.decides import as_begun, kept_recipe
 from tunesmith.errors import ResumeError
 from tunesmith.evaluation.speeds import summary
@@ -182,7 +183,7 @@ def _files(run: Run) -> list[dict[str, Any]]:
     try:
         return [_file(kind, file, skipped or "") for kind, file in json_object(path.read_bytes()).items()]
     except OTHER_JSON as error:
-        raise ResumeError(f"{path} is damaged: {error}", fix=made_anew(run.gguf)) from error
+        raise ResumeError(f"{path} is damaged: {why_unread(error)}", fix=made_anew(run.gguf)) from error
 
 
 def _file(kind: str, file: Mapping[str, Any], skipped: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tunesmith.boundary import why_unread
 from tunesmith.errors import BaseError
 
 CONFIG, TOKENIZER_CONFIG, TEMPLATE = "config.json", "tokenizer_config.json", "chat_template.jinja"
@@ -18,7 +19,9 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise BaseError(f"{path.name} cannot be read: {error}", fix="fetch it again", where=str(path)) from error
+        raise BaseError(
+            f"{path.name} cannot be read: {why_unread(error)}", fix="fetch it again", where=str(path)
+        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
