@@ -57,7 +57,7 @@ def reference_losses(recipe, rows, base, steps=None):
         parameter.data.copy_(start[name])
     train = recipe.train
     optimizer = torch.optim.AdamW(named.values(), lr=train.lr, weight_decay=train.weight_decay)
-    plan, losses = _plan(rows, recipe), []
+    plan, losses = _plan(rows, recipe.train, recipe.seed), []
     warmup = round(train.warmup * len(plan))
     for step, chosen in enumerate(plan[:steps]):
         spans = [slice(int(rows.offsets_N1[r]), int(rows.offsets_N1[r + 1])) for r in chosen]
@@ -94,7 +94,7 @@ def test_the_losses_of_a_tiny_base_are_those_of_transformers_and_peft(tmp_path, 
     train(recipe, run, base)
     rows, held_out = load_rows(run.data)
     theirs = reference_losses(recipe, rows, base)
-    assert len(theirs) == len(_plan(rows, recipe)) >= 4 and max(theirs) - min(theirs) > 0.05
+    assert len(theirs) == len(_plan(rows, recipe.train, recipe.seed)) >= 4 and max(theirs) - min(theirs) > 0.05
     assert losses_of(run) == pytest.approx(theirs, abs=1e-4)
     untouched = reference_held_out_loss(held_out, base)
     assert json.loads(run.metrics.read_text().splitlines()[0])["held_out_loss"] == pytest.approx(untouched, abs=1e-4)

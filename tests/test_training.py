@@ -423,8 +423,8 @@ def test_a_damaged_best_checkpoint_is_not_shipped(run, base, monkeypatch):
 
 def test_half_an_epoch_is_half_the_steps(run):
     rows, _ = load_rows(run.data)
-    whole, more = (verb._plan(rows, recipe_with(epochs=epochs)) for epochs in (2, 1.5))
-    first = len(verb._plan(rows, recipe_with(epochs=1)))
+    whole, more = (verb._plan(rows, recipe_with(epochs=epochs).train, 0) for epochs in (2, 1.5))
+    first = len(verb._plan(rows, recipe_with(epochs=1).train, 0))
     assert more == whole[: len(more)] and len(more) == first + round(0.5 * (len(whole) - first))
 
 

@@ -13,6 +13,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from tunesmith.boundary import why_unread
 from tunesmith.errors import DataError, RecipeError, ResumeError
 from tunesmith.files import digest_file, fingerprint, names_like
 from tunesmith.past import WORDS_OF_0_1, begun_by
@@ -262,8 +263,7 @@ def read_prompts(recipe: Recipe) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        what = f"evaluate.prompts: {path} cannot be read: {reason}"
+        what = f"evaluate.prompts: {path} cannot be read: {why_unread(error)}"
         fix = "name a YAML file with a list of prompts, in the recipe or with --set evaluate.prompts=PATH"
         raise RecipeError(what, fix=fix) from error
     prompts, lines = read_yaml(text, "evaluate.prompts", str(path))

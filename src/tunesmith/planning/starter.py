@@ -141,9 +141,8 @@ def refuse_place(path: Path) -> None:
         what = f"{path} is no name of a recipe, which ends in .yaml"
         raise RecipeError(what, fix=f"name a file, such as {path / 'recipe.yaml'} or {path}.yaml")
     if os.path.lexists(path):
-        raise RecipeError(
-            f"{path} exists already and is not overwritten", fix="name another file: tunesmith init DATA --to NAME.yaml"
-        )
+        fix = "name another file: `tunesmith init DATA --to NAME.yaml`"
+        raise RecipeError(f"{path} exists already and is not overwritten", fix=fix)
 
 
 def write_starter(path: Path, answers: Answers, fitted: Fitted) -> list[Path]:
