@@ -68,6 +68,7 @@ def rows(text):
     return write("rows.jsonl", text)
 
 
+NEW_ROW = '{"conversations": [{"from": "human", "value": "A new one?"}, {"from": "gpt", "value": "Yes."}]}'
 WRITTEN = (".lock", "manifest.json")
 """What also a run writes that does nothing."""
 NEW = ("--run-dir", "new")
@@ -361,7 +362,7 @@ def test_a_new_start_with_other_rows_makes_them_first_and_trains_on_them(project
     run = Run(project / "runs" / "small")
     before = read_record(run.data)
     with (project / "rows.jsonl").open("a") as file:
-        file.write((project / "rows.jsonl").read_text().splitlines()[0].replace("What", "Which") + "\n")
+        file.write(f"{NEW_ROW}\n")
     said = []
     anew = NewStart(run, False, lambda question: not said.append((question, read_record(run.data))))
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
@@ -371,6 +372,26 @@ def test_a_new_start_with_other_rows_makes_them_first_and_trains_on_them(project
     assert made != before and made.counts["read"] == before.counts["read"] + 1
     assert read_record(run.adapter).inputs["data"] == output_digest(made) and not run.evaluation.exists()
     assert kept_recipe(run).train.epochs == 1
+
+
+def test_a_kill_between_new_rows_and_the_deletion_loses_nothing(project, monkeypatch):
+    run, rows = Run(project / "runs" / "small"), project / "rows.jsonl"
+    before, old = {name: tree(project)[name] for name in tree(project) if "adapter/" in name}, rows.read_text()
+    rows.write_text(f"{old}{NEW_ROW}\n")
+
+    def killed(self, recipe, asked):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NewStart, "delete", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_stages(read_recipe(project / "recipe.yaml"), run, STAGES, anew=NewStart(run, True, lambda _: True))
+    assert {name: tree(project)[name] for name in before} == before
+    done = completed("run", "recipe.yaml", cwd=project)  # the rows are new, and the checkpoints are of the old ones
+    assert done.returncode == 5 and "other settings:\n  - data/: other rows" in done.stderr, done.stderr
+    rows.write_text(old)
+    done = completed("run", "recipe.yaml", "--fresh", "--yes", "--set", "train.epochs=1", cwd=project)
+    assert done.returncode == 0 and read_record(run.adapter).settings["train"]["epochs"] == 1, done.stderr
 
 
 def test_a_kill_at_any_moment_of_a_new_start_leaves_a_run_that_opens(project, tmp_path, monkeypatch):
