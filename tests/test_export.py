@@ -172,6 +172,11 @@ def test_measures_that_are_lost_are_noticed_and_made_again_beside_the_files(merg
         assert "already done, its proof was tried again" in capsys.readouterr().err
         assert json.loads(path.read_text()).keys() == whole.keys() and not lost_measures(run.gguf)
         assert (file.stat().st_ino, file.stat().st_mtime_ns) == (was.st_ino, was.st_mtime_ns)
+    path.unlink()
+    path.mkdir()  # somebody's
+    with pytest.raises(ResumeError, match=r"gguf/proof\.json is a folder") as caught:
+        run_stages(recipe, run, [stage_of("export")])
+    assert caught.value.fix == "move it elsewhere" and path.is_dir()
 
 
 def test_a_later_proof_that_fails_leaves_what_stands_as_it_is(merged, run, monkeypatch):

@@ -267,6 +267,8 @@ def commit_stage(
 
 def _proved(folder: Path, record: Record, prove: Callable[[Path], Sequence[Proof]]) -> Record:
     """The record with the proofs that could be done now; what was proved before stays."""
+    if (folder / PROOFS).is_dir():
+        raise ResumeError(f"{folder / PROOFS} is a folder, and tunesmith keeps a file there", fix="move it elsewhere")
     before = [proof for proof in record.proofs if not proof.skipped_because]
     names = {proof.name for proof in before}
     proofs = (*before, *(proof for proof in prove(folder) if proof.name not in names))
