@@ -1,6 +1,7 @@
 """Logits of whole sequences by llama.cpp's C functions: equal to transformers and the server, or refused."""
 
 import ctypes
+import resource
 import signal
 
 import numpy as np
@@ -37,6 +38,17 @@ def test_whole_sequences_are_as_transformers_and_the_server_have_them(tiny_gguf,
     with Engine(tiny_gguf, threads=1, context=512) as engine:
         theirs = engine.next_token_logprobs(SEQUENCES[0][0][:3])
     np.testing.assert_allclose(torch.from_numpy(pieces[0][1]).log_softmax(0).numpy(), theirs, atol=1e-3)
+
+
+def test_a_window_that_finds_no_room_is_a_full_disk(tiny_gguf, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # 3 places of 512 words take 6,144 bytes
+    try:
+        with pytest.raises(ResourceError, match="window could not be written") as caught:
+            list(sequence_logits(tiny_gguf, SEQUENCES, threads=1, window=tmp_path / "window"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "no file may be so large" in caught.value.what and caught.value.where == str(tmp_path)
 
 
 def test_a_sequence_in_pieces_is_the_sequence(tiny_gguf, monkeypatch):

@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tunesmith.boundary import ANOTHER_CACHE, ANOTHER_RUN_DIR, of_cache
 from tunesmith.errors import ProofError, ResourceError, ResumeError
@@ -303,6 +303,22 @@ def _unwritable_named(folder: Path) -> Iterator[None]:
         what = f"nothing can be written in {folder}: the system takes no new file or folder there"
         fix = ANOTHER_CACHE if kept else "name another place, with --run-dir, --to or --report as the command has it"
         raise ResourceError(f"{what}{kept and f'; {kept}'}", fix=fix) from error
+
+
+class Unbuffered(Protocol):
+    """A file that says how much of it was taken."""
+
+    def write(self, data: memoryview, /) -> int:
+        """Write some bytes; how many."""
+
+
+def write_all(file: Unbuffered, data: memoryview) -> None:
+    """Write the bytes of `data` to an unbuffered file, which takes a part at once where there are many (write(2)), or
+    where the disk has no room for all: then the rest is the error.
+    """
+    data = data.cast("B")
+    while data:
+        data = data[file.write(data) :]
 
 
 def flush(path: Path) -> None:

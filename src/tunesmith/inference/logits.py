@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from xllamacpp import xllamacpp as native
 
 from tunesmith.errors import BaseError, ResourceError, TunesmithError
+from tunesmith.files import full_disk_named, write_all
 from tunesmith.inference.child import Child, serve_parent, tell, wait_for_turn
 from tunesmith.inference.ended import MAKE_ANEW
 
@@ -120,7 +121,8 @@ def compute(job: dict[str, Any]) -> None:
         for ids, places in job["sequences"]:
             for logits_CV in model.logits(ids, places):
                 window.seek(0)
-                window.write(logits_CV.data)
+                with full_disk_named(Path(job["window"])):
+                    write_all(window, logits_CV.data)
                 tell({"positions": len(logits_CV)})
                 wait_for_turn()
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tunesmith.errors import BaseError, ProofError
+from tunesmith.files import write_all
 from tunesmith.model.streamed import StreamedModel, roomiest
 from tunesmith.proof.sample import HeldOutLoss, Row, Sample
 
@@ -34,9 +35,7 @@ class Reference:
         """From a position on."""
         self._vocabulary = logprobs_CV.shape[1]
         self._file.seek(4 * self._vocabulary * start)
-        data = memoryview(logprobs_CV.contiguous().numpy().data).cast("B")
-        while data:  # what is written at once has a limit (write(2)), and a full disk takes a part
-            data = data[self._file.write(data) :]
+        write_all(self._file, memoryview(logprobs_CV.contiguous().numpy().data))
 
     def read(self, start: int, stop: int) -> Tensor:
         """From one position up to another, [C, V]."""
