@@ -576,6 +576,8 @@ HOUSE = (
        "test_child.py::test_threads_that_wait_spin_little_unless_the_user_has_said_how"),
     _m("threads of llama.cpp spin as long as in training", "inference/child.py", "| spinning(spins)", "",
        "test_child.py::test_threads_that_wait_spin_little_unless_the_user_has_said_how"),
+    _m("a new start deletes before the disk is asked", "pipeline.py", "    if anew.frees:\n", "    if not anew:\n",
+       "test_refusals.py::test_nothing_is_deleted_where_the_disk_is_too_small_for_what_is_to_come"),
     _m("a new start deletes before its rows stand", "pipeline.py", "            anew.agree()",
        "            anew.agree()\n            anew.delete(recipe, asked)",
        "test_refusals.py::test_nothing_is_deleted_for_a_run_that_cannot_begin"),

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -15,7 +16,7 @@ from forked import completed
 from small_project import write_project
 from test_owned import tree
 
-from tunesmith import boundary, cli
+from tunesmith import boundary, cli, machine
 from tunesmith.data.hub import resolve_commit
 from tunesmith.decides import as_begun, kept_recipe
 from tunesmith.errors import InternalError, ResourceError, ResumeError
@@ -372,6 +373,14 @@ def test_a_new_start_with_other_rows_makes_them_first_and_trains_on_them(project
     assert made != before and made.counts["read"] == before.counts["read"] + 1
     assert read_record(run.adapter).inputs["data"] == output_digest(made) and not run.evaluation.exists()
     assert kept_recipe(run).train.epochs == 1
+
+
+def test_nothing_is_deleted_where_the_disk_is_too_small_for_what_is_to_come(project, monkeypatch):
+    run = Run(project / "runs" / "small")
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda place: SimpleNamespace(free=-(10**7)))
+    with pytest.raises(ResourceError, match="merged model"):
+        run_stages(read_recipe(project / "recipe.yaml"), run, STAGES, anew=NewStart(run, True, lambda _: True))
+    assert all(map(read_record, run.stage_folders)) and checkpoint_folders(run.checkpoints)
 
 
 def test_a_kill_between_new_rows_and_the_deletion_loses_nothing(project, monkeypatch):

@@ -106,7 +106,7 @@ def run_stages(
                 say(f"{stage.verb:<9} left out: no GGUF was asked for")
                 continue
             if anew and stage.folder == run.adapter.name:
-                recipe = _without_training(anew, stage, recipe, asked, run, base)
+                recipe = _without_training(anew, stages[index:], recipe, asked, run, base)
             is_made = stands(stage, recipe, run, base.digest)
             if is_made and not is_to_prove(run.path / stage.folder):
                 say(f"{stage.verb:<9} already done{_gone(stage, recipe, run)}")
@@ -220,10 +220,15 @@ def _refuse_other_training(
 
 
 def _without_training(
-    anew: NewStart, stage: Stage, recipe: Recipe, asked: Recipe, run: Run, base: LocatedBase
+    anew: NewStart, stages: Sequence[Stage], recipe: Recipe, asked: Recipe, run: Run, base: LocatedBase
 ) -> Recipe:  # fmt: skip
-    """Delete what was trained, now that the rows stand and the stage `train` can begin; the recipe to begin it with."""
-    _look_ahead(stage, recipe, run, base)
+    """Delete what was trained, now that the rows stand and `stages`, from train on, can begin; the recipe for them.
+
+    What is deleted is room for what is to be made.
+    """
+    _look_ahead(stages[0], recipe, run, base)
+    if anew.frees:
+        make_sure(_wanted(stages, recipe), recipe, run, base, anew.frees)
     return anew.delete(recipe, asked)
 
 
