@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 LAYERS = (
-    "printable", "command", "errors", "boundary", "console", "machine", "past", "recipe", "yaml_text",
-    "recipe_problems", "recipe_file", "json_file", "files", "stages", "record", "runs", "decides", "stale",
+    "printable", "command", "streams", "errors", "boundary", "console", "machine", "past", "values", "recipe",
+    "yaml_text", "recipe_problems", "recipe_file", "json_file", "files", "stages", "record", "runs", "decides", "stale",
     "weights", "gguf", "data", "tokens", "model", "inference", "proof", "training", "release", "evaluation",
     "study", "server", "room", "planning", "ending", "fresh", "pipeline", "inventory", "tidy", "fields", "api",
     "cli", "__main__",

@@ -16,9 +16,9 @@ from tiny import CHATML, save_base, save_tokenizer, write_rows
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from tunesmith.errors import BaseError, RecipeError
-from tunesmith.gguf import families
-from tunesmith.gguf.families import supported
+from tunesmith.gguf import supported as judge
 from tunesmith.gguf.read import convert
+from tunesmith.gguf.supported import supported
 from tunesmith.gguf.write import About, write_gguf
 from tunesmith.inference.engine import Engine
 from tunesmith.model.base import load_base
@@ -251,13 +251,13 @@ def test_a_head_that_does_more_than_a_linear_layer_is_refused(tmp_path, kind, co
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma3_text", "phi3", "opt", "exaone", *UNPACKED])
 def test_whether_attention_can_be_replaced_is_what_the_class_says(kind):
-    for name in families._transformers_models()[kind]:
+    for name in judge._transformers_models()[kind]:
         said = getattr(transformers, name)._supports_attention_backend
-        assert families._is_packable(name) == said == (kind not in UNPACKED)
+        assert judge._is_packable(name) == said == (kind not in UNPACKED)
 
 
 def test_every_model_type_of_transformers_is_known():
-    known = families._transformers_models()
+    known = judge._transformers_models()
     assert known["llama"] == ("LlamaForCausalLM",) and known["gpt_oss"] == ("GptOssForCausalLM",) and len(known) > 150
 
 

@@ -13,10 +13,11 @@ from tunesmith.data.read import conversations
 from tunesmith.decides import missing_files, read_prompts, source_files
 from tunesmith.errors import RecipeError, TunesmithError
 from tunesmith.files import DRAFT, beside
-from tunesmith.recipe import LONGEST_NAME, GgufType, Recipe, cadence
+from tunesmith.recipe import LONGEST_NAME, GgufType, Recipe
 from tunesmith.recipe_file import dump_recipe, read_recipe, schema_text
 from tunesmith.recipe_problems import paths
 from tunesmith.runs import Run
+from tunesmith.values import cadence
 from tunesmith.weights.locate import locate_base
 
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -17,11 +17,12 @@ from tunesmith.boundary import why_unread
 from tunesmith.errors import DataError, RecipeError, ResumeError
 from tunesmith.files import digest_file, fingerprint, names_like
 from tunesmith.past import WORDS_OF_0_1, begun_by
-from tunesmith.recipe import NO_TEXT, Recipe, Source
+from tunesmith.recipe import Recipe, Source
 from tunesmith.recipe_file import read_recipe
 from tunesmith.record import made_from, output_digest, read_record
 from tunesmith.runs import Run
 from tunesmith.stages import Stage, stage_at
+from tunesmith.values import NO_TEXT
 from tunesmith.yaml_text import read_yaml
 
 Needs = tuple[dict[str, Any], dict[str, str]]

@@ -27,8 +27,8 @@ from tunesmith.ending import ending
 from tunesmith.errors import BaseError, RecipeError, ResumeError
 from tunesmith.files import DRAFT, beside, full_disk_named, make_folder, remove
 from tunesmith.fresh import NewStart
-from tunesmith.gguf.families import supported
 from tunesmith.gguf.read import convert
+from tunesmith.gguf.supported import supported
 from tunesmith.recipe import Recipe
 from tunesmith.record import Record, is_to_prove, read_record
 from tunesmith.room import make_sure

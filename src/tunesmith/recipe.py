@@ -4,89 +4,16 @@ Fields are frozen pydantic models; the sentence under each field is also its tex
 Reading from YAML, with file and line in every problem, is in recipe_file.py.
 """
 
-import datetime
-import json
-import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from tunesmith.values import Every, EverySteps, Section, cadence, date_text, switch_text
 
 GgufType = Literal["F16", "Q8_0", "Q4_K_M"]
 Dedup = Literal["off", "exact", "words"]
-NO_TEXT = re.compile("[\0\ud800-\udfff]")  # NUL, which ends a file name, and half a character, which is in no file
-MOST = 2**53  # beyond it not every whole number is one in JSON (RFC 8259, section 6)
-SECONDS = {"s": 1, "min": 60, "h": 3600}
 LONGEST_NAME = 255 - len(".-Q4_K_M.gguf.draft")  # bytes of a file's name, less what is added to this one
-
-
-class Cadence(NamedTuple):
-    """Something that is counted in steps or in seconds; exactly one of the two is set."""
-
-    steps: int | None = None
-    seconds: float | None = None
-
-
-def cadence(text: str) -> Cadence:
-    """`200 steps` or `5min` (also s, h) as numbers. Raises ValueError for anything else."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(steps?|s|min|h)", text)
-    if not found or float(found[1]) <= 0:
-        raise ValueError(f'"{text}" is neither a number of steps nor a time; write it as 200 steps, 30s, 5min or 2h')
-    if found[2].startswith("step"):
-        if "." in found[1]:
-            raise ValueError(f'"{text}" is not a whole number of steps')
-        return Cadence(steps=int(found[1]))
-    return Cadence(seconds=float(found[1]) * SECONDS[found[2]])
-
-
-def _cadence_text(value: Any) -> Any:
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = f"{value} steps"
-    if isinstance(value, str):
-        cadence(value)
-    return value
-
-
-def _steps_text(value: Any) -> Any:
-    value = _cadence_text(value)
-    if isinstance(value, str) and cadence(value).steps is None:
-        raise ValueError(f'"{value}" is a time; what decides the result is counted in steps, such as 200 steps')
-    return value
-
-
-def _switch_text(value: Any) -> Any:
-    return ("on" if value else "off") if isinstance(value, bool) else value  # YAML 1.1 reads a bare `off` as false
-
-
-def _date_text(value: Any) -> Any:
-    if isinstance(value, datetime.date):  # YAML reads a bare 2026-01-31 as one
-        return value.isoformat()
-    if isinstance(value, str):
-        try:
-            datetime.date.fromisoformat(value)
-        except ValueError:
-            raise ValueError(f'"{value}" is no day; write it as 2026-01-31') from None
-    return value
-
-
-Every = Annotated[str, BeforeValidator(_cadence_text)]
-EverySteps = Annotated[str, BeforeValidator(_steps_text)]
-
-
-class Section(BaseModel):
-    """Frozen, with no unknown keys, texts that every file and tokenizer can hold, and numbers that others can."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _can_be_held(cls, value: Any) -> Any:
-        for held in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(held, str) and (found := NO_TEXT.search(held)):
-                raise ValueError(f"it holds {json.dumps(found[0])}, which is no character of a text; take it out")
-            if isinstance(held, int) and held > MOST:
-                raise ValueError(f"it is more than {MOST:,}, the most that a whole number may be")
-        return value
 
 
 class Columns(Section):
@@ -139,14 +66,14 @@ class DataConfig(Section):
 
     sources: Annotated[tuple[Source, ...], Field(min_length=1)]
     """Where the conversations come from; at least one."""
-    dedup: Annotated[Dedup, BeforeValidator(_switch_text)] = "exact"
+    dedup: Annotated[Dedup, BeforeValidator(switch_text)] = "exact"
     """Remove conversations that say the same: `exact` to the letter, but for the kind and number of spaces and Unicode
     form; `words` also without case, punctuation and system prompts."""
     held_out: Annotated[
         Annotated[Share, Tag("share")] | Annotated[Source, Tag("source")], Discriminator(_share_or_source)
     ] = 0.01
     """Share of the duplicate clusters that is kept out of training to measure the loss, or a source of its own."""
-    date: Annotated[str, BeforeValidator(_date_text), Field(pattern=r"^\d{4}-\d{2}-\d{2}$")] = "2026-01-01"
+    date: Annotated[str, BeforeValidator(date_text), Field(pattern=r"^\d{4}-\d{2}-\d{2}$")] = "2026-01-01"
     """The day, as YYYY-MM-DD, that a chat template that states a date gets: data never depend on the clock."""
 
 
@@ -195,7 +122,7 @@ class TrainConfig(Section):
     """Largest norm of the gradient; a longer one is scaled down to it."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Numbers the base model computes in; the adapter is always fp32. `auto`: what the device is fast in."""
-    recompute: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch_text)] = "auto"
+    recompute: Annotated[Literal["auto", "on", "off"], BeforeValidator(switch_text)] = "auto"
     """Compute activations again in the backward pass to save memory; `auto`: where they would not fit."""
     evaluate_every: EverySteps = "200 steps"
     """Steps between two measurements of the held-out loss."""

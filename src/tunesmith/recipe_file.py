@@ -17,8 +17,9 @@ from tunesmith.command import NAME
 from tunesmith.console import say
 from tunesmith.errors import RecipeError
 from tunesmith.past import ANY, RETIRED
-from tunesmith.recipe import NO_TEXT, Recipe, without_defaults
+from tunesmith.recipe import Recipe, without_defaults
 from tunesmith.recipe_problems import place_of, report
+from tunesmith.values import NO_TEXT
 from tunesmith.yaml_text import Loc, Places, read_yaml
 
 DATA = (".jsonl", ".csv", ".parquet")  # a recipe may be .json, which is YAML too

@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from tunesmith.errors import RecipeError
-from tunesmith.recipe import Recipe, Section, sections_in
+from tunesmith.recipe import Recipe, sections_in
+from tunesmith.values import Section
 from tunesmith.yaml_text import Loc, Places
 
 UNION_TAGS = {"share", "source", "literal['auto']", "literal['all-linear']", "constrained-int", "tuple[str, ...]"}

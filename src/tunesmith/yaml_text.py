@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from tunesmith.errors import RecipeError
-from tunesmith.recipe import NO_TEXT
+from tunesmith.values import NO_TEXT
 
 Loc = tuple[str | int, ...]
 Places = dict[Loc, int | str]

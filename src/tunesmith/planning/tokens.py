@@ -6,8 +6,8 @@ from pathlib import Path
 
 from tunesmith.data.conversation import Conversation
 from tunesmith.errors import BaseError
-from tunesmith.gguf.families import supported
 from tunesmith.gguf.read import convert
+from tunesmith.gguf.supported import supported
 from tunesmith.planning.look import Count, letters_of
 from tunesmith.recipe import Recipe
 from tunesmith.tokens.template import Refused, encode_all

@@ -17,7 +17,7 @@ from tunesmith.errors import ProofError
 from tunesmith.model.base import head, hidden_states
 from tunesmith.model.batch import Batching, supervised_in
 from tunesmith.model.loss import loss_sum
-from tunesmith.recipe import Recipe, cadence
+from tunesmith.recipe import Recipe
 from tunesmith.runs import Run
 from tunesmith.tokens.rows import TokenRows
 from tunesmith.training.checkpoint import save_checkpoint
@@ -28,6 +28,7 @@ from tunesmith.training.schedule import lr_at
 from tunesmith.training.score import bits_per_byte, measure_held_out
 from tunesmith.training.state import INFINITY, TrainState
 from tunesmith.training.stop import StopWatch
+from tunesmith.values import cadence
 
 MOST_SKIPPED = 20  # the scale starts at 65,536 and halves each time: after 20 it is not the scale
 

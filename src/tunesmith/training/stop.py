@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from types import FrameType, TracebackType
 from typing import Any
 
-from tunesmith.recipe import cadence
+from tunesmith.values import cadence
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _heeded = ContextVar("signals_heeded", default=False)
