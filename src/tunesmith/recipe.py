@@ -159,6 +159,22 @@ class CheckpointConfig(Section):
     """Which checkpoints are not deleted."""
 
 
+class Limits(Section):
+    """How far a GGUF file may be from what it was made from; one that is further away ends the export."""
+
+    kl: Annotated[float, Field(gt=0)] = 1e-4
+    """F16 against the merged model: mean KL divergence in nats, over the whole vocabulary."""
+    top1: Annotated[float, Field(gt=0, le=1)] = 0.99
+    """F16 against the merged model: share of positions with the same most likely token, at least."""
+    loss: Annotated[float, Field(gt=0)] = 1e-3
+    """F16 against the merged model: difference of their held-out losses in nats; over fewer than 1,000 positions it may
+    be larger, by the root of 1,000 over their number."""
+    near_tie: Annotated[float, Field(ge=0)] = 0.1
+    """Greedy answers of F16 and the merged model may part where the latter's two tokens are so close, in nats."""
+    quantised_kl: Annotated[float, Field(gt=0)] | None = None
+    """Every smaller file against F16: mean KL divergence in nats; null stops nothing, and warns above 0.5."""
+
+
 class ExportConfig(Section):
     """Which files are made for llama.cpp, and how equal they must be."""
 
@@ -166,6 +182,8 @@ class ExportConfig(Section):
     """Types of the GGUF files; an empty list makes none: the run ends with the merged model."""
     positions: Annotated[int, Field(ge=1)] = 2000
     """Held-out positions, of whole rows, at which files are compared and their loss is measured; all if fewer."""
+    limits: Limits = Limits()
+    """How far a file may be from what it was made from."""
 
 
 class EvaluateConfig(Section):

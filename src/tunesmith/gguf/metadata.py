@@ -1,4 +1,4 @@
-"""The single values in a GGUF file's metadata; arrays are stepped over.
+"""The single values in a GGUF file's metadata, and where its arrays and tensors lie; arrays are stepped over.
 
 The gguf package's reader makes numpy objects of every token and merge, 4 to 6 s for 49,152 tokens, where a proof asks
 for two numbers. The layout is that of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
@@ -6,9 +6,12 @@ for two numbers. The layout is that of https://github.com/ggml-org/ggml/blob/mas
 
 import os
 import struct
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from gguf import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, Keys
 from gguf import GGUFValueType as Type
 
 from tunesmith.errors import BaseError
@@ -21,7 +24,29 @@ CODES = {
 LEAST = {Type.STRING: "Q", Type.ARRAY: "IQ"} | CODES
 """The fewest bytes of an item: an empty text is its length, an empty array its type and length."""
 LARGE = 1 << 20  # bytes; to ask for the file's size before each of 100,000 texts takes as long as reading them
+MOST_DIMENSIONS = 4  # of a tensor (GGML_MAX_DIMS)
 MADE_HERE = "delete it, and type the command that makes it"
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where one tensor lies: `offset` is in bytes from the start of the file."""
+
+    kind: GGMLQuantizationType
+    shape: tuple[int, ...]
+    """Rows first."""
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a GGUF file has before its tensors' numbers."""
+
+    singles: dict[str, Single]
+    arrays: dict[str, tuple[Type, int, int]]
+    """Key -> type of the items, how many they are, where the first one is."""
+    tensors: dict[str, StoredTensor]
 
 
 def read_singles(path: Path, fix: str = MADE_HERE) -> dict[str, Single]:
@@ -29,22 +54,69 @@ def read_singles(path: Path, fix: str = MADE_HERE) -> dict[str, Single]:
 
     Raises BaseError where the file ends early, counts more items than it can hold, is big-endian or is no GGUF.
     """
-    found: dict[str, Single] = {}
+    return _read_head(path, fix, tensors=False).singles
+
+
+def read_head(path: Path, fix: str = MADE_HERE) -> Head:
+    """The single values, and where arrays and tensors lie. Raises BaseError as `read_singles`, and for a cut file."""
+    head = _read_head(path, fix, tensors=True)
+    end, size = max((tensor.offset + tensor.nbytes for tensor in head.tensors.values()), default=0), path.stat().st_size
+    if size < end:
+        raise BaseError(
+            f"{path.name} is cut: its tensors need {end:,} bytes, it has {size:,}", fix=fix, where=str(path)
+        )
+    return head
+
+
+def read_item(path: Path, place: tuple[Type, int, int], number: int) -> Single | None:
+    """One item of an array of a file that is whole, at `place` as `read_head` gives it; None where it has no such."""
+    kind, count, offset = place
+    if not 0 <= number < count:
+        return None
+    with path.open("rb") as file:
+        if kind != Type.STRING:
+            file.seek(offset + number * struct.calcsize(CODES[kind]))
+            item: Single = _take(file, CODES[kind])[0]
+            return item
+        file.seek(offset)
+        for _ in range(number):
+            file.seek(_take(file, "Q")[0], os.SEEK_CUR)
+        return _text(file)
+
+
+def _read_head(path: Path, fix: str, *, tensors: bool) -> Head:
+    head = Head({}, {}, {})
     try:
         with path.open("rb") as file:
-            magic, version, _, keys = _take(file, "4sIQQ")
+            magic, version, count, keys = _take(file, "4sIQQ")
             if magic != b"GGUF":
                 raise ValueError("it does not begin with GGUF")
             refuse_big_endian(path, version)
             for _ in range(keys):
                 key, kind = _text(file), Type(*_take(file, "I"))
                 if kind == Type.ARRAY:
-                    _step_over(file, key)
+                    head.arrays[key] = _step_over(file, key)
                 else:
-                    found[key] = _text(file) if kind == Type.STRING else _take(file, CODES[kind])[0]
+                    head.singles[key] = _text(file) if kind == Type.STRING else _take(file, CODES[kind])[0]
+            if tensors:
+                head.tensors.update(_tensors(file, count, head.singles.get(Keys.General.ALIGNMENT)))
     except (ValueError, RecursionError) as error:
         raise BaseError(f"{path.name} is no whole GGUF file: {error}", fix=fix, where=str(path)) from error
-    return found
+    return head
+
+
+def _tensors(file: BinaryIO, count: int, stated: Single | None) -> dict[str, StoredTensor]:
+    """Each tensor's name, number of dimensions, widths with the columns first, type, and place in the data."""
+    found = {}
+    for _ in range(count):
+        name = _text(file)
+        shape = _take(file, "Q" * min(*_take(file, "I"), MOST_DIMENSIONS))[::-1]
+        kind, place = GGMLQuantizationType(*_take(file, "I")), *_take(file, "Q")
+        block, block_bytes = GGML_QUANT_SIZES[kind]
+        found[name] = StoredTensor(kind, shape, place, prod(shape) // block * block_bytes)
+    alignment = stated if isinstance(stated, int) and stated > 0 else GGUF_DEFAULT_ALIGNMENT
+    start = file.tell() + -file.tell() % alignment
+    return {name: StoredTensor(one.kind, one.shape, start + one.offset, one.nbytes) for name, one in found.items()}
 
 
 def refuse_big_endian(path: Path, version: int) -> None:
@@ -79,9 +151,10 @@ def _text(file: BinaryIO) -> str:
     return _read(file, *_take(file, "Q")).decode()
 
 
-def _step_over(file: BinaryIO, key: str) -> None:
-    """An array: the type of its items, how many they are, the items."""
+def _step_over(file: BinaryIO, key: str) -> tuple[Type, int, int]:
+    """An array: the type of its items, how many they are, the items. Returns these two, and where the items begin."""
     kind, count = _take(file, "IQ")
+    start = file.tell()
     if count * struct.calcsize(f"<{LEAST[Type(kind)]}") > _left(file):
         raise ValueError(f"its {key} counts {count} items, more than the file can hold")
     if kind == Type.STRING:
@@ -92,3 +165,4 @@ def _step_over(file: BinaryIO, key: str) -> None:
             _step_over(file, key)
     else:
         file.seek(count * struct.calcsize(CODES[Type(kind)]), os.SEEK_CUR)
+    return Type(kind), count, start

@@ -24,6 +24,9 @@ from tunesmith.inference.ended import MAKE_AGAIN
 
 SUM_TOLERANCE = 1e-3  # llama.cpp sums the softmax in 32 bits: 1.3e-4 off at 49,152 tokens
 
+GREEDY = {"temperature": 0.0, "samplers": ["temperature"], "cache_prompt": False}
+"""Nothing of the sampling changes which token is the most likely."""
+
 Message = Mapping[str, str]
 
 
@@ -116,6 +119,17 @@ class Client:
                 fix="use the version of xllamacpp in constraints.txt",
             )
         return (logprobs_V - math.log(total)).astype(np.float32)
+
+    def go_on(self, ids: Sequence[int], count: int) -> list[int]:
+        """At most `count` tokens that follow `ids`, the most likely one each time; with the one that ended the text."""
+        body = GREEDY | {"prompt": list(ids), "n_predict": count, "return_tokens": True}
+        found: list[int] = self._ask("/completion", body)["tokens"]
+        return found
+
+    def stops_at(self, ids: Sequence[int], token: int) -> bool:
+        """Whether an answer ends by itself where `token` follows `ids`."""
+        body = GREEDY | {"prompt": list(ids), "n_predict": 2, "logit_bias": [[token, 1e5]]}
+        return bool(self._ask("/completion", body)["stop_type"] == "eos")
 
     def chat(
         self, messages: Sequence[Message], *, max_tokens: int, temperature: float | None = 0.0,

@@ -48,24 +48,16 @@ class Reference:
         self._file.close()
 
 
-@torch.no_grad()
 def store_model(folder: Path, sample: Sample, reference: Reference) -> str:
     """Write the log-probabilities of a Hugging Face folder's model, by transformers in fp32, to the reference.
 
     Returns why there are none, empty where there are. Raises ProofError where the model computes no numbers.
     """
-    passes = list(_passes(sample))
-    try:
-        model = StreamedModel(folder)
-        device, reason = roomiest(model.needed_bytes(max(sum(len(row.ids) for row in rows) for rows in passes)))
-    except BaseError as error:  # stored by names of its own, as the experts of a mixture are
-        device, reason = None, error.what
-    if device is None:
-        return reason
-    model.to(device)
-    hidden_SD = torch.cat([_at_places(model, rows) for rows in passes])
+    pieces = model_logprobs(folder, sample)
+    if isinstance(pieces, str):
+        return pieces
     targets_S, nats, start = torch.from_numpy(sample.targets_S), list[Tensor](), 0
-    for logprobs_CV in _logprobs(model, hidden_SD):
+    for logprobs_CV in pieces:
         part = slice(start, start + len(logprobs_CV))
         if (bad_C := ~logprobs_CV.isfinite().all(dim=1)).any():
             what = f"the merged model gives no numbers at {sample.place(start + int(bad_C.int().argmax()))}"
@@ -75,6 +67,21 @@ def store_model(folder: Path, sample: Sample, reference: Reference) -> str:
         start = part.stop
     reference.loss = sample.held_out_loss(in_float64(nats))
     return ""
+
+
+@torch.no_grad()
+def model_logprobs(folder: Path, sample: Sample) -> Iterator[Tensor] | str:
+    """Log-probabilities [C, V] at all positions, a piece at a time, or why there are none: memory, or the model."""
+    passes = list(_passes(sample))
+    try:
+        model = StreamedModel(folder)
+        device, reason = roomiest(model.needed_bytes(max(sum(len(row.ids) for row in rows) for rows in passes)))
+    except BaseError as error:  # stored by names of its own, as the experts of a mixture are
+        device, reason = None, error.what
+    if device is None:
+        return reason
+    model.to(device)
+    return _logprobs(model, torch.cat([_at_places(model, rows) for rows in passes]))
 
 
 def in_float64(nats: list[Tensor]) -> NDArray[np.float64]:
@@ -100,6 +107,7 @@ def _at_places(model: StreamedModel, rows: list[Row]) -> Tensor:
     return hidden_TD[[int(start) + place for start, row in zip(starts, rows, strict=True) for place in row.places]]
 
 
+@torch.no_grad()
 def _logprobs(model: StreamedModel, hidden_SD: Tensor) -> Iterator[Tensor]:
     """Log-probabilities [C, V], from the hidden states of some positions after those of others."""
     for hidden_CD in hidden_SD.split(max(1, PIECE_BYTES // (4 * model.vocabulary))):

@@ -46,6 +46,9 @@ class HeldOutLoss:
     """Of the answers' text in the rows that are whole; None where there is none."""
     positions: int
     rows: int
+    stop_probability: float | None
+    """Mean probability of the end-of-turn token where the answers of the data end; None where none of them was read to
+    its end."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,14 @@ class Sample:
         token = self.rows[row].places[position - self.starts[row]] + 1
         return f"held-out row {self.rows[row].number}, token {token}"
 
+    def end_of_an_answer(self) -> tuple[tuple[int, ...], int] | None:
+        """The tokens before the first end-of-turn token that was read, and that token; None where there is none."""
+        for row in self.rows:
+            for place, target, end in zip(row.places, row.targets, row.ends, strict=True):
+                if end:
+                    return row.ids[: place + 1], target
+        return None
+
     def prefixes(self) -> Iterator[tuple[int, ...]]:
         """The tokens up to each position."""
         return (row.ids[: place + 1] for row in self.rows for place in row.places)
@@ -92,7 +103,9 @@ class Sample:
         )
         text_bytes = sum(self.rows[n].answer_bytes or 0 for n in whole)
         bits = nats / math.log(2) / text_bytes if text_bytes else None
-        return HeldOutLoss(float(nats_S.mean()), bits, len(self), len(self.rows))
+        ends_S = np.array([end for row in self.rows for end in row.ends])
+        stops = float(np.exp(-nats_S[ends_S]).mean()) if ends_S.any() else None
+        return HeldOutLoss(float(nats_S.mean()), bits, len(self), len(self.rows), stops)
 
 
 def pick_sample(rows: TokenRows, count: int) -> Sample:

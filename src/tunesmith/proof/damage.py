@@ -1,0 +1,132 @@
+"""Where an F16 file is not the merged model, tensor by tensor: what an error says beside how far the two are apart.
+
+Tensors are compared as numbers, in the order that llama.cpp's rotary wants: written anew here, from the definition, and
+not with the code that wrote the file.
+
+Shapes: O and I output and input width of a layer.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from gguf import GGMLQuantizationType as Type
+from numpy.typing import NDArray
+
+from tunesmith.errors import ProofError
+from tunesmith.gguf.families import UNUSED, read_config
+from tunesmith.gguf.metadata import Head, StoredTensor, read_head
+from tunesmith.model.adapter import CONFIG, load_adapter
+from tunesmith.weights.tensorfile import TensorInfo, pieces, read_index, read_rows, to_f32
+
+TYPES = {Type.F16: "<f2", Type.F32: "<f4"}
+NAMED = 3  # tensors that an error names; of the others the number
+ALIKE = 1e-2  # relative difference below which two updates are the same one, rounded
+STATED = {
+    "block_count": "num_hidden_layers", "embedding_length": "hidden_size", "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads", "attention.head_count_kv": "num_key_value_heads",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps", "context_length": "max_position_embeddings",
+}  # fmt: skip
+"""Metadata below the architecture's name -> the same in config.json."""
+Rows = NDArray[Any]
+
+
+def check_names(model: Path, file: Path) -> int:
+    """Raise ProofError for a tensor of the model that a file does not have: llama.cpp may go on without it, as without
+    a bias, a norm of queries or factors of the rotary frequencies. Returns how many were looked for.
+    """
+    wanted, head = _names(model), read_head(file)
+    if missing := [f"{name} ({source})" for name, source in wanted.items() if name not in head.tensors]:
+        what = f"{file.name} is not the merged model: it lacks {_some(missing)}"
+        raise ProofError(what, fix="delete gguf/ and run again; if it fails again, report the base", where=str(file))
+    return len(wanted)
+
+
+def find_damage(model: Path, adapter: Path, file: Path) -> str:
+    """What is not as it should be in an F16 file of a merged model, in words. It reads both whole."""
+    config, infos, head = read_config(model), read_index(model), read_head(file)
+    updates, scale = load_adapter(adapter) if (adapter / CONFIG).exists() else ({}, 0.0)
+    found: dict[str, list[str]] = {}
+    for name, source in _names(model).items():
+        if source in infos and name in head.tensors and head.tensors[name].kind in TYPES:
+            update = updates.get(source.removesuffix(".weight"))
+            rotated = any(part in source for part in config["family"].rotated)
+            head_rows = config["head_dim"] if rotated else 0
+            delta = None if update is None else (scale * (update[1].float() @ update[0].float())).numpy()
+            if odd := _oddness(infos[source], head.tensors[name], file, head_rows, delta):
+                found.setdefault(odd, []).append(name)
+    said = [f"{_some(names)} {odd}" for odd, names in found.items()] + _odd_numbers(config, head)
+    as_model = "each of its tensors is the model's, so look at how llama.cpp computes this family, and at its metadata"
+    return "; ".join(said) or as_model
+
+
+def _names(model: Path) -> dict[str, str]:
+    """The tensors that a file must have: llama.cpp's name -> where it comes from."""
+    config = read_config(model)
+    names, found = gguf.get_tensor_name_map(config["family"].arch, config["num_hidden_layers"]), {}
+    for source in read_index(model):
+        name = None if source.endswith(UNUSED) else names.get_name(source, try_suffixes=(".weight", ".bias"))
+        if name and not (name == "output.weight" and config["tie_word_embeddings"]):
+            found[name] = source
+    if config["rope"].get("rope_type") == "llama3":
+        found["rope_freqs.weight"] = "the factors of the rotary scaling llama3"
+    return found
+
+
+def _oddness(info: TensorInfo, stored: StoredTensor, file: Path, head_rows: int, delta: Rows | None) -> str:
+    """What is wrong with one tensor, empty where nothing is. `delta`: what the adapter added to it."""
+    if stored.shape != info.shape:
+        return f"has the shape {list(stored.shape)}, and the model's is {list(info.shape)}"
+    if not head_rows and delta is None:  # such as the embedding: a piece of it at a time
+        sums = [(np.square(theirs - ours).sum(), np.square(ours).sum()) for ours, theirs in _pairs(info, stored, file)]
+        return _how_far(*(float(sum(column)) ** 0.5 for column in zip(*sums, strict=True)))
+    ours, theirs = (np.concatenate(parts) for parts in zip(*_pairs(info, stored, file), strict=True))
+    if head_rows:
+        if np.array_equal(theirs, ours) and not np.array_equal(theirs, _reordered(ours, head_rows, 2)):
+            return "has its rows in the order of transformers: the two halves of each head must be interleaved"
+        theirs = _reordered(theirs, head_rows, head_rows // 2)
+    for times, odd in ((1, "has the adapter's update twice"), (-1, "lacks the adapter's update")):
+        if delta is not None and np.linalg.norm(theirs - ours - times * delta) < ALIKE * np.linalg.norm(delta):
+            return odd
+    return _how_far(float(np.linalg.norm(theirs - ours)), float(np.linalg.norm(ours)))
+
+
+def _pairs(info: TensorInfo, stored: StoredTensor, file: Path) -> Iterator[tuple[Rows, Rows]]:
+    """Some rows of the model's tensor, rounded as the file's type is, and the file's."""
+    kind = np.dtype(TYPES[stored.kind])
+    theirs = np.memmap(file, kind, "r", stored.offset, stored.shape)
+    for start, stop in pieces(info):
+        ours = to_f32(read_rows(info, start, stop), info.dtype).astype(kind)
+        yield ours.astype(np.float32), np.asarray(theirs[start:stop], np.float32)
+
+
+def _reordered(rows: Rows, head_rows: int, parts: int) -> Rows:
+    """Each head's rows, cut into parts, one of each part after another.
+
+    From halves: rows 0, d/2, 1, d/2 + 1, ..., the neighbours that llama.cpp turns; in parts of two that is undone.
+    """
+    heads = rows.reshape(-1, parts, head_rows // parts, *rows.shape[1:])
+    return heads.swapaxes(1, 2).reshape(rows.shape)
+
+
+def _how_far(apart: float, size: float) -> str:
+    return f"is not the model's (relative difference {apart / max(size, 1e-30):.2g})" if apart else ""
+
+
+def _odd_numbers(config: dict[str, Any], head: Head) -> list[str]:
+    """Metadata that are not what config.json says."""
+    arch, found = gguf.MODEL_ARCH_NAMES[config["family"].arch], []
+    wanted = {key: config.get(name) for key, name in STATED.items()}
+    wanted["rope.freq_base"] = config["rope"].get("rope_theta")
+    for key, value in wanted.items():
+        stated = head.singles.get(f"{arch}.{key}")
+        if isinstance(stated, int | float) and value is not None and not np.isclose(stated, value, rtol=1e-5):
+            found.append(f"{arch}.{key} is {stated:g}, and config.json has {value:g}")
+    return found
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
