@@ -108,7 +108,7 @@ TINY = {
         "GraniteForCausalLM", "granite", "digits", "granite",
         ("<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>"), "<|end_of_text|>", "<|end_of_text|>",
         "<|end_of_text|>", pre="smollm",
-        config={"embedding_multiplier": 6.0, "logits_scaling": 4.0, "residual_multiplier": 0.4,
+        config={"embedding_multiplier": 6.0, "logits_scaling": 0.25, "residual_multiplier": 0.4,
                 "attention_multiplier": 0.2, "tie_word_embeddings": True},
     ),
 }  # fmt: skip
@@ -124,7 +124,7 @@ def save_family(folder: Path, name: str, *, seed=0, **config) -> Path:
     ids = {f"{special}_token_id": getattr(tokenizer, f"{special}_token_id") for special in ("bos", "eos", "pad")}
     settings = {
         "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024, "initializer_range": 0.2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024, "initializer_range": 0.3,
     }  # fmt: skip
     made = AutoConfig.for_model(family.kind, **(settings | ids | family.config | config))
     model = AutoModelForCausalLM.from_config(made, dtype=torch.float32)
@@ -180,6 +180,7 @@ def _spm(family: TinyFamily):
     words.train_from_iterator(CORPUS.read_text().splitlines(), trainers.BpeTrainer(vocab_size=260, show_progress=False))
     learned = sorted(words.get_vocab().items(), key=lambda item: item[1])
     pieces = [piece for piece, _ in learned if len(piece) > 1] + [piece for piece, _ in learned if len(piece) == 1]
+    pieces += [piece for piece in family.own if piece.strip() != piece or SPACE in piece]
     before = [*family.specials, *family.own] if family.layout == "gemma" else list(family.specials[:3])
     tokens = dict.fromkeys([*before, *(f"<0x{byte:02X}>" for byte in range(256)), *pieces])
     vocabulary = {token: number for number, token in enumerate(tokens)}
