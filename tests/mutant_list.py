@@ -321,6 +321,9 @@ TRAINING = (
 PROOF = (
     _m("packing is not proved", "proof/packing.py", "if not difference_T[worst] <= limit:", "if limit < 0:",
        "test_training.py::test_the_packing_proof_catches_attention_across_conversations"),
+    _m("a space of SentencePiece's own refuses its template", "tokens/template.py",
+       'form.gap if before and before[-1] in form.added else ""', '""',
+       "test_family_runs.py::test_every_file_says_the_same_stop_tokens_and_the_templates_comes_first"),
     _m("one row alone is called packed", "proof/packing.py", "NAME if len(chosen[0].chosen) > 1 else ALONE", "NAME",
        "test_training.py::test_rows_that_never_share_a_pass_are_called_no_packing"),
     _m("a gradient lost by the compiler passes", "proof/compiling.py",
@@ -391,6 +394,12 @@ PROOF = (
 RELEASE = (
     _m("every piece of a weight gets the first rows of B", "release/merge.py",
        "b_OR[start:stop]", "b_OR[: stop - start]", "test_merge.py::test_a_weight_merged_in_pieces_is_the_same"),
+    _m("the template's end of turn is not among the merged model's stop tokens", "release/merge.py",
+       "dict.fromkeys([end_of_turn, *stated, tokenizer_eos])", "dict.fromkeys([*stated, tokenizer_eos])",
+       "test_family_runs.py::test_transformers_stops_where_the_template_does_without_being_told"),
+    _m("config.json keeps other stop tokens than generation_config.json", "release/merge.py",
+       "((out / CONFIG, config), (out / GENERATION_CONFIG, generation))", "((out / GENERATION_CONFIG, generation),)",
+       "test_family_runs.py::test_every_file_says_the_same_stop_tokens_and_the_templates_comes_first"),
     _m("the merged model lacks the recipe's system prompt", "release/merge.py",
        "chat_template_with(template, recipe.chat.system, recipe.data.date)",
        "chat_template_with(template, None, recipe.data.date)",

@@ -434,7 +434,10 @@ def test_an_end_of_turn_that_is_not_the_end_of_text_goes_the_whole_way(tmp_path,
     run_stages(recipe, run, [stage for stage in STAGES if stage.verb != "evaluate"])
     fields = gguf.GGUFReader(run.gguf_file("tiny", "Q8_0")).fields
     ids = [fields[f"tokenizer.ggml.{name}_token_id"].contents() for name in ("eos", "eot")]
-    assert ids == [0, 2] == GenerationConfig.from_pretrained(run.model).eos_token_id  # transformers stops there too
+    assert ids == [0, 2] and GenerationConfig.from_pretrained(run.model).eos_token_id == [
+        2,
+        0,
+    ]  # transformers stops too
     assert all(proof.limit is None or proof.value <= proof.limit for proof in read_record(run.gguf).proofs)
     reader = gguf.GGUFReader(export_base(locate_base(str(base), convert), "F16", recipe.chat, recipe.data.date))
     assert reader.fields["tokenizer.ggml.eot_token_id"].contents() == 2

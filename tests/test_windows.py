@@ -124,5 +124,5 @@ def test_a_window_that_is_not_kept_is_found_in_a_row_that_is_longer(lengths, nam
         attention, "_windowed",
         lambda q, k, v, scaling, window: F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling),
     )  # fmt: skip
-    with pytest.raises(ProofError, match=r"packing changes the base's logits.* at row \d, token 5[2-9]\d"):
+    with pytest.raises(ProofError, match=r"packing changes the base's logits.* at row \d, token [56]\d\d"):
         prove_packing(model, (rows, batching))

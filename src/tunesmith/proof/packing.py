@@ -23,6 +23,7 @@ from tunesmith.tokens.rows import TokenRows
 NAME = "packed = alone, logits (relative)"
 ALONE = "each row has a forward pass to itself; its logits = transformers' own (relative)"
 ROWS = 3
+SMALLEST = 1e-30  # a token whose embedding is zero may have logits that are all zero
 LONGEST = 512  # tokens of the longer row that joins them, of which logits, three times in fp32, are all in memory
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 8e-2, torch.float16: 2e-2}
 # relative difference of a token's logits: products of other shapes round in another order, by 1e-6 in fp32, 3e-2 in
@@ -106,6 +107,7 @@ def _differences(model: PreTrainedModel, one: _Bin) -> Iterator[tuple[Tensor, in
             packed_PV = head(model).logits(hidden_TD[at_T[places_P]])
             alone = model(input_ids=batch.ids_T[None, at_T], use_cache=False, logits_to_keep=places_P)
             alone_PV = alone.logits[0].float()
-            yield (packed_PV - alone_PV).norm(dim=1) / alone_PV.norm(dim=1), row, places_P
+            size_P = alone_PV.norm(dim=1).clamp_min(SMALLEST)
+            yield (packed_PV - alone_PV).norm(dim=1) / size_P, row, places_P
     finally:
         model.set_attn_implementation(PACKED)

@@ -69,6 +69,10 @@ class _Form:
     end_id: int
     forbidden: re.Pattern[str]
     """What no turn may hold: it would be read as the template's own."""
+    added: frozenset[int]
+    """Tokens that the tokenizer cuts a text at."""
+    gap: str
+    """What the tokenizer puts before a text that follows one of them: the space of SentencePiece, or nothing."""
 
 
 @lru_cache(maxsize=8)
@@ -240,7 +244,8 @@ def _proved(
         if not inside:
             raise Refused("a token crosses the border of an answer", f"answer {text[start:end]!r} in {text!r}")
         before = ids[max(first - 1, 0) : first]  # decoders may drop the white space before the very first token
-        decoded, expected = decode(before + ids[first:stop]), decode(before) + text[start:end]
+        gap = form.gap if before and before[-1] in form.added else ""
+        decoded, expected = decode(before + ids[first:stop]), decode(before) + gap + text[start:end]
         if decoded != expected and normalize("NFC", decoded) != normalize("NFC", expected):  # Qwen's tokenizer composes
             raise Refused("the supervised tokens are not the answer", f"expected {expected!r}, found {decoded!r}")
         if ids[stop] != form.end_id:
@@ -286,7 +291,10 @@ def _form(tokenizer: PreTrainedTokenizerBase, template: str, system: str | None)
     forbidden = re.compile("|".join(re.escape(text) for text in {*special.values(), *written}))
     if found := forbidden.search(system or ""):
         raise RecipeError(f"chat.system contains {found[0]!r}, a special token of the template", fix="take it out")
-    return _Form(template, header, end, ids[0], forbidden)
+    after_end = tokenizer.backend_tokenizer.encode(f"{end}a", add_special_tokens=False).ids
+    decoded = tokenizer.backend_tokenizer.decode(after_end, skip_special_tokens=False)
+    gap = decoded.removeprefix(end).removesuffix("a")
+    return _Form(template, header, end, ids[0], forbidden, frozenset(tokenizer.added_tokens_decoder), gap)
 
 
 def _template(tokenizer: PreTrainedTokenizerBase, system: str | None, date: str) -> str:
