@@ -22,6 +22,7 @@ FORMS = {  # biases, norms of queries, an embedding or head that scales, windows
               "high_freq_factor": 4.0, "original_max_position_embeddings": 64}},
     "qwen2": {}, "qwen3": {"head_dim": 16}, "phi3": {"sliding_window": 16}, "phi": {},
     "gemma3_text": {"head_dim": 16, "sliding_window": 8, "sliding_window_pattern": 2, "final_logit_softcapping": 2.0},
+    "smollm3": {},
     "granite": {"logits_scaling": 3.0, "embedding_multiplier": 2.0, "residual_multiplier": 0.5,
                 "attention_multiplier": 0.1},
 }  # fmt: skip

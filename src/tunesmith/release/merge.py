@@ -122,6 +122,6 @@ def _stop_at(end_of_turn: int, out: Path, tokenizer_eos: int) -> None:
     eos = generation.get("eos_token_id", config.get("eos_token_id"))
     stated = [id_ for id_ in (eos if isinstance(eos, list) else [eos]) if isinstance(id_, int) and id_ >= 0]
     stops = list(dict.fromkeys([end_of_turn, *stated, tokenizer_eos]))
-    said = {"eos_token_id": stops if len(stops) > 1 else end_of_turn}
+    said = {"eos_token_id": stops if len(stops) > 1 else stops[0]}
     for path, content in ((out / CONFIG, config), (out / GENERATION_CONFIG, generation)):
         path.write_text(json.dumps(content | said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

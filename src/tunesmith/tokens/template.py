@@ -31,6 +31,7 @@ Result = TypeVar("Result")
 MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # noncharacters (Unicode 23.7): no text of ours has them
 ANY_MARK = re.compile(f"[{MARKS[0]}-{MARKS[-1]}]")
 NO_SYSTEM, REFUSED = "the template takes no system prompt", "the template refuses it"
+SWITCH = re.compile(r"/(no_)?think\b")  # in a system prompt: SmolLM3's template does what it says, and takes it out
 THINK_TAG = re.compile(r"(</?think>)")  # templates split answers here, so each side gets marks of its own
 
 
@@ -269,7 +270,7 @@ def _form(tokenizer: PreTrainedTokenizerBase, template: str, system: str | None)
         if system is not None and _renders(tokenizer, tokenizer.get_chat_template(), [question, answer]):
             raise DataError(f"the chat template takes no system prompt: {error}", fix=WITHOUT_SYSTEM) from error
         raise DataError(f"the chat template refuses a plain conversation: {error}", fix="use another base") from error
-    if system and system.strip() not in whole:
+    if system and SWITCH.sub("", system).strip() not in whole:
         raise DataError("the chat template leaves the system prompt out", fix=WITHOUT_SYSTEM, where=repr(whole))
     pieces = ANY_MARK.split(whole)  # before the question, before the answer, after it, and once more
     if len(pieces) != 5:
