@@ -126,3 +126,12 @@ def test_a_window_that_is_not_kept_is_found_in_a_row_that_is_longer(lengths, nam
     )  # fmt: skip
     with pytest.raises(ProofError, match=r"packing changes the base's logits.* at row \d, token [56]\d\d"):
         prove_packing(model, (rows, batching))
+
+
+def test_numbers_that_fp16_does_not_hold_are_named(tmp_path):
+    folder = save(tmp_path, "mistral", sliding_window=None)
+    model = load_base(folder, precision="fp16", device=CPU)
+    model.model.layers[0].mlp.down_proj.weight.mul_(1e5)
+    with pytest.raises(ProofError, match="too large for fp16") as caught:
+        prove_packing(model, (rows_of(9, 20), Batching(40, 40, CPU, kernel=False, static=False)))
+    assert "train.precision to fp32" in caught.value.fix

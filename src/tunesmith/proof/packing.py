@@ -48,6 +48,11 @@ def prove_packing(model: PreTrainedModel, *packed: tuple[TokenRows, Batching]) -
     compared = [found for one in chosen for found in _differences(model, one)]
     difference_T = torch.cat([difference for difference, _, _ in compared])
     worst, limit = int(difference_T.argmax()), LIMITS[head(model).weight_VD.dtype]
+    if difference_T.isnan().any() and head(model).weight_VD.dtype == torch.float16:
+        raise ProofError(
+            "the base computes numbers that are too large for fp16",
+            fix="set train.precision to fp32, or to bf16 on a GPU that has it",
+        )
     if not difference_T[worst] <= limit:
         at = [f"row {row}, token {place}" for _, row, places in compared for place in places.tolist()]
         raise ProofError(
