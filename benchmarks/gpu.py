@@ -100,7 +100,7 @@ def same_loss(base, rows):
         total, count = 0.0, 0
         for batch in batching.micro_batches(rows, range(12)):
             hidden_TD = hidden_states(model, batch.ids_T, batch.positions_T, batch.packing)
-            total += loss_sum(hidden_TD[batch.at_S], *head(model), batch.targets_S).item()
+            total += loss_sum(hidden_TD[batch.at_S], head(model), batch.targets_S).item()
             count += len(batch.at_S)
         print(f"loss by {precision}, kernel {kernel}, padded {static}: {total / count:.5f}", flush=True)
         del model

@@ -1,4 +1,4 @@
-"""Six chat template families in small: template with the family's traps, tokens, and what it makes of an answer."""
+"""Eight chat template families in small: template with the family's traps, tokens, and what it makes of an answer."""
 
 from functools import cache
 from pathlib import Path
@@ -24,6 +24,11 @@ FAMILIES = {
         ("<s>", "<|endoftext|>", "<|user|>", "<|system|>", "<|assistant|>", "<|end|>"),
         "<|endoftext|>", "<s>", "<|end|>",
     ),
+    "granite": (
+        ("<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>"),
+        "<|end_of_text|>", "<|end_of_text|>", "<|end_of_text|>",
+    ),
+    "smollm3": (CHATML, "<|im_end|>", "<|im_start|>", "<|im_end|>"),
 }  # fmt: skip
 
 
@@ -41,6 +46,8 @@ def as_rendered(family, answer, *, is_last):
         return answer.strip()
     if family == "mistral":
         return " " + answer
+    if family == "smollm3":
+        return answer.lstrip("\n")
     if family == "qwen3":
         thought, tag, words = answer.rpartition("</think>")
         thought = thought.split("</think>")[0].rstrip("\n").split("<think>")[-1].strip("\n")

@@ -214,20 +214,16 @@ def test_experts_are_refused_by_name_in_the_config_and_in_the_weights(tmp_path, 
 @pytest.mark.parametrize(
     ("kind", "config", "longest"),
     [
-        ("mistral", {"sliding_window": 100}, 100),
-        ("mistral", {"sliding_window": None}, 512),
-        ("qwen2", {"use_sliding_window": True, "sliding_window": 100, "max_window_layers": 1}, 100),
-        ("qwen2", {"use_sliding_window": True, "sliding_window": 100, "max_window_layers": 2}, 512),
-        ("qwen2", {"use_sliding_window": False, "sliding_window": 100}, 512),
-        ("qwen3", {"head_dim": 8}, 512),
-        ("gemma3_text", {"head_dim": 8, "sliding_window": 100, "num_hidden_layers": 6}, 100),
-        ("gemma3_text", {"head_dim": 8, "sliding_window": 100, "layer_types": ["full_attention"] * 2}, 512),
-        ("phi3", {"sliding_window": 100}, 100),
+        ("mistral", {"sliding_window": 100}, 512),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 100, "max_window_layers": 1}, 512),
+        ("gemma3_text", {"head_dim": 8, "sliding_window": 100, "num_hidden_layers": 6}, 512),
+        ("mistral", {"attention_chunk_size": 100, "layer_types": ["full_attention", "chunked_attention"]}, 100),
+        ("mistral", {"attention_chunk_size": 100, "layer_types": ["full_attention"] * 2}, 512),
         ("phi3", {"max_position_embeddings": 512, "original_max_position_embeddings": 64, "rope_parameters": {
             "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}}, 64),
     ],
 )  # fmt: skip
-def test_rows_are_no_longer_than_windows_positions_and_what_packing_keeps(tmp_path, kind, config, longest):
+def test_rows_are_no_longer_than_chunks_positions_and_what_packing_keeps(tmp_path, kind, config, longest):
     folder = save_family(tmp_path / "base", kind, **config)
     supported(folder, recipe_of(gguf=(), max_length=longest))
     with pytest.raises(BaseError, match=rf"takes {longest} tokens.*train.max_length is {longest + 1}") as caught:
@@ -245,15 +241,27 @@ def test_rows_that_stand_count_by_their_own_length(folder):
 @pytest.mark.parametrize(
     ("kind", "config", "field"),
     [
-        ("granite", {"logits_scaling": 8.0}, "logits_scaling"),
-        ("cohere", {}, "logit_scale"),
-        ("gemma2", {}, "softcapping"),
+        ("llama", {"logits_scaling": 8.0}, "logits_scaling is 8.0"),  # Granite alone divides by it
+        ("granite", {"logits_scaling": 0.0}, "logits_scaling is 0.0"),
+        ("gemma2", {}, "final_logit_softcapping"),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
     ],
 )
-def test_a_head_that_does_more_than_a_linear_layer_is_refused(tmp_path, kind, config, field):
+def test_a_head_or_attention_that_does_what_is_not_known_here_is_refused(tmp_path, kind, config, field):
     folder = save_family(tmp_path / "base", kind, **config)
     with pytest.raises(BaseError, match=f"scales or caps.*{field}"):
         supported(folder, recipe_of(gguf=(), max_length=16))
+
+
+def test_a_model_of_pictures_too_is_refused_with_the_one_of_text_alone(folder):
+    vision = {"hidden_size": 16, "model_type": "siglip_vision_model"}
+    edit(
+        folder / "config.json", architectures=["Gemma3ForConditionalGeneration"], model_type="gemma3",
+        vision_config=vision, text_config={},
+    )  # fmt: skip
+    with pytest.raises(BaseError, match="is Gemma3ForConditionalGeneration, which takes more than text") as caught:
+        supported(folder, recipe_of(gguf=()))
+    assert "google/gemma-3-1b-it" in caught.value.fix
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma3_text", "phi3", "opt", "exaone", *UNPACKED])
@@ -433,7 +441,10 @@ def test_an_end_of_turn_that_is_not_the_end_of_text_goes_the_whole_way(tmp_path,
     run_stages(recipe, run, [stage for stage in STAGES if stage.verb != "evaluate"])
     fields = gguf.GGUFReader(run.gguf_file("tiny", "Q8_0")).fields
     ids = [fields[f"tokenizer.ggml.{name}_token_id"].contents() for name in ("eos", "eot")]
-    assert ids == [0, 2] == GenerationConfig.from_pretrained(run.model).eos_token_id  # transformers stops there too
+    assert ids == [0, 2] and GenerationConfig.from_pretrained(run.model).eos_token_id == [
+        2,
+        0,
+    ]  # transformers stops too
     assert all(proof.limit is None or proof.value <= proof.limit for proof in read_record(run.gguf).proofs)
     reader = gguf.GGUFReader(export_base(locate_base(str(base), convert), "F16", recipe.chat, recipe.data.date))
     assert reader.fields["tokenizer.ggml.eot_token_id"].contents() == 2

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from tunesmith.model import loss as loss_module
+from tunesmith.model.base import Head
 from tunesmith.model.loss import loss_sum
 from tunesmith.recipe import EarlyStopping, TrainConfig
 from tunesmith.tokens.rows import TokenRows
@@ -18,15 +19,18 @@ from tunesmith.training.state import Progress
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_loss_and_gradient_match_torch_over_several_chunks(monkeypatch, bias):
+@pytest.mark.parametrize(("scale", "cap"), [(1.0, None), (0.125, None), (1.0, 1.5), (2.0, 0.5)])
+def test_loss_and_gradient_match_torch_over_several_chunks(monkeypatch, bias, scale, cap):
     monkeypatch.setattr(loss_module, "CHUNK_BYTES", 4 * 31 * 3)  # three positions in a chunk
     torch.manual_seed(0)
     hidden_SD = torch.randn(10, 6, requires_grad=True)
     weight_VD, bias_V = torch.randn(31, 6), torch.randn(31) if bias else None
     targets_S = torch.randint(0, 31, (10,))
-    ours = loss_sum(hidden_SD, weight_VD, bias_V, targets_S) / 7
+    ours = loss_sum(hidden_SD, Head(weight_VD, bias_V, scale, cap), targets_S) / 7
     (grad_ours,) = torch.autograd.grad(ours, hidden_SD)
-    theirs = F.cross_entropy(F.linear(hidden_SD, weight_VD, bias_V), targets_S, reduction="sum") / 7
+    logits_SV = F.linear(hidden_SD, weight_VD, bias_V) * scale
+    logits_SV = logits_SV if cap is None else cap * torch.tanh(logits_SV / cap)
+    theirs = F.cross_entropy(logits_SV, targets_S, reduction="sum") / 7
     (grad_theirs,) = torch.autograd.grad(theirs, hidden_SD)
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(grad_ours, grad_theirs)
@@ -34,7 +38,7 @@ def test_loss_and_gradient_match_torch_over_several_chunks(monkeypatch, bias):
 
 def test_no_supervised_position_is_no_loss():
     hidden_SD = torch.empty(0, 6, requires_grad=True)
-    assert loss_sum(hidden_SD, torch.randn(31, 6), None, torch.empty(0, dtype=torch.long)).item() == 0
+    assert loss_sum(hidden_SD, Head(torch.randn(31, 6)), torch.empty(0, dtype=torch.long)).item() == 0
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])

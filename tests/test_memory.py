@@ -69,6 +69,9 @@ def test_an_old_gpu_computes_in_fp16(llama, monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(16e9), int(16e9)))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert decided(llama, GPU)[0] == "fp16"
+    config = json.loads((llama / "config.json").read_text()) | {"model_type": "gemma3_text"}
+    (llama / "config.json").write_text(json.dumps(config))
+    assert decided(llama, GPU)[0] == "fp32"  # whose numbers fp16 does not hold
 
 
 def test_the_number_of_threads_is_a_condition_of_equal_bits():

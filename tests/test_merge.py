@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tunesmith import machine
 from tunesmith.decides import gguf_needs
 from tunesmith.errors import ProofError, ResumeError
+from tunesmith.model.base import Head
 from tunesmith.model.lora import LoraLinear
 from tunesmith.proof import merged as proof
 from tunesmith.proof.merged import prove_merged, prove_stored
@@ -198,9 +199,7 @@ def test_logits_are_compared_as_torch_does_it_whole(pieces, monkeypatch):
     wanted, merged, stored = (torch.randn(5, 16) for _ in range(3))
     head, other = torch.randn(512, 16), torch.randn(512, 16)
     monkeypatch.setattr(proof, "PIECE_BYTES", 4 * 16 * pieces)
-    model, rounded = (
-        SimpleNamespace(head_pieces=lambda c, w=w: ((p, None) for p in w.split(c))) for w in (head, other)
-    )
+    model, rounded = (SimpleNamespace(head_pieces=lambda c, w=w: (Head(p) for p in w.split(c))) for w in (head, other))
     found = proof._Logits(5, torch.device("cpu"))
     found.compare((model, wanted, merged), (rounded, stored))
     whole, theirs = wanted @ head.T, stored @ other.T

@@ -48,7 +48,7 @@ def model(tiny_base):
 @torch.no_grad()
 def by_hand(model, ids, most):
     """Greedy without a cache: the whole text anew for each token, through the attention of training."""
-    weight_VD, _ = head(model)
+    weight_VD = head(model).weight_VD
     told = list(ids)
     for _ in range(most):
         hidden = backbone(model)(input_ids=torch.tensor([told]), use_cache=False).last_hidden_state[0, -1]

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from forked import forked
 from safetensors.torch import load_file, save_file
 from tiny import save_base
@@ -18,10 +17,14 @@ from tunesmith.model.streamed import StreamedModel, roomiest
 from tunesmith.proof.merged import _Logits
 
 ROWS = ([5, 9, 3, 3, 200, 17], [8], list(range(300, 340)))
-FORMS = {  # biases, norms of queries, an embedding that scales, windows, a bias on the head
+FORMS = {  # biases, norms of queries, an embedding or head that scales, windows shorter than rows, a bias on the head
     "llama": {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
               "high_freq_factor": 4.0, "original_max_position_embeddings": 64}},
-    "qwen2": {}, "qwen3": {"head_dim": 16}, "gemma3_text": {"head_dim": 16}, "phi3": {}, "phi": {},
+    "qwen2": {}, "qwen3": {"head_dim": 16}, "phi3": {"sliding_window": 16}, "phi": {},
+    "gemma3_text": {"head_dim": 16, "sliding_window": 8, "sliding_window_pattern": 2, "final_logit_softcapping": 2.0},
+    "smollm3": {},
+    "granite": {"logits_scaling": 3.0, "embedding_multiplier": 2.0, "residual_multiplier": 0.5,
+                "attention_multiplier": 0.1},
 }  # fmt: skip
 
 
@@ -51,7 +54,7 @@ def test_a_streamed_model_computes_what_the_whole_one_does(kind, dtype, tmp_path
         wanted_TV = torch.cat([whole(torch.tensor([row]), use_cache=False).logits[0] for row in ROWS])
     for _ in range(2):  # a second pass reads the layers again
         hidden_TD = streamed.hidden(ROWS)
-        logits_TV = torch.cat([F.linear(hidden_TD, *head) for head in streamed.head_pieces(words=150)], dim=1)
+        logits_TV = torch.cat([head.logits(hidden_TD) for head in streamed.head_pieces(words=150)], dim=1)
         torch.testing.assert_close(logits_TV, wanted_TV, rtol=1e-4, atol=1e-4)
     inside = [p for layer in streamed.model.model.layers for p in layer.parameters()]
     assert len(inside) >= 18 and all(p.device.type == "meta" for p in inside)

@@ -1,4 +1,4 @@
-"""The supervised mask on six template families: exactly the answers as rendered, each with its end-of-turn token."""
+"""The supervised mask on eight template families: exactly the answers as rendered, each with its end-of-turn token."""
 
 import copy
 import re
@@ -43,7 +43,10 @@ def check(family, made):
     end = FAMILIES[family][3]
     assert supervised_texts(tokenizer, encoded) == [text + end for text in rendered]
     assert encoded.answer_bytes == sum(len(text.encode()) for text in rendered)
-    theirs = tokenizer.apply_chat_template(messages_of(made.turns), date_string="05 Jan 2026", tokenize=False)
+    dated = tokenizer.chat_template.replace('strftime_now("%d %B %Y")', '"05 January 2026"')
+    theirs = tokenizer.apply_chat_template(
+        messages_of(made.turns), chat_template=dated, date_string="05 Jan 2026", tokenize=False
+    )
     assert encoded.ids == tokenizer(theirs, add_special_tokens=False)["input_ids"]
 
 
@@ -289,6 +292,14 @@ def test_a_row_with_a_system_prompt_that_the_template_does_not_take():
     refused, encoded = encode_all(tokenizer, made, system=None, date=DATE)
     assert (refused.reason, refused.detail) == ("the template takes no system prompt", "No system.")
     assert isinstance(encoded, Encoded)
+
+
+def test_smollm3_is_told_not_to_think_by_its_system_prompt():
+    """Its empty thought is then part of the generation prompt, and no part of the answer."""
+    tokenizer, asked = tokenizer_of("smollm3"), conversation("a", "b", "c", "d")
+    encoded = encode(tokenizer, asked, system="Be kind. /no_think", date=DATE)
+    assert supervised_texts(tokenizer, encoded) == ["b<|im_end|>", "d<|im_end|>"]
+    assert tokenizer.decode(encoded.ids).count("<think>\n\n</think>\n") == 2
 
 
 def test_gemma_refuses_roles_out_of_turn():

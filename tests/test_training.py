@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from training_runs import prepare_rows, recipe_with
 
-from tunesmith.errors import BaseError, ProofError, ResourceError, ResumeError
+from tunesmith.errors import ProofError, ResourceError, ResumeError
 from tunesmith.model import attention, lora
 from tunesmith.model.adapter import adapter_tensors
 from tunesmith.model.attention import Packing
@@ -486,9 +486,3 @@ def test_peft_reads_the_adapter_with_equal_logits(run, base):
         wanted = theirs(ids).logits
         torch.testing.assert_close(ours(ids, conversation_lengths=(57,)).logits, wanted, rtol=1e-4, atol=1e-5)
         assert (wanted - theirs.unload()(ids).logits).abs().max() > 0.01
-
-
-def test_attention_refuses_what_it_cannot_compute():
-    q = torch.zeros(1, 2, 5, 4)
-    with pytest.raises(BaseError, match="attention window of 3"):
-        attention.packed_attention(None, q, q, q, None, scaling=1.0, conversation_lengths=(5,), sliding_window=3)

@@ -16,6 +16,7 @@ from typing import Any, TypeGuard
 from tunesmith.errors import BaseError
 from tunesmith.gguf.families import FAMILIES, UNUSED, read_config
 from tunesmith.gguf.fields import odd
+from tunesmith.gguf.heads import not_computed
 from tunesmith.gguf.pretokenizers import need_room, read_tokenizer
 from tunesmith.gguf.rope import rotary
 from tunesmith.gguf.shapes import Shapes, shapes
@@ -26,13 +27,11 @@ from tunesmith.weights.small_files import CONFIG, architectures, read_json
 from tunesmith.weights.tensorfile import FLOATS, NUMPY_TYPES, TensorInfo, read_index, weight_files
 
 EXPERTS = re.compile(r"(^|_)experts$")  # num_experts, num_local_experts, n_routed_experts, moe_num_experts
-WINDOW_IF_ASKED = ("qwen2", "qwen3")  # their sliding_window counts where use_sliding_window is true, and not otherwise
 BY_LONGEST = {"dynamic": "max_position_embeddings", "longrope": "original_max_position_embeddings"}
 # rotary scalings that change with the longest conversation of a batch, and the length up to which they do not
-SCALED = {"logits_scaling": 1, "logit_scale": 1, "final_logit_softcapping": None, "attn_logit_softcapping": None}
-"""Of Granite, Cohere and Gemma 2 -> the value at which it does nothing. What is not known here the proof of packing
-finds, before the first step."""
 REPLACEABLE = "_supports_attention_backend = True"  # so transformers marks what its AttentionInterface reaches
+CHUNK = "attention_chunk_size"
+PARTS = ("vision_config", "audio_config")  # of a model that takes more than text
 LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
 WITHOUT = "write `export: {gguf: []}` in the recipe to train and merge it without one"
 
@@ -48,6 +47,7 @@ def supported(folder: Path, recipe: Recipe, longest: int | None = None) -> None:
     tensors = read_index(folder) if weight_files(folder) else {}
     _refuse_unknown(config, folder, recipe.base)
     _refuse_experts(config, tensors, folder, recipe.base)
+    _refuse_more_than_text(config, folder, recipe.base)
     _refuse_unpacked(config, folder, recipe.base)
     _refuse_scaled(config, folder, recipe.base)
     tokenizer = read_tokenizer(folder)
@@ -153,6 +153,17 @@ def _refuse_unpacked(config: dict[str, Any], folder: Path, name: str) -> None:
         )
 
 
+def _refuse_more_than_text(config: dict[str, Any], folder: Path, name: str) -> None:
+    """A model of pictures or sound too: its text part lies in it by other names, and its template writes for both."""
+    if parts := [part for part in PARTS if isinstance(config.get(part), dict)]:
+        raise BaseError(
+            f"{name} is {architectures(config)[0]}, which takes more than text (its config.json has {parts[0]})",
+            fix="use a base of text alone; of Gemma 3 these are google/gemma-3-270m-it and google/gemma-3-1b-it "
+            "(Gemma3ForCausalLM)",
+            where=str(folder),
+        )
+
+
 def _refuse_experts(config: dict[str, Any], tensors: dict[str, TensorInfo], folder: Path, name: str) -> None:
     """Experts are no linear layers in transformers: they would get no adapter, without a word."""
     counts = [value for key, value in _entries(config) if EXPERTS.search(key) and isinstance(value, int)]
@@ -167,15 +178,14 @@ def _refuse_experts(config: dict[str, Any], tensors: dict[str, TensorInfo], fold
 
 
 def _refuse_scaled(config: dict[str, Any], folder: Path, name: str) -> None:
-    """Training takes the loss from the last hidden state and the head, with nothing between or after them."""
-    for field, nothing in SCALED.items():
-        if config.get(field, nothing) not in (nothing, None):
-            raise BaseError(
-                f"{name} ({architectures(config)[0]}) scales or caps what attention or head give ({field} is "
-                f"{config[field]}), which training does not compute",
-                fix=f"use another base; to GGUF go: {', '.join(family.architecture for family in FAMILIES)}",
-                where=str(folder),
-            )
+    """Training computes attention itself, and the loss from the last hidden state and the head."""
+    if field := not_computed(config):
+        raise BaseError(
+            f"{name} ({architectures(config)[0]}) scales or caps what attention or head give ({field} is "
+            f"{config[field]}), which training does not compute",
+            fix=f"use another base; to GGUF go: {', '.join(family.architecture for family in FAMILIES)}",
+            where=str(folder),
+        )
 
 
 def _entries(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -187,9 +197,9 @@ def _entries(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _refuse_long(config: dict[str, Any], folder: Path, recipe: Recipe, longest: int) -> None:
-    """No row may be longer than the model's positions, the window of a layer, or what packing keeps the same."""
+    """No row may be longer than the model's positions, the chunk of a layer, or what packing keeps the same."""
     limits = [(config[name], f"{name} in config.json") for name in LENGTHS if _is_count(config.get(name))][:1]
-    limits += [(window, f"the attention window of its layers, {name}") for window, name in _windows(config)]
+    limits += [(chunk, f"the chunk that its layers attend in, {CHUNK}") for chunk in _chunks(config)]
     rope = rotary(config)
     for scaling in (rope, *(value for value in rope.values() if isinstance(value, dict))):
         kind = str(scaling.get("rope_type"))
@@ -206,17 +216,12 @@ def _refuse_long(config: dict[str, Any], folder: Path, recipe: Recipe, longest: 
             )
 
 
-def _windows(config: dict[str, Any]) -> Iterator[tuple[int, str]]:
-    """How many tokens back the layers see that do not see all, and the field that says so."""
-    if architectures(config)[0] in [family.architecture for family in FAMILIES if family.windows == "none"]:
-        return  # a Llama has no such layers, whatever its config.json says
-    kinds = config["layer_types"] if isinstance(config.get("layer_types"), list) else None
-    asked = config.get("use_sliding_window", config.get("model_type") not in WINDOW_IF_ASKED)
-    first, layers = config.get("max_window_layers"), config.get("num_hidden_layers")
-    none_has = _is_count(first) and _is_count(layers) and first >= layers  # Qwen: the layers from this one on have it
-    for name, kind in (("sliding_window", "sliding_attention"), ("attention_chunk_size", "chunked_attention")):
-        if _is_count(config.get(name)) and asked and (kind in kinds if kinds else not none_has):
-            yield config[name], name
+def _chunks(config: dict[str, Any]) -> Iterator[int]:
+    """Tokens of the chunks that some layers attend in, which attention of ours is not told."""
+    kinds, known = config.get("layer_types"), [family.architecture for family in FAMILIES]
+    chunked = "chunked_attention" in kinds if isinstance(kinds, list) else architectures(config)[0] not in known
+    if chunked and _is_count(config.get(CHUNK)):
+        yield config[CHUNK]
 
 
 def _is_count(value: Any) -> TypeGuard[int]:

@@ -2,9 +2,11 @@
 
 Conversations lie end to end in one flat row of tokens; attention stays inside each of them. One function, two
 backends: FlashAttention's variable-length kernel on NVIDIA GPUs of compute capability 8.0 or higher in 16 bits, and
-scaled dot product attention conversation by conversation on everything else (older GPUs, the CPU).
+scaled dot product attention conversation by conversation on everything else (older GPUs, the CPU). A sliding window,
+which a layer's class states, is the kernel's own there, and a mask over blocks of queries here.
 
-Shapes: B = 1 row, H heads, K key and value heads, T tokens, D head width, N conversations.
+Shapes: B = 1 row, H heads, K key and value heads, T tokens, D head width, N conversations, Q queries of a block, W keys
+that they see.
 """
 
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from transformers import AttentionInterface
 from tunesmith.errors import BaseError
 
 PACKED = "tunesmith_packed"
+LEAST_BLOCK = 128  # queries that meet their keys at once, where the window is shorter
 GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
 # torch 2.11 takes fewer key and value heads as they come; later ones want to be told
 
@@ -83,20 +86,33 @@ def packed_attention(  # noqa: PLR0913 - the signature of transformers' attentio
         assert isinstance(out_THD, Tensor)
         return out_THD[None], None
     lengths = conversation_lengths or (query_BHTD.shape[2],)
-    if sliding_window is not None and max(lengths) > sliding_window:
-        raise BaseError(
-            f"a conversation of {max(lengths)} tokens is longer than this base's attention window of {sliding_window}",
-            fix=f"set train.max_length to {sliding_window} or less",
-        )
     groups = query_BHTD.shape[1] // key_BKTD.shape[1]
     if groups > 1:
         key_BKTD = key_BKTD.repeat_interleave(groups, dim=1)
         value_BKTD = value_BKTD.repeat_interleave(groups, dim=1)
     parts = [
         F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
+        if sliding_window is None or q.shape[2] <= sliding_window
+        else _windowed(q, k, v, scaling, sliding_window)
         for q, k, v in zip(*(x.split(list(lengths), dim=2) for x in (query_BHTD, key_BKTD, value_BKTD)), strict=True)
     ]
     return torch.cat(parts, dim=2).transpose(1, 2), None
+
+
+def _windowed(query_BHTD: Tensor, key_BHTD: Tensor, value_BHTD: Tensor, scaling: float, window: int) -> Tensor:
+    """Attention of one conversation in which each token sees itself and the window - 1 tokens before it.
+
+    Each block of queries meets only the keys that one of them sees: memory grows with T * window, not with T * T.
+    """
+    tokens, block, parts = query_BHTD.shape[2], max(window, LEAST_BLOCK), list[Tensor]()
+    for start in range(0, tokens, block):
+        stop, first = min(start + block, tokens), max(0, start - window + 1)
+        query_Q1 = torch.arange(start, stop, device=query_BHTD.device)[:, None]
+        key_W = torch.arange(first, stop, device=query_BHTD.device)
+        sees_QW = (key_W <= query_Q1) & (key_W > query_Q1 - window)
+        q, k, v = query_BHTD[:, :, start:stop], key_BHTD[:, :, first:stop], value_BHTD[:, :, first:stop]
+        parts.append(F.scaled_dot_product_attention(q, k, v, attn_mask=sees_QW, scale=scaling))
+    return torch.cat(parts, dim=2)
 
 
 AttentionInterface.register(PACKED, packed_attention)

@@ -1,17 +1,44 @@
-"""Load a base model for training: frozen, in the chosen numbers, with packed attention."""
+"""Load a base model for training: frozen, in the chosen numbers, with packed attention.
 
+Shapes: T tokens of a flat row, S positions, D hidden width, V vocabulary.
+"""
+
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.logging import disable_progress_bar
 
 from tunesmith.errors import BaseError
+from tunesmith.gguf.heads import head_numbers
 from tunesmith.model.attention import PACKED, Packing
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Head:
+    """The output layer, or its part for some words: logits = cap * tanh(scale * (h W^T + b) / cap)."""
+
+    weight_VD: Tensor
+    bias_V: Tensor | None = None
+    scale: float = 1.0
+    cap: float | None = None
+    """None leaves the tanh out."""
+
+    def logits(self, hidden_SD: Tensor) -> Tensor:
+        """Logits [S, V] in fp32."""
+        return self.bend(F.linear(hidden_SD, self.weight_VD, self.bias_V).float())
+
+    def bend(self, logits_SV: Tensor) -> Tensor:
+        """Scale and cap what the linear layer gives, in place."""
+        if self.scale != 1:
+            logits_SV.mul_(self.scale)
+        return logits_SV if self.cap is None else logits_SV.div_(self.cap).tanh_().mul_(self.cap)
 
 
 def load_base(folder: Path, *, precision: str, device: torch.device) -> PreTrainedModel:
@@ -54,10 +81,10 @@ def backbone(model: PreTrainedModel) -> nn.Module:
     return inner
 
 
-def head(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
-    """(weight [V, D], bias [V] or None) of the output layer."""
+def head(model: PreTrainedModel) -> Head:
+    """The output layer, with what the model's class does to its logits."""
     linear = model.get_output_embeddings()
-    return linear.weight, getattr(linear, "bias", None)
+    return Head(linear.weight, getattr(linear, "bias", None), *head_numbers(model.config.to_dict()))
 
 
 def hidden_states(model: PreTrainedModel, ids_T: Tensor, positions_T: Tensor, packing: Packing) -> Tensor:

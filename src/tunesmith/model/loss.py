@@ -1,29 +1,33 @@
 """Cross-entropy of the frozen head at supervised positions, in chunks: the whole logits never exist.
 
+A head that scales or caps its logits, y = cap * tanh(scale * x / cap), has dy / dx = scale * (1 - (y / cap)^2).
+
 Shapes: S supervised positions, C of them in a chunk, D hidden width, V vocabulary.
 """
 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from tunesmith.model.base import Head
 
 CHUNK_BYTES = 64 << 20  # fp32 logits of one chunk; 340 positions of SmolLM2, 130 of Llama 3
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Sum of -log softmax(h W^T + b)[target]; the gradient of h is formed in the forward pass, chunk by chunk."""
+    """Sum of -log softmax(logits)[target]; the gradient of h is formed in the forward pass, chunk by chunk."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_SD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_S: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden_SD: Tensor, head: Head, targets_S: Tensor) -> Tensor:
         wants_grad = ctx.needs_input_grad[0]
         grad_SD = torch.empty_like(hidden_SD) if wants_grad else None
         total = torch.zeros((), device=hidden_SD.device)
-        rows = max(1, CHUNK_BYTES // (4 * weight_VD.shape[0]))
+        rows = max(1, CHUNK_BYTES // (4 * head.weight_VD.shape[0]))
         for start in range(0, hidden_SD.shape[0], rows):
             part = slice(start, start + rows)
-            logits_CV = F.linear(hidden_SD[part], weight_VD, bias_V).float()
+            logits_CV = head.logits(hidden_SD[part])
+            slope_CV = _slope(logits_CV, head) if grad_SD is not None else None
             picked_C1 = targets_S[part, None]
             picked_logit_C1 = logits_CV.gather(1, picked_C1)
             largest_C1 = logits_CV.amax(dim=1, keepdim=True)
@@ -33,7 +37,9 @@ class _HeadLoss(torch.autograd.Function):
             if grad_SD is not None:
                 softmax_CV = exp_CV.div_(sum_C1)
                 softmax_CV.scatter_add_(1, picked_C1, -torch.ones_like(sum_C1))  # d loss / d logits
-                torch.mm(softmax_CV.to(hidden_SD.dtype), weight_VD, out=grad_SD[part])
+                if slope_CV is not None:
+                    softmax_CV.mul_(slope_CV)
+                torch.mm(softmax_CV.to(hidden_SD.dtype), head.weight_VD, out=grad_SD[part])
         if grad_SD is not None:
             ctx.save_for_backward(grad_SD)
         return total
@@ -41,11 +47,18 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad_SD,) = ctx.saved_tensors
-        return grad_SD * grads[0].to(grad_SD.dtype), None, None, None
+        return grad_SD * grads[0].to(grad_SD.dtype), None, None
 
 
-def loss_sum(hidden_SD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_S: Tensor) -> Tensor:
+def _slope(logits_CV: Tensor, head: Head) -> Tensor | float | None:
+    """d logits / d output of the linear layer; None where that is 1."""
+    if head.cap is not None:
+        return (logits_CV / head.cap).square_().neg_().add_(1).mul_(head.scale)
+    return head.scale if head.scale != 1 else None
+
+
+def loss_sum(hidden_SD: Tensor, head: Head, targets_S: Tensor) -> Tensor:
     """Sum over supervised positions in nats, not the mean: the caller divides by the tokens of the whole step."""
-    loss = _HeadLoss.apply(hidden_SD, weight_VD, bias_V, targets_S)
+    loss = _HeadLoss.apply(hidden_SD, head, targets_S)
     assert isinstance(loss, Tensor)
     return loss

@@ -20,8 +20,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tunesmith import machine
 from tunesmith.errors import BaseError
+from tunesmith.gguf.heads import head_numbers
 from tunesmith.model.attention import PACKED, Packing
-from tunesmith.model.base import decoder_layers, hidden_states
+from tunesmith.model.base import Head, decoder_layers, hidden_states
 from tunesmith.weights.tensorfile import TensorInfo, read_index, read_rows, to_f32
 
 META = torch.device("meta")
@@ -90,15 +91,16 @@ class StreamedModel:
         positions_T = torch.cat([torch.arange(length) for length in lengths]).to(self.device)
         return hidden_states(self.model, ids_T, positions_T, Packing(lengths, None, max(lengths)))
 
-    def head_pieces(self, words: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Weight [C, D] and bias [C] or None of the output layer, so many words of the vocabulary at a time."""
+    def head_pieces(self, words: int) -> Iterator[Head]:
+        """The output layer, so many words of the vocabulary at a time."""
         bias = None if getattr(self._head, "bias", None) is None else self._info(self._head, "bias")
         vocabulary = self._head_weight.shape[0]
         for start in range(0, vocabulary, words):
             part = (start, min(start + words, vocabulary))
-            yield (
+            yield Head(
                 read_f32(self._head_weight, *part, self.device),
                 None if bias is None else read_f32(bias, *part, self.device),
+                *head_numbers(self.model.config.to_dict()),
             )
 
     def _places(self, modules: Iterator[nn.Module]) -> list[Place]:

@@ -45,7 +45,7 @@ def prove_compiling(
             for call, before in zip(calls, eager, strict=True)
             for was, now in zip(before, call.gradients(), strict=True)
         ]
-    difference, limit = float(torch.stack(differences).max()), GRADIENT_LIMITS[head(model)[0].dtype]
+    difference, limit = float(torch.stack(differences).max()), GRADIENT_LIMITS[head(model).weight_VD.dtype]
     if not difference <= limit:
         raise ProofError(
             f"compiling changes an adapter's gradient: relative difference {difference:.2g} (limit {limit:g})",

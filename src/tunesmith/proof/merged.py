@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -156,13 +155,13 @@ class _Logits:
         (model, wanted_TD, merged_TD), (other, stored_TD) = base, stored
         words, start = max(1, PIECE_BYTES // (4 * max(wanted_TD.shape))), 0
         for head, other_head in zip(model.head_pieces(words), other.head_pieces(words), strict=True):
-            wanted_TC, stored_TC = F.linear(wanted_TD, *head), F.linear(stored_TD, *other_head)
-            difference_T = F.linear(merged_TD, *head).sub_(wanted_TC).abs_().amax(dim=1)
+            wanted_TC, stored_TC = head.logits(wanted_TD), other_head.logits(stored_TD)
+            difference_T = head.logits(merged_TD).sub_(wanted_TC).abs_().amax(dim=1)
             self.difference_T = torch.maximum(self.difference_T, difference_T)
             exp_TC, shrink_T = self._wanted.add(wanted_TC, start)
             self._gain_T = self._gain_T * shrink_T + exp_TC.mul_(wanted_TC.sub_(stored_TC)).sum(dim=1)
             self._stored.add(stored_TC, start)
-            start += len(head[0])
+            start += len(head.weight_VD)
 
     @property
     def kl_T(self) -> Tensor:  # noqa: N802 (its shape)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -111,5 +110,5 @@ def _at_places(model: StreamedModel, rows: list[Row]) -> Tensor:
 def _logprobs(model: StreamedModel, hidden_SD: Tensor) -> Iterator[Tensor]:
     """Log-probabilities [C, V], from the hidden states of some positions after those of others."""
     for hidden_CD in hidden_SD.split(max(1, PIECE_BYTES // (4 * model.vocabulary))):
-        logits_CV = torch.cat([F.linear(hidden_CD, *head) for head in model.head_pieces(WORDS)], dim=1)
+        logits_CV = torch.cat([head.logits(hidden_CD) for head in model.head_pieces(WORDS)], dim=1)
         yield logits_CV.log_softmax(dim=1).cpu()

@@ -108,14 +108,20 @@ def _copy_rest(base: Path, out: Path, recipe: Recipe) -> None:
     (out / TOKENIZER_CONFIG).write_text(json.dumps(tokenizer, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     prompt = chat_template_with(template, recipe.chat.system, recipe.data.date)
     (out / TEMPLATE).write_text(prompt, encoding="utf-8")
-    _stop_at(end_of_turn_id(load_tokenizer(out)), out)
+    merged = load_tokenizer(out)
+    _stop_at(end_of_turn_id(merged), out, merged.eos_token_id)
 
 
-def _stop_at(end_of_turn: int, out: Path) -> None:
-    """Let transformers' generate() end an answer where the template does, also where that is not the base's eos."""
-    config, path = read_json(out / CONFIG), out / GENERATION_CONFIG
-    generation = read_json(path) or {name: config[name] for name in SPECIAL_TOKENS if name in config}
-    eos = generation.get("eos_token_id")
-    stops = eos if isinstance(eos, list) else [eos] * (eos is not None)
-    if end_of_turn not in stops:
-        path.write_text(json.dumps(generation | {"eos_token_id": [*stops, end_of_turn]}, indent=2) + "\n")
+def _stop_at(end_of_turn: int, out: Path, tokenizer_eos: int) -> None:
+    """Let transformers end an answer where the template does, then where the base and its tokenizer do.
+
+    config.json says the same as generation_config.json: engines that know no other file read it there.
+    """
+    config, generation = read_json(out / CONFIG), read_json(out / GENERATION_CONFIG)
+    generation = generation or {name: config[name] for name in SPECIAL_TOKENS if name in config}
+    eos = generation.get("eos_token_id", config.get("eos_token_id"))
+    stated = [id_ for id_ in (eos if isinstance(eos, list) else [eos]) if isinstance(id_, int) and id_ >= 0]
+    stops = list(dict.fromkeys([end_of_turn, *stated, tokenizer_eos]))
+    said = {"eos_token_id": stops if len(stops) > 1 else stops[0]}
+    for path, content in ((out / CONFIG, config), (out / GENERATION_CONFIG, generation)):
+        path.write_text(json.dumps(content | said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -31,6 +31,7 @@ Result = TypeVar("Result")
 MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # noncharacters (Unicode 23.7): no text of ours has them
 ANY_MARK = re.compile(f"[{MARKS[0]}-{MARKS[-1]}]")
 NO_SYSTEM, REFUSED = "the template takes no system prompt", "the template refuses it"
+SWITCH = re.compile(r"/(no_)?think\b")  # in a system prompt: SmolLM3's template does what it says, and takes it out
 THINK_TAG = re.compile(r"(</?think>)")  # templates split answers here, so each side gets marks of its own
 
 
@@ -69,6 +70,10 @@ class _Form:
     end_id: int
     forbidden: re.Pattern[str]
     """What no turn may hold: it would be read as the template's own."""
+    added: frozenset[int]
+    """Tokens that the tokenizer cuts a text at."""
+    gap: str
+    """What the tokenizer puts before a text that follows one of them: the space of SentencePiece, or nothing."""
 
 
 @lru_cache(maxsize=8)
@@ -240,7 +245,8 @@ def _proved(
         if not inside:
             raise Refused("a token crosses the border of an answer", f"answer {text[start:end]!r} in {text!r}")
         before = ids[max(first - 1, 0) : first]  # decoders may drop the white space before the very first token
-        decoded, expected = decode(before + ids[first:stop]), decode(before) + text[start:end]
+        gap = form.gap if before and before[-1] in form.added else ""
+        decoded, expected = decode(before + ids[first:stop]), decode(before) + gap + text[start:end]
         if decoded != expected and normalize("NFC", decoded) != normalize("NFC", expected):  # Qwen's tokenizer composes
             raise Refused("the supervised tokens are not the answer", f"expected {expected!r}, found {decoded!r}")
         if ids[stop] != form.end_id:
@@ -264,7 +270,7 @@ def _form(tokenizer: PreTrainedTokenizerBase, template: str, system: str | None)
         if system is not None and _renders(tokenizer, tokenizer.get_chat_template(), [question, answer]):
             raise DataError(f"the chat template takes no system prompt: {error}", fix=WITHOUT_SYSTEM) from error
         raise DataError(f"the chat template refuses a plain conversation: {error}", fix="use another base") from error
-    if system and system.strip() not in whole:
+    if system and SWITCH.sub("", system).strip() not in whole:
         raise DataError("the chat template leaves the system prompt out", fix=WITHOUT_SYSTEM, where=repr(whole))
     pieces = ANY_MARK.split(whole)  # before the question, before the answer, after it, and once more
     if len(pieces) != 5:
@@ -286,7 +292,10 @@ def _form(tokenizer: PreTrainedTokenizerBase, template: str, system: str | None)
     forbidden = re.compile("|".join(re.escape(text) for text in {*special.values(), *written}))
     if found := forbidden.search(system or ""):
         raise RecipeError(f"chat.system contains {found[0]!r}, a special token of the template", fix="take it out")
-    return _Form(template, header, end, ids[0], forbidden)
+    after_end = tokenizer.backend_tokenizer.encode(f"{end}a", add_special_tokens=False).ids
+    decoded = tokenizer.backend_tokenizer.decode(after_end, skip_special_tokens=False)
+    gap = decoded.removeprefix(end).removesuffix("a")
+    return _Form(template, header, end, ids[0], forbidden, frozenset(tokenizer.added_tokens_decoder), gap)
 
 
 def _template(tokenizer: PreTrainedTokenizerBase, system: str | None, date: str) -> str:

@@ -100,7 +100,7 @@ def update(job: Job, state: TrainState, watch: StopWatch) -> dict[str, Any]:
         watch.check()
         state.keys.keys_T = batch.dropout_keys(job.recipe.seed, at.step) if job.recipe.lora.dropout else None
         hidden_TD = hidden_states(state.model, batch.ids_T, batch.positions_T, batch.packing)
-        loss = loss_sum(hidden_TD[batch.at_S], *head(state.model), batch.targets_S) / supervised
+        loss = loss_sum(hidden_TD[batch.at_S], head(state.model), batch.targets_S) / supervised
         state.scaler.scale(loss).backward()
         total += loss.detach()
         tokens += batch.tokens

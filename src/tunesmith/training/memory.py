@@ -1,6 +1,5 @@
 """What `auto` means here: the numbers this machine is fast in, and how many tokens fit into its memory at once."""
 
-import json
 import re
 import time
 from pathlib import Path
@@ -10,20 +9,24 @@ import torch
 
 from tunesmith.errors import ResourceError
 from tunesmith.recipe import Recipe, TrainConfig
+from tunesmith.weights.small_files import CONFIG, read_json
 
+BEYOND_FP16 = ("gemma3_text",)
+"""Bases whose hidden states exceed 65,504, the largest number in fp16 (huggingface/transformers#36822)."""
 CPU_MICRO_BATCH = 1024  # tokens; larger ones use more memory and are no faster on two cores
 
 
 def decide_autos(recipe: Recipe, base_folder: Path, device: torch.device) -> Recipe:
     """The recipe with every `auto` of train decided for this machine."""
     train = recipe.train
-    precision = _precision(device) if train.precision == "auto" else train.precision
+    kind = read_json(base_folder / CONFIG).get("model_type") if device.type == "cuda" else None
+    precision = _precision(device, kind) if train.precision == "auto" else train.precision
     train = train.model_copy(update={"precision": precision})
     if device.type == "cpu":
         micro = max(train.max_length, min(CPU_MICRO_BATCH, train.tokens_per_step))
         auto = {"micro_batch_tokens": micro, "recompute": "off"}
     else:
-        auto = _fitting(train, json.loads((base_folder / "config.json").read_text()), base_folder)
+        auto = _fitting(train, read_json(base_folder / CONFIG), base_folder)
     chosen = {name: value for name, value in auto.items() if getattr(train, name) == "auto"}
     return recipe.model_copy(update={"train": train.model_copy(update=chosen)})
 
@@ -38,9 +41,11 @@ def full_memory(error: BaseException) -> str:
     return (text or "out of memory") if said or isinstance(error, torch.OutOfMemoryError | MemoryError) else ""
 
 
-def _precision(device: torch.device) -> str:
+def _precision(device: torch.device, kind: str | None) -> str:
     if device.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+        if torch.cuda.get_device_capability(device) >= (8, 0):
+            return "bf16"
+        return "fp32" if kind in BEYOND_FP16 else "fp16"
     bf16_s, fp32_s = _products_s(torch.bfloat16, torch.float32)
     return "bf16" if bf16_s * 1.3 < fp32_s else "fp32"
 

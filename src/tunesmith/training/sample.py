@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -112,14 +111,14 @@ class Sampler:
 @torch.no_grad()
 def answer(model: PreTrainedModel, question: Question, most: int, until: float) -> tuple[list[int], bool]:
     """At most `most` tokens, greedily, until the time.monotonic() `until`; and whether the answer ended by itself."""
-    weight_VD, bias_V = head(model)
+    output = head(model)
     ids: list[int] = []
     with _plain(model):
         known, new = {_cache_name(model): DynamicCache(config=model.config)}, list(question.ids)
         while len(ids) < most and (not ids or time.monotonic() < until):
-            ids_1T = torch.tensor([new], device=weight_VD.device)
+            ids_1T = torch.tensor([new], device=output.weight_VD.device)
             hidden_1TD = backbone(model)(input_ids=ids_1T, use_cache=True, **known).last_hidden_state
-            token = int(F.linear(hidden_1TD[0, -1].to(weight_VD.dtype), weight_VD, bias_V).argmax())
+            token = int(output.logits(hidden_1TD[0, -1:].to(output.weight_VD.dtype)).argmax())
             if token == question.stop:
                 return ids, True
             ids.append(token)

@@ -35,9 +35,9 @@ def measure_held_out(
     for batch in batching.micro_batches(rows, range(len(rows))):
         pause()
         hidden_TD = hidden_states(model, batch.ids_T, batch.positions_T, batch.packing)
-        total_nats += loss_sum(hidden_TD[batch.at_S], *head(model), batch.targets_S).item()
+        total_nats += loss_sum(hidden_TD[batch.at_S], head(model), batch.targets_S).item()
         ends_S = batch.ends_S
-        end_nats += loss_sum(hidden_TD[batch.at_S[ends_S]], *head(model), batch.targets_S[ends_S]).item()
+        end_nats += loss_sum(hidden_TD[batch.at_S[ends_S]], head(model), batch.targets_S[ends_S]).item()
     return HeldOut(total_nats / supervised_in(rows, range(len(rows))), total_nats - end_nats)
 
 

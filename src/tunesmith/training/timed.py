@@ -45,7 +45,7 @@ def time_pass(job: dict[str, Any]) -> None:
         started, done = time.monotonic(), 0
         for batch in batching.micro_batches(rows, range(len(rows))):
             hidden_TD = hidden_states(model, batch.ids_T, batch.positions_T, batch.packing)
-            loss_sum(hidden_TD[batch.at_S], *head(model), batch.targets_S).backward()
+            loss_sum(hidden_TD[batch.at_S], head(model), batch.targets_S).backward()
             done += batch.tokens
         if device.type == "cuda":
             torch.cuda.synchronize()

@@ -1,0 +1,120 @@
+"""A whole run of each family, from conversations to answers, on its tiny model: trained, merged, exported, proved."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from plain_loop import reference_steps, steps_of
+from safetensors.torch import load_file, save_file
+from small_project import write_project
+from tiny import write_rows
+from tiny_families import TINY, save_family
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from tunesmith.pipeline import run_stages
+from tunesmith.recipe_file import read_recipe
+from tunesmith.record import read_record
+from tunesmith.runs import Run
+from tunesmith.tokens.rows import load_rows
+from tunesmith.weights.locate import LocatedBase
+
+WINDOWS = {
+    "qwen2": {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1},
+    "mistral": {"sliding_window": 24},
+    "gemma3": {"sliding_window": 24},
+    "phi3": {"sliding_window": 24},
+}
+"""Shorter than the rows, which have some hundred tokens."""
+LENGTHS = {"phi4": 64}  # above it its rotary scaling changes with the longest row
+TRAIN = (
+    "{{tokens_per_step: 256, max_length: {}, epochs: 3, lr: 1e-2, precision: fp32, evaluate_every: 9 steps,"
+    " early_stopping: null, sample: false}}"
+)
+
+
+@pytest.fixture(scope="module", params=TINY)
+def made(request, tmp_path_factory):
+    """A family's base, and a run that trained it on conversations with one to three answers."""
+    name, folder = request.param, tmp_path_factory.mktemp(request.param)
+    base = save_family(folder / "base", name, **WINDOWS.get(name, {}))
+    recipe = write_project(
+        folder, base, train=TRAIN.format(LENGTHS.get(name, 256)), export="{gguf: []}", lora="{rank: 4}"
+    )
+    write_rows(folder / "rows.jsonl", [(f"What is {n}?", f"It is {n}.") * (1 + n % 3) for n in range(14)])
+    run = Run(folder / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUNESMITH_CACHE", str(folder / "cache"))
+        patch.chdir(folder)
+        recipe = read_recipe(recipe)
+        run_stages(recipe, run)
+    return SimpleNamespace(name=name, family=TINY[name], base=base, recipe=recipe, run=run)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
+def test_losses_and_gradients_are_those_of_transformers_and_peft(made):
+    base, (rows, _) = LocatedBase("tiny", made.base, "digest", None, None), load_rows(made.run.data)
+    ours, theirs = steps_of(made.run), reference_steps(made.recipe, rows, base)
+    assert len(ours) == len(theirs) >= 3 and len({loss for loss, _ in ours}) == len(ours)
+    for mine, wanted in zip(ours, theirs, strict=True):
+        assert mine == pytest.approx(wanted, rel=1e-4)
+    assert max(rows.lengths_N) > 2 * WINDOWS.get(made.name, {}).get("sliding_window", 0)
+
+
+def test_every_proof_holds_and_every_linear_layer_is_merged(made):
+    proofs = [proof for folder in (made.run.adapter, made.run.model) for proof in read_record(folder).proofs]
+    assert len(proofs) >= 5 and all(proof.holds and not proof.skipped_because for proof in proofs)
+    before, after = (load_file(folder / "model.safetensors") for folder in (made.base, made.run.model))
+    changed = {name.rpartition(".")[0].rpartition(".")[2] for name in before if not before[name].equal(after[name])}
+    fused = {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}
+    single = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert before.keys() == after.keys() and changed == (fused if made.family.kind == "phi3" else single)
+
+
+def stops_of(folder):
+    """The tokens that end an answer, by each file that says so."""
+    said = [
+        json.loads((folder / name).read_text())["eos_token_id"] for name in ("config.json", "generation_config.json")
+    ]
+    return [stops if isinstance(stops, list) else [stops] for stops in said]
+
+
+def test_every_file_says_the_same_stop_tokens_and_the_templates_comes_first(made):
+    tokenizer = AutoTokenizer.from_pretrained(made.run.model)
+    end, eos = tokenizer.convert_tokens_to_ids([made.family.end_of_turn, made.family.eos])
+    in_config, in_generation = stops_of(made.run.model)
+    assert in_config == in_generation == list(dict.fromkeys([end, eos]))
+    assert tokenizer.eos_token_id == eos
+    stated = GenerationConfig.from_pretrained(made.run.model).eos_token_id
+    assert (stated if isinstance(stated, list) else [stated]) == in_config
+
+
+def only_says(folder, token):
+    """Let the model say one token after any text: its layers add nothing, all embeddings point one way."""
+    held = load_file(folder / "model.safetensors")
+    for name, tensor in held.items():
+        if name.endswith(("o_proj.weight", "down_proj.weight", "o_proj.bias", "down_proj.bias")):
+            tensor.zero_()
+    held["model.embed_tokens.weight"][:] = 1.0
+    if "lm_head.weight" in held:
+        held["lm_head.weight"][:] = 0.0
+        held["lm_head.weight"][token] = 1.0
+    held["model.embed_tokens.weight"][token] = 2.0
+    held["model.norm.weight"][:] = 1.0
+    save_file(held, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_transformers_stops_where_the_template_does_without_being_told(made, tmp_path):
+    folder = shutil.copytree(made.run.model, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    end = tokenizer.convert_tokens_to_ids(made.family.end_of_turn)
+    only_says(folder, end)
+    chat = [{"role": "user", "content": "What is 3?"}]
+    asked = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    told = AutoModelForCausalLM.from_pretrained(folder).generate(**asked, max_new_tokens=5)
+    assert told[0, asked["input_ids"].shape[1] :].tolist() == [end]
+    only_says(folder, word := tokenizer.convert_tokens_to_ids("e"))  # and does not stop at any other
+    told = AutoModelForCausalLM.from_pretrained(folder).generate(**asked, max_new_tokens=5)
+    assert told[0, asked["input_ids"].shape[1] :].tolist() == [word] * 5
+    assert torch.equal(told[:, : asked["input_ids"].shape[1]], asked["input_ids"])
