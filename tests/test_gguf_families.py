@@ -367,7 +367,9 @@ REFUSED = {
     ),
     "query_pre_attn_scalar is 32, which is not the 16": ("gemma3", config_of(query_pre_attn_scalar=32)),
     "use_bidirectional_attention is True": ("gemma3", config_of(use_bidirectional_attention=True)),
-    "sliding_window is missing or null": ("gemma3", in_file("config.json", lambda content: content.update(sliding_window=None))),
+    "sliding_window is missing or null": (
+        "gemma3", in_file("config.json", lambda content: content.update(sliding_window=None)),
+    ),
     "hidden_activation is 'gelu'": ("gemma3", config_of(hidden_activation="gelu")),
     "rotary scaling llama3 cannot be exported to GGUF for Qwen3ForCausalLM": (
         "qwen3", config_of(rope_parameters=TINY["llama3"].config["rope_parameters"]),

@@ -100,7 +100,7 @@ def _window(found: dict[str, Any], family: Family, folder: Path) -> int | None:
             raise odd(
                 "sliding_window",
                 None,
-                "is missing or null, and llama.cpp gives a window to all but some layers",
+                "is missing or null, and llama.cpp needs the window",
                 folder,
             )
         return None
