@@ -1,5 +1,6 @@
 """The tensors that a config.json asks for, and their names in a GGUF file."""
 
+from functools import cache
 from typing import Any
 
 import gguf
@@ -37,8 +38,12 @@ def shapes(config: dict[str, Any]) -> Shapes:
 
 def gguf_name(name: str, family: Family, layers: int) -> str | None:
     """blk.0.ffn_up.weight for model.layers.0.mlp.up_proj.weight; None for what has no place in a GGUF."""
-    names = gguf.get_tensor_name_map(family.arch, layers)
-    return names.get_name(name, try_suffixes=(".weight", ".bias"))
+    return _names(family.arch, layers).get_name(name, try_suffixes=(".weight", ".bias"))
+
+
+@cache
+def _names(arch: gguf.MODEL_ARCH, layers: int) -> gguf.TensorNameMap:
+    return gguf.get_tensor_name_map(arch, layers)  # 12 ms
 
 
 def head_rows(name: str, config: dict[str, Any]) -> int:

@@ -16,20 +16,17 @@ from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
 from tunesmith.errors import ProofError
+from tunesmith.gguf.config import metadata
 from tunesmith.gguf.families import UNUSED, read_config
 from tunesmith.gguf.metadata import Head, StoredTensor, read_head
+from tunesmith.gguf.rope import rope_tables
+from tunesmith.gguf.shapes import gguf_name
 from tunesmith.model.adapter import CONFIG, load_adapter
 from tunesmith.weights.tensorfile import TensorInfo, pieces, read_index, read_rows, to_f32
 
 TYPES = {Type.F16: "<f2", Type.F32: "<f4"}
 NAMED = 3  # tensors that an error names; of the others the number
 ALIKE = 1e-2  # relative difference below which two updates are the same one, rounded
-STATED = {
-    "block_count": "num_hidden_layers", "embedding_length": "hidden_size", "feed_forward_length": "intermediate_size",
-    "attention.head_count": "num_attention_heads", "attention.head_count_kv": "num_key_value_heads",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps", "context_length": "max_position_embeddings",
-}  # fmt: skip
-"""Metadata below the architecture's name -> the same in config.json."""
 Rows = NDArray[Any]
 
 
@@ -52,10 +49,11 @@ def find_damage(model: Path, adapter: Path, file: Path) -> str:
     for name, source in _names(model).items():
         if source in infos and name in head.tensors and head.tensors[name].kind in TYPES:
             update = updates.get(source.removesuffix(".weight"))
-            rotated = any(part in source for part in config["family"].rotated)
+            rotated = config["family"].interleaved and any(part in source for part in (".q_proj.", ".k_proj."))
             head_rows = config["head_dim"] if rotated else 0
             delta = None if update is None else (scale * (update[1].float() @ update[0].float())).numpy()
-            if odd := _oddness(infos[source], head.tensors[name], file, head_rows, delta):
+            offset = config["family"].norm_offset if source.endswith("norm.weight") else 0.0
+            if odd := _oddness(infos[source], head.tensors[name], file, head_rows, offset, delta):
                 found.setdefault(odd, []).append(name)
     said = [f"{_some(names)} {odd}" for odd, names in found.items()] + _odd_numbers(config, head)
     as_model = "each of its tensors is the model's, so look at how llama.cpp computes this family, and at its metadata"
@@ -64,25 +62,32 @@ def find_damage(model: Path, adapter: Path, file: Path) -> str:
 
 def _names(model: Path) -> dict[str, str]:
     """The tensors that a file must have: llama.cpp's name -> where it comes from."""
-    config = read_config(model)
-    names, found = gguf.get_tensor_name_map(config["family"].arch, config["num_hidden_layers"]), {}
+    config, found = read_config(model), {}
     for source in read_index(model):
-        name = None if source.endswith(UNUSED) else names.get_name(source, try_suffixes=(".weight", ".bias"))
+        known = not source.endswith(UNUSED)
+        name = gguf_name(source, config["family"], config["num_hidden_layers"]) if known else None
         if name and not (name == "output.weight" and config["tie_word_embeddings"]):
             found[name] = source
-    if config["rope"].get("rope_type") == "llama3":
-        found["rope_freqs.weight"] = "the factors of the rotary scaling llama3"
+    for name in rope_tables(config["rope"]):
+        found[name] = f"the factors of the rotary scaling {config['rope']['rope_type']}"
     return found
 
 
-def _oddness(info: TensorInfo, stored: StoredTensor, file: Path, head_rows: int, delta: Rows | None) -> str:
-    """What is wrong with one tensor, empty where nothing is. `delta`: what the adapter added to it."""
+def _oddness(
+    info: TensorInfo, stored: StoredTensor, file: Path, head_rows: int, offset: float, delta: Rows | None
+) -> str:  # fmt: skip
+    """What is wrong with one tensor, empty where nothing is. `offset`: what its numbers stand for beyond their value;
+    `delta`: what the adapter added to it.
+    """
     if stored.shape != info.shape:
         return f"has the shape {list(stored.shape)}, and the model's is {list(info.shape)}"
     if not head_rows and delta is None:  # such as the embedding: a piece of it at a time
-        sums = [(np.square(theirs - ours).sum(), np.square(ours).sum()) for ours, theirs in _pairs(info, stored, file)]
+        sums = [
+            (np.square(theirs - ours).sum(), np.square(ours).sum())
+            for ours, theirs in _pairs(info, stored, file, offset)
+        ]
         return _how_far(*(float(sum(column)) ** 0.5 for column in zip(*sums, strict=True)))
-    ours, theirs = (np.concatenate(parts) for parts in zip(*_pairs(info, stored, file), strict=True))
+    ours, theirs = (np.concatenate(parts) for parts in zip(*_pairs(info, stored, file, offset), strict=True))
     if head_rows:
         if np.array_equal(theirs, ours) and not np.array_equal(theirs, _reordered(ours, head_rows, 2)):
             return "has its rows in the order of transformers: the two halves of each head must be interleaved"
@@ -93,12 +98,12 @@ def _oddness(info: TensorInfo, stored: StoredTensor, file: Path, head_rows: int,
     return _how_far(float(np.linalg.norm(theirs - ours)), float(np.linalg.norm(ours)))
 
 
-def _pairs(info: TensorInfo, stored: StoredTensor, file: Path) -> Iterator[tuple[Rows, Rows]]:
+def _pairs(info: TensorInfo, stored: StoredTensor, file: Path, offset: float) -> Iterator[tuple[Rows, Rows]]:
     """Some rows of the model's tensor, rounded as the file's type is, and the file's."""
     kind = np.dtype(TYPES[stored.kind])
     theirs = np.memmap(file, kind, "r", stored.offset, stored.shape)
     for start, stop in pieces(info):
-        ours = to_f32(read_rows(info, start, stop), info.dtype).astype(kind)
+        ours = (to_f32(read_rows(info, start, stop), info.dtype) + np.float32(offset)).astype(kind)
         yield ours.astype(np.float32), np.asarray(theirs[start:stop], np.float32)
 
 
@@ -118,13 +123,17 @@ def _how_far(apart: float, size: float) -> str:
 def _odd_numbers(config: dict[str, Any], head: Head) -> list[str]:
     """Metadata that are not what config.json says."""
     arch, found = gguf.MODEL_ARCH_NAMES[config["family"].arch], []
-    wanted = {key: config.get(name) for key, name in STATED.items()}
-    wanted["rope.freq_base"] = config["rope"].get("rope_theta")
-    for key, value in wanted.items():
+    for key, value in metadata(config).items():
         stated = head.singles.get(f"{arch}.{key}")
-        if isinstance(stated, int | float) and value is not None and not np.isclose(stated, value, rtol=1e-5):
-            found.append(f"{arch}.{key} is {stated:g}, and config.json has {value:g}")
+        if stated is None:
+            found.append(f"{arch}.{key} is missing, and is to be {value}")
+        elif stated != value and not (isinstance(value, float) and np.isclose(float(stated), value, rtol=1e-5)):
+            found.append(f"{arch}.{key} is {_short(stated)}, and config.json has {_short(value)}")
     return found
+
+
+def _short(value: float | str) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from tunesmith.data.split import HELD_OUT
 from tunesmith.errors import BaseError, ProofError
 from tunesmith.gguf.metadata import Head, read_head, read_item
 from tunesmith.gguf.pretokenizers import pre_tokenizer, read_tokenizer
+from tunesmith.gguf.sentencepiece import is_sentencepiece
 from tunesmith.inference.engine import Engine
 from tunesmith.proof.sample import Sample
 from tunesmith.recipe import Recipe
@@ -160,7 +161,8 @@ def _odd_tokenizer(model: Path, tokenizer: PreTrainedTokenizerBase, file: Path, 
     """What in a file's metadata is not as the model's tokenizer has it."""
     reasons = []
     try:
-        pre, stated = pre_tokenizer(read_tokenizer(model)), head.singles.get(Keys.PRE)
+        own, stated = read_tokenizer(model), head.singles.get(Keys.PRE)
+        pre = "default" if is_sentencepiece(own) else pre_tokenizer(own)
         if stated != pre:
             reasons.append(f"its {Keys.PRE} is {stated}, and the model's is {pre}")
     except BaseError:  # a tokenizer without such a name
