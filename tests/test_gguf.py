@@ -157,7 +157,7 @@ def test_what_cannot_be_exported_is_refused_by_name(tmp_path):
     config = (folder / "config.json").read_text()
     for changes, named in (
         ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM.*LlamaForCausalLM"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "yarn"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "dynamic"),
         ({"vocab_size": 500}, "more tokens than vocab_size 500"),
     ):
         edit(folder / "config.json", **changes)

@@ -51,8 +51,8 @@ class TinyFamily:
 
 ROPE3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
          "original_max_position_embeddings": 64}  # fmt: skip
-LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.1, 1.3], "partial_rotary_factor": .75,
-            "long_factor": [1.1, 2.0, 4.0]}  # fmt: skip
+LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.75,
+            "short_factor": [1.0, 1.1, 1.3], "long_factor": [1.1, 2.0, 4.0]}  # fmt: skip
 GEMMA = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
 TINY = {
     "llama3": TinyFamily(
@@ -65,7 +65,8 @@ TINY = {
     ),
     "qwen2": TinyFamily(
         "Qwen2ForCausalLM", "qwen2", "qwen2", "chatml", CHATML, "<|im_end|>", None, "<|im_end|>",
-        pre="qwen2", config={"tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+        pre="qwen2",
+        config={"tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
     ),
     "qwen3": TinyFamily(
         "Qwen3ForCausalLM", "qwen3", "qwen2", "qwen3", CHATML, "<|im_end|>", None, "<|im_end|>",
@@ -107,7 +108,7 @@ TINY = {
         "GraniteForCausalLM", "granite", "digits", "granite",
         ("<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>"), "<|end_of_text|>", "<|end_of_text|>",
         "<|end_of_text|>", pre="smollm",
-        config={"embedding_multiplier": 6.0, "logits_scaling": 4.0, "residual_multiplier": 0.4,
+        config={"embedding_multiplier": 6.0, "logits_scaling": 0.25, "residual_multiplier": 0.4,
                 "attention_multiplier": 0.2, "tie_word_embeddings": True},
     ),
 }  # fmt: skip
@@ -123,15 +124,15 @@ def save_family(folder: Path, name: str, *, seed=0, **config) -> Path:
     ids = {f"{special}_token_id": getattr(tokenizer, f"{special}_token_id") for special in ("bos", "eos", "pad")}
     settings = {
         "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024, "initializer_range": 0.2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024, "initializer_range": 0.3,
     }  # fmt: skip
     made = AutoConfig.for_model(family.kind, **(settings | ids | family.config | config))
     model = AutoModelForCausalLM.from_config(made, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, values in model.named_parameters():
+        for values in model.parameters():
             if values.dim() == 1:  # a norm, around 1 or Gemma's 0, or a bias
-                values += 0.3 * torch.randn(values.shape, generator=generator)
+                values.add_(torch.randn(values.shape, generator=generator), alpha=0.3)
     model.save_pretrained(folder)
     return folder
 
@@ -179,6 +180,7 @@ def _spm(family: TinyFamily):
     words.train_from_iterator(CORPUS.read_text().splitlines(), trainers.BpeTrainer(vocab_size=260, show_progress=False))
     learned = sorted(words.get_vocab().items(), key=lambda item: item[1])
     pieces = [piece for piece, _ in learned if len(piece) > 1] + [piece for piece, _ in learned if len(piece) == 1]
+    pieces += [piece for piece in family.own if piece.strip() != piece or SPACE in piece]
     before = [*family.specials, *family.own] if family.layout == "gemma" else list(family.specials[:3])
     tokens = dict.fromkeys([*before, *(f"<0x{byte:02X}>" for byte in range(256)), *pieces])
     vocabulary = {token: number for number, token in enumerate(tokens)}
@@ -188,7 +190,7 @@ def _spm(family: TinyFamily):
         for cut in range(1, len(piece))
         if piece[:cut] in vocabulary and piece[cut:] in vocabulary
     ]
-    raw = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))  # noqa: S106
+    raw = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     swap = normalizers.Replace(" ", SPACE)
     ending = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if family.layout == "gemma":

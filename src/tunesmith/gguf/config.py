@@ -1,125 +1,139 @@
-"""The numbers of a config.json that a GGUF needs, each looked at: what is missing or odd is a BaseError by name."""
+"""The numbers of a config.json that a GGUF needs, each looked at, and the metadata that a GGUF has of them."""
 
-import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from tunesmith.gguf.family import Family
+from tunesmith.gguf.fields import number, odd, said, size
+from tunesmith.gguf.rope import checked_rope, rope_metadata
 
-from tunesmith.errors import BaseError
-
-LARGEST = 2**31 - 1  # llama.cpp keeps these in 32 bits
 LAYERS = 512  # LLAMA_MAX_LAYERS of llama.cpp
 SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "max_position_embeddings",
 )  # fmt: skip
-LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-"""What every Llama 3 has beside its factor; a GGUF keeps the table only."""
-THETA = 10000.0  # transformers' default
 SWITCHES = {
     "attention_bias": False,
     "mlp_bias": False,
     "tie_word_embeddings": False,
 }  # transformers' defaults for Llama
+LAYERS_27B = 62  # llama.cpp scales the attention of the Gemma 3 with so many by hidden_size over heads
+SILU = ("silu", "swish")  # two names of one function
 
 
-def checked(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """config.json with what it may leave out, and `rope`, its rotary settings. Raises BaseError for what is not there,
-    is no such number, or is something that llama.cpp's Llama does not compute.
+def checked(config: dict[str, Any], family: Family, folder: Path) -> dict[str, Any]:
+    """config.json with what it may leave out, its `family`, `rope`, its rotary settings, and `window`, how many tokens
+    its layers with a window see. Raises BaseError for what is not there, is no such number, or is something that
+    llama.cpp does not compute in this family.
     """
-    found = config | {name: _size(config, name, folder) for name in SIZES}
+    given = dict(family.defaults) | {name: value for name, value in config.items() if _is_given(name, value, family)}
+    found = given | {name: size(given, name, folder) for name in SIZES} | {"family": family}
     if found["num_hidden_layers"] > LAYERS:
         raise odd("num_hidden_layers", found["num_hidden_layers"], f"is more than llama.cpp's {LAYERS}", folder)
-    heads = found["num_attention_heads"]
-    found["num_key_value_heads"] = _size({"num_key_value_heads": heads} | _said(config), "num_key_value_heads", folder)
-    if heads % found["num_key_value_heads"]:
-        raise odd("num_key_value_heads", found["num_key_value_heads"], f"does not divide {heads} heads", folder)
-    if config.get("head_dim") is None and found["hidden_size"] % heads:
-        raise odd(
-            "hidden_size", found["hidden_size"], f"is not divided by {heads} heads, and head_dim is missing", folder
-        )
-    found["head_dim"] = _size({"head_dim": found["hidden_size"] // heads} | _said(config), "head_dim", folder)
-    if found["head_dim"] % 2:
-        raise odd("head_dim", found["head_dim"], "is no even number, as rotary positions need", folder)
-    found["rms_norm_eps"] = number(config, "rms_norm_eps", folder)
+    found |= _heads(found, folder)
+    found["rms_norm_eps"] = number(given, "rms_norm_eps", folder)
     if found["rms_norm_eps"] >= 1:
         raise odd("rms_norm_eps", found["rms_norm_eps"], "is no small number", folder)
     for name, default in SWITCHES.items():
-        found[name] = config.get(name, default)
+        found[name] = given.get(name, default)
         if not isinstance(found[name], bool):
             raise odd(name, found[name], "is neither true nor false", folder)
-    if (activation := config.get("hidden_act", "silu")) not in ("silu", "swish"):  # two names of one function
-        raise odd("hidden_act", activation, "is not silu, which llama.cpp computes in a Llama", folder)
-    return found | {"rope": _rope(config, folder)}
+        if name not in ("tie_word_embeddings", *family.switches, *family.fixed):
+            found[name] = False  # a field that transformers' class does not read
+    _refuse_others(found, family, folder)
+    found["rope"] = checked_rope(found, family, folder)
+    found["window"] = _window(found, family, folder)
+    return found
 
 
-def number(values: dict[str, Any], name: str, folder: Path) -> float:
-    """A number above zero. Raises BaseError for anything else."""
-    value = values.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise odd(
-            name, value, "is missing or no number above zero" if value is None else "is no number above zero", folder
-        )
-    return float(value)
+def _is_given(name: str, value: Any, family: Family) -> bool:
+    """Null is a value only where it says that there are no windows."""
+    return value is not None or name == "sliding_window" or name not in family.defaults
 
 
-def odd(name: str, value: Any, what: str, folder: Path) -> BaseError:
-    """What to raise where a field of config.json cannot be used."""
-    shown = "" if value is None else f" is {value!r}, which"
-    fix = "fetch the model again, or use another base, if its config.json was not changed"
-    return BaseError(f"config.json: {name}{shown} {what}", fix=fix, where=str(folder))
+def _heads(found: dict[str, Any], folder: Path) -> dict[str, int]:
+    heads, width = found["num_attention_heads"], found["hidden_size"]
+    groups = size({"num_key_value_heads": heads} | said(found), "num_key_value_heads", folder)
+    if heads % groups:
+        raise odd("num_key_value_heads", groups, f"does not divide {heads} heads", folder)
+    if found.get("head_dim") is None and width % heads:
+        raise odd("hidden_size", width, f"is not divided by {heads} heads, and head_dim is missing", folder)
+    head_dim = size({"head_dim": width // heads} | said(found), "head_dim", folder)
+    if head_dim % 2:
+        raise odd("head_dim", head_dim, "is no even number, as rotary positions need", folder)
+    return {"num_key_value_heads": groups, "head_dim": head_dim}
 
 
-def rotary(config: dict[str, Any]) -> dict[str, Any]:
-    """The rotary settings of a config.json of any age, with rope_type and rope_theta; those of layer types as they are.
-
-    Newer ones have rope_parameters, older ones rope_scaling with `type`, and the theta beside it.
-    """
-    found = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    found = found if isinstance(found, dict) else {"rope_type": found}
-    return {"rope_theta": config.get("rope_theta", THETA), "rope_type": found.get("type", "default")} | found
-
-
-def llama3_factors(rope: dict[str, Any], head_dim: int) -> NDArray[np.float32]:
-    """Divisors of the rotary frequencies [head_dim / 2] (transformers' _compute_llama3_parameters).
-
-    `rope` as in config.json: rope_theta, factor, low_freq_factor, high_freq_factor, original_max_position_embeddings.
-    """
-    wavelengths = 2 * np.pi * rope["rope_theta"] ** (np.arange(0, head_dim, 2) / head_dim)
-    factor, low, high = rope["factor"], rope["low_freq_factor"], rope["high_freq_factor"]
-    original = rope["original_max_position_embeddings"]
-    smooth = np.clip((original / wavelengths - low) / (high - low), 0, 1)  # 0: long waves, 1: short ones
-    return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
-
-
-def _rope(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    rope = rotary(config)
-    if rope["rope_type"] not in ("default", "llama3"):
-        raise BaseError(
-            f"rotary scaling {rope['rope_type']} cannot be exported to GGUF",
-            fix="use a base with none, or llama3's",
-            where=str(folder),
-        )
-    rope["rope_theta"] = number(rope, "rope_theta", folder)
-    if rope.get("partial_rotary_factor", 1.0) != 1:
-        what = "is not 1: a Llama in llama.cpp rotates whole heads"
-        raise odd("partial_rotary_factor", rope["partial_rotary_factor"], what, folder)
-    if rope["rope_type"] == "llama3":
-        rope |= {name: number(rope, name, folder) for name in ("factor", *LLAMA3_ROPE)}
-        if rope["low_freq_factor"] >= rope["high_freq_factor"]:
-            raise odd("low_freq_factor", rope["low_freq_factor"], "is not below high_freq_factor", folder)
-    return rope
+def _refuse_others(found: dict[str, Any], family: Family, folder: Path) -> None:
+    """What transformers computes by config.json, and llama.cpp computes in one way alone."""
+    name, due = family.activation
+    activation = found.get(name) or due
+    if activation != due and not (activation in SILU and due in SILU):
+        raise odd(name, activation, f"is not {due}, which llama.cpp computes in a {family.architecture}", folder)
+    for field, value in family.fixed.items():
+        if found.get(field) not in (value, None):
+            what = f"is not {value}, which llama.cpp computes in a {family.architecture}"
+            raise odd(field, found[field], what, folder)
+    for field in family.multipliers:
+        found[field] = number({field: 1.0} | said(found), field, folder)
+    layers, heads = found["num_hidden_layers"], found["num_attention_heads"]
+    if "query_pre_attn_scalar" in found:
+        due_scalar = found["hidden_size"] / heads if layers == LAYERS_27B else found["head_dim"]
+        if found["query_pre_attn_scalar"] != due_scalar:
+            what = f"is not the {due_scalar:g} of llama.cpp's attention"
+            raise odd("query_pre_attn_scalar", found["query_pre_attn_scalar"], what, folder)
+    if step := family.unrotated_every:
+        rotated = found.get("no_rope_layers")
+        if rotated is None:
+            interval = size({"no_rope_layer_interval": step} | said(found), "no_rope_layer_interval", folder)
+            rotated = [int((layer + 1) % interval != 0) for layer in range(layers)]
+        if rotated != [int((layer + 1) % step != 0) for layer in range(layers)]:
+            what = f"is not every {step}th: llama.cpp rotates all layers but those"
+            raise odd("no_rope_layers", rotated, what, folder)
 
 
-def _size(values: dict[str, Any], name: str, folder: Path) -> int:
-    value = values.get(name)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= LARGEST:
-        what = "is missing" if value is None else "is no whole number above zero"
-        raise odd(name, value, what, folder)
-    return value
+def _window(found: dict[str, Any], family: Family, folder: Path) -> int | None:
+    """Tokens that layers with a window see, None if no layer has one."""
+    layers, asked = found["num_hidden_layers"], family.windows == "if set" or found.get("use_sliding_window") is True
+    if family.windows == "none" or not asked or found.get("sliding_window") is None:
+        if family.full_every:
+            raise odd("sliding_window", None, "is null, and llama.cpp gives a window to all but some layers", folder)
+        return None
+    window = size(found, "sliding_window", folder)
+    kinds = found.get("layer_types")
+    if family.full_every:
+        period = found.get("sliding_window_pattern") or found.get("_sliding_window_pattern") or family.full_every
+        due = [_kind((layer + 1) % family.full_every) for layer in range(layers)]
+        if (kinds is None and period != family.full_every) or (kinds is not None and kinds != due):
+            what = f"are not a window in all layers but every {family.full_every}th, as llama.cpp has it"
+            raise odd("layer_types", kinds or period, what, folder)
+        return window
+    first = found.get("max_window_layers", 0)
+    has_none = family.windows == "if asked" and isinstance(first, int) and first >= layers
+    return None if (kinds is not None and "sliding_attention" not in kinds) or has_none else window
 
 
-def _said(config: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in config.items() if value is not None}
+def _kind(rest: int) -> str:
+    return "sliding_attention" if rest else "full_attention"
+
+
+def metadata(config: dict[str, Any]) -> dict[str, int | float | str]:
+    """What a GGUF says of a model, by key without the architecture's name before it."""
+    family = config["family"]
+    context = config["max_position_embeddings"]
+    found: dict[str, int | float | str] = {
+        "block_count": config["num_hidden_layers"],
+        # where llama.cpp has no windows, beyond the first one it would compute another model
+        "context_length": context if family.full_every else min(context, config["window"] or context),
+        "embedding_length": config["hidden_size"],
+        "feed_forward_length": config["intermediate_size"],
+        "attention.head_count": config["num_attention_heads"],
+        "attention.head_count_kv": config["num_key_value_heads"],
+        "attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
+        "vocab_size": config["vocab_size"],
+        "attention.key_length": config["head_dim"],
+        "attention.value_length": config["head_dim"],
+    } | rope_metadata(config["rope"])
+    if family.full_every:
+        found["attention.sliding_window"] = config["window"]
+    return found | {key: config[field] for field, key in family.multipliers.items()}

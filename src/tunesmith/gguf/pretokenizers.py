@@ -1,6 +1,7 @@
 """llama.cpp's names for the ways to cut a text before byte-pair encoding, and the same in Hugging Face's tokenizers."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +9,45 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from tunesmith.errors import BaseError
 
-LLAMA3_SPLIT = Regex(
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+REST = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+CASED = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+UPPER = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+SIGNS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
+PATHS = r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
+LLAMA3_SPLIT = Regex(rf"{WORDS}|\p{{N}}{{1,3}}|{SIGNS}|{REST}")
+QWEN2_SPLIT = Regex(rf"{WORDS}|\p{{N}}|{SIGNS}|{REST}")
+TEKKEN_SPLIT = Regex(rf"{CASED}|{UPPER}|\p{{N}}|{PATHS}|{REST}")
+GPT4O_SPLIT = Regex(rf"{CASED}{SHORT}|{UPPER}{SHORT}|\p{{N}}{{1,3}}|{PATHS}|{REST}")
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-WORDS = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-PRE_TOKENIZERS: dict[str, list[Any]] = {  # by tokenizer.ggml.pre: what llama.cpp does under that name
-    "smollm": [pre_tokenizers.Digits(individual_digits=True), WORDS],
-    "gpt-2": [WORDS],
-    "llama-bpe": [pre_tokenizers.Split(LLAMA3_SPLIT, "isolated"), BYTES],
+BYTE_WORDS = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+NFC = {"type": "NFC"}
+
+
+@dataclass(frozen=True)
+class PreTokenizer:
+    """What llama.cpp does under a name of tokenizer.ggml.pre."""
+
+    parts: tuple[Any, ...]
+    ignore_merges: bool = False
+    """Whether a word that is a token is taken whole."""
+    adds_bos: bool = False
+    """Whether it begins a text with the first special token where a file does not say."""
+    normalizer: dict[str, str] | None = None
+    """Of the tokenizers that go by this name. llama.cpp has none: a text that it changes gets other tokens there."""
+
+
+PRE_TOKENIZERS = {
+    "smollm": PreTokenizer((pre_tokenizers.Digits(individual_digits=True), BYTE_WORDS)),
+    "gpt-2": PreTokenizer((BYTE_WORDS,)),
+    "llama-bpe": PreTokenizer(
+        (pre_tokenizers.Split(LLAMA3_SPLIT, "isolated"), BYTES), ignore_merges=True, adds_bos=True
+    ),
+    "smaug-bpe": PreTokenizer((pre_tokenizers.Split(LLAMA3_SPLIT, "isolated"), BYTES)),
+    "qwen2": PreTokenizer((pre_tokenizers.Split(QWEN2_SPLIT, "isolated"), BYTES), normalizer=NFC),
+    "tekken": PreTokenizer((pre_tokenizers.Split(TEKKEN_SPLIT, "isolated"), BYTES), ignore_merges=True, adds_bos=True),
+    "gpt-4o": PreTokenizer((pre_tokenizers.Split(GPT4O_SPLIT, "isolated"), BYTES)),
 }
 
 
@@ -46,22 +76,25 @@ def need_room(tokenizer: dict[str, Any], vocab_size: int, folder: Path, *, speci
 
 
 def pre_tokenizer(tokenizer: dict[str, Any]) -> str:
-    """llama.cpp's name of a tokenizer.json's pre-tokenizer. Raises BaseError for one it does not have."""
+    """llama.cpp's name of a byte-level tokenizer.json's pre-tokenizer. Raises BaseError for one it does not have."""
     model, found = tokenizer["model"], _parts(tokenizer["pre_tokenizer"] or {})
-    for name, parts in PRE_TOKENIZERS.items():
-        known = Tokenizer(models.BPE())
-        known.pre_tokenizer = pre_tokenizers.Sequence(parts)
-        merges_fit = bool(model.get("ignore_merges")) == (name == "llama-bpe")  # llama.cpp ties it to the name
-        same = found == _parts(json.loads(known.to_str())["pre_tokenizer"])
-        if same and merges_fit and model["type"] == "BPE" and tokenizer["normalizer"] is None:
+    for name, known in PRE_TOKENIZERS.items():
+        whole = Tokenizer(models.BPE())
+        whole.pre_tokenizer = pre_tokenizers.Sequence(list(known.parts))
+        same = found == _parts(json.loads(whole.to_str())["pre_tokenizer"])
+        merges_fit = bool(model.get("ignore_merges")) == known.ignore_merges
+        if same and merges_fit and model["type"] == "BPE" and tokenizer["normalizer"] in (None, known.normalizer):
             return name
     raise BaseError(
         f"llama.cpp has no tokenizer known here for {model['type']} with normalizer {tokenizer['normalizer']}, "
         f"pre_tokenizer {json.dumps(found)}, ignore_merges {model.get('ignore_merges')}",
-        fix=f"use a base with one of these: {', '.join(PRE_TOKENIZERS)}",
+        fix=f"use a base with one of these: {', '.join(PRE_TOKENIZERS)}, or SentencePiece's",
     )
 
 
 def _parts(found: dict[str, Any]) -> list[dict[str, Any]]:
-    parts = found.get("pretokenizers", [found])
-    return [{key: part[key] for key in part if key != "trim_offsets"} for part in parts]  # moves offsets, not tokens
+    """The steps, without what moves offsets and not tokens. What a pattern keeps is what it cuts: these cover all."""
+    parts = [{key: part[key] for key in part if key != "trim_offsets"} for part in found.get("pretokenizers", [found])]
+    kept = {"behavior": "Removed", "invert": True}
+    cut = {"behavior": "Isolated", "invert": False}
+    return [part | cut if kept.items() <= part.items() else part for part in parts]

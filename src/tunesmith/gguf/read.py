@@ -1,155 +1,124 @@
-"""A GGUF file of the Llama architecture, dequantised into a normal Hugging Face folder.
+"""A GGUF file of a family in families.py, dequantised into a normal Hugging Face folder.
 
-The way back from llama.cpp's convert_hf_to_gguf.py: names, the rotary permutation of q and k, the tokenizer.
+The way back from write.py and from llama.cpp's own converter: names, the order of rotated rows, the tokenizer.
 """
 
-import json
-import re
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import gguf
 import numpy as np
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from tunesmith.errors import BaseError
-from tunesmith.gguf.config import LLAMA3_ROPE, checked, llama3_factors
-from tunesmith.gguf.families import llama_shapes
-from tunesmith.gguf.metadata import read_singles
-from tunesmith.gguf.pretokenizers import PRE_TOKENIZERS
+from tunesmith.gguf.config import LAYERS_27B, checked, metadata
+from tunesmith.gguf.families import FAMILIES
+from tunesmith.gguf.family import Family
+from tunesmith.gguf.rope import FREQUENCIES, LLAMA3_ROPE, LONG, ORIGINAL, SHORT, Table, llama3_factors
+from tunesmith.gguf.shapes import gguf_name, head_rows, shapes
+from tunesmith.gguf.source import Source
+from tunesmith.gguf.unpacked_tokenizer import dump, write_tokenizer
 from tunesmith.machine import need_disk
 from tunesmith.weights.tensorfile import Array, TensorWriter
 
-NAMES = {
-    "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",
-    "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
-}  # fmt: skip
-ROPE_TABLE = "rope_freqs.weight"
-CONTROL, USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
+TABLES = (FREQUENCIES, LONG, SHORT)
 CONFIG = {
     "hidden_size": "embedding_length", "intermediate_size": "feed_forward_length", "num_hidden_layers": "block_count",
     "num_attention_heads": "attention.head_count", "max_position_embeddings": "context_length",
 }  # fmt: skip
-KNOWN = {
-    *CONFIG.values(), "attention.head_count_kv", "attention.key_length", "attention.value_length", "vocab_size",
-    "attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.dimension_count", "rope.scaling.type",
-    "rope.scaling.factor", "rope.scale_linear", "rope.scaling.original_context_length", "rope.scaling.finetuned",
-    "expert_count", "expert_used_count", "tensor_data_layout",
+HARMLESS = {
+    "context_length", "rope.scale_linear", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.finetuned",
+    "rope.scaling.original_context_length", "expert_count", "expert_used_count", "tensor_data_layout",
 }  # fmt: skip
-"""What is understood of llama.*: another key may change what the numbers mean, so it is not looked through."""
+"""What is looked at on its own, or changes nothing where no scaling and no expert is."""
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-
-Value = TypeVar("Value", bound=int | float | str | list)  # type: ignore[type-arg]
-
-
-class _Source:
-    """An open GGUF file: metadata by key, tensors by name."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, again = path, "fetch it again"
-        read_singles(path, again)  # first: the package's reader believes every count, and takes memory for it
-        try:
-            reader = gguf.GGUFReader(path)
-            self.fields = {name: field.contents() for name, field in reader.fields.items()}
-            self.tensors = {tensor.name: tensor for tensor in reader.tensors}
-        except Exception as error:  # numpy's, struct's and its own, by what is damaged
-            what = f"{path.name} is no whole GGUF file: {error}"
-            raise BaseError(what, fix=again, where=str(path)) from error
-
-    def get(self, key: str, kind: type[Value], *default: Any) -> Value:
-        """The value of a key, which is of this kind; the default where there is no such key."""
-        if key not in self.fields and default:
-            return default[0]
-        value = self.fields.get(key)
-        if value is None:
-            raise self.refused(f"its metadata lacks {key}")
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise self.refused(f"its {key} is {str(value)[:40]!r}, no {kind.__name__}")
-        return value
-
-    def id_of(self, name: str, *default: Any) -> int:
-        """The id of a special token, which is one of the tokens."""
-        key = f"tokenizer.ggml.{name}_token_id"
-        found = self.get(key, int, *default)
-        if key in self.fields and not 0 <= found < len(self.get("tokenizer.ggml.tokens", list)):
-            raise self.refused(f"its {key} is {found}, which is none of its tokens")
-        return found
-
-    def refused(self, what: str) -> BaseError:
-        fix = "name the Hugging Face model this file was made from, by its Hub id or as a folder"
-        return BaseError(f"{self.path.name} cannot be a base: {what}", fix=fix, where=str(self.path))
+BIASED = {"attention_bias": "blk.0.attn_output.bias", "mlp_bias": "blk.0.ffn_down.bias"}
 
 
 def convert(path: Path, folder: Path) -> None:
-    """Fill `folder` with the model and tokenizer of a GGUF file. F32, F16 and BF16 tensors keep their type and bits;
-    quantised ones become F32, by the gguf package's own dequantisation.
+    """Fill `folder` with the model and tokenizer of a GGUF file. F32, F16 and BF16 tensors keep their type and bits,
+    but for an offset of norms; quantised ones become F32, by the gguf package's own dequantisation.
 
     Raises BaseError for another architecture, tokenizer or rotary scaling, and for a file without a chat template.
     """
-    source = _Source(path)
-    if (architecture := source.get("general.architecture", str)) != "llama":
-        raise source.refused(f"its architecture is {architecture}, known is llama")
-    if source.get("split.count", int, 1) > 1 or "token_embd.weight" not in source.tensors:
-        raise source.refused("it does not hold a whole model")
-    if (experts := source.get("llama.expert_count", int, 0)) > 0:
-        raise source.refused(f"it is a mixture of {experts} experts, which would get no adapter")
-    config = _config(source)
-    _check_tensors(source, config)
+    source = Source(path)
+    family = _family(source)
+    config = _config(source, family)
+    names = _check_tensors(source, config, family)
     need_disk(folder, sum(4 * int(tensor.n_elements) for tensor in source.tensors.values()), f"unpacking {path.name}")
     eos = source.id_of("eos")
     ids = {"bos": source.id_of("bos", None), "eos": eos, "pad": source.id_of("padding", eos)}
     stops = {f"{name}_token_id": token for name, token in ids.items()}
-    _dump(folder / "config.json", config | stops)
-    _dump(folder / "generation_config.json", stops)
-    _write_tokenizer(source, folder, ids)
+    dump(folder / "config.json", config | stops)
+    dump(folder / "generation_config.json", stops)
+    write_tokenizer(source, folder, ids, config["vocab_size"])
     if isinstance(licence := source.fields.get("general.license"), str) and licence:
         (folder / "README.md").write_text(f"---\nlicense: {licence}\n---\n", encoding="utf-8")
-    _write_weights(source, folder / "model.safetensors", config)
+    _write_weights(source, folder / "model.safetensors", names, config | {"family": family})
 
 
-def _dump(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def _family(source: Source) -> Family:
+    """Of several that are one architecture to llama.cpp, as Llama and Mistral, the first."""
+    known: dict[str, Family] = {}
+    for family in FAMILIES:
+        known.setdefault(gguf.MODEL_ARCH_NAMES[family.arch], family)
+    if (architecture := source.get("general.architecture", str)) not in known:
+        raise source.refused(f"its architecture is {architecture}, known are {', '.join(known)}")
+    if source.get("split.count", int, 1) > 1 or "token_embd.weight" not in source.tensors:
+        raise source.refused("it does not hold a whole model")
+    if (experts := source.get(f"{architecture}.expert_count", int, 0)) > 0:
+        raise source.refused(f"it is a mixture of {experts} experts, which would get no adapter")
+    return known[architecture]
 
 
-def _check_tensors(source: _Source, config: dict[str, Any]) -> None:
-    """Raise BaseError unless the numbers are those of a Llama and the tensors are what they ask for."""
+def _check_tensors(source: Source, config: dict[str, Any], family: Family) -> dict[str, str]:
+    """The tensors' names in Hugging Face's form by those in the file. Raises BaseError unless the numbers are those of
+    the family, and the tensors are what they ask for.
+    """
     try:
-        wanted = llama_shapes(checked(config, source.path))
+        full = checked(config, family, source.path)
     except BaseError as error:
         raise source.refused(error.what.replace("config.json: ", "its ")) from None
-    for key in ("attention.value_length", "rope.dimension_count"):
-        if (found := source.get(f"llama.{key}", int, config["head_dim"])) != config["head_dim"]:
-            raise source.refused(f"its {key} is {found}, and not the {config['head_dim']} of a head")
-    here = {_hf_name(source, name): _shape(tensor) for name, tensor in source.tensors.items() if name != ROPE_TABLE}
-    if wrong := sorted(name for name in here | wanted if here.get(name) != wanted.get(name)):
-        name = wrong[0]
-        raise source.refused(f"its tensor {name} is {here.get(name, 'missing')}, due is {wanted.get(name, 'none')}")
+    _check_metadata(source, full)
+    wanted = shapes(full)
+    names = {str(gguf_name(name, family, config["num_hidden_layers"])): name for name in wanted}
+    here = {name: _shape(tensor) for name, tensor in source.tensors.items() if name not in TABLES}
+    if odd := sorted(here.keys() - names.keys()):
+        raise source.refused(f"its tensor {odd[0]} is none of a plain {family.architecture}")
+    if wrong := sorted(names[name] for name in names if here.get(name) != wanted[names[name]]):
+        found = {names[name]: shape for name, shape in here.items()}
+        raise source.refused(f"its tensor {wrong[0]} is {found.get(wrong[0], 'missing')}, due is {wanted[wrong[0]]}")
+    return {name: names[name] for name in here}
 
 
-def _write_weights(source: _Source, path: Path, config: dict[str, Any]) -> None:
-    tensors = {_hf_name(source, name): tensor for name, tensor in source.tensors.items() if name != ROPE_TABLE}
-    entries = {name: (_stored(tensor), _shape(tensor)) for name, tensor in tensors.items()}
+def _check_metadata(source: Source, config: dict[str, Any]) -> None:
+    """What is said of the architecture is what we would say of it: another key may change what the numbers mean."""
+    family, due = config["family"], metadata(config)
+    prefix = f"{gguf.MODEL_ARCH_NAMES[family.arch]}."
+    for key in sorted(source.fields):
+        name, found = key.removeprefix(prefix), source.fields[key]
+        if not key.startswith(prefix) or name in HARMLESS or (name, found) == ("attention.sliding_window", 0):
+            continue
+        if name == "attention.sliding_window" and family.windows == "if set" and not family.full_every:
+            continue  # read, though llama.cpp gives every layer all tokens
+        if name not in due:
+            raise source.refused(f"its metadata has {key}, which a plain {family.architecture} has not")
+        same = isinstance(found, int | float) and np.isclose(found, due[name], rtol=1e-6)
+        if found != due[name] and not same:
+            raise source.refused(f"its {name} is {str(found)[:40]}, and not {due[name]}")
+
+
+def _write_weights(source: Source, path: Path, names: dict[str, str], config: dict[str, Any]) -> None:
+    entries = {hf: (_stored(source.tensors[name]), _shape(source.tensors[name])) for name, hf in names.items()}
+    offset = config["family"].norm_offset
     with TensorWriter(path, entries) as writer:
-        for name, tensor in tensors.items():
-            values = _values(tensor).reshape(entries[name][1])
-            if name.endswith(("q_proj.weight", "k_proj.weight")):
-                values = _unpermute(
-                    values, config["num_attention_heads" if "q_proj" in name else "num_key_value_heads"]
-                )
-            writer.write(name, values)
-
-
-def _hf_name(source: _Source, name: str) -> str:
-    """model.layers.0.mlp.up_proj.weight for blk.0.ffn_up.weight."""
-    match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.weight", name)
-    if not match or match[2] not in NAMES:
-        raise source.refused(f"its tensor {name} is none of a plain Llama model")
-    return f"model.layers.{match[1]}.{NAMES[match[2]]}.weight" if match[1] else f"{NAMES[match[2]]}.weight"
+        for name, hf in names.items():
+            values = _values(source.tensors[name]).reshape(entries[hf][1])
+            if rows := head_rows(hf, config):
+                # GGUF interleaves the two halves of each rotated head; Hugging Face stores one after the other
+                values = values.reshape(-1, rows // 2, 2, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
+            if offset and hf.endswith("norm.weight"):
+                values = values - np.float32(offset)
+            writer.write(hf, values)
 
 
 def _shape(tensor: Any) -> tuple[int, ...]:
@@ -166,93 +135,90 @@ def _values(tensor: Any) -> Array:
     return tensor.data if tensor.tensor_type.name in DTYPES else gguf.dequantize(tensor.data, tensor.tensor_type)
 
 
-def _unpermute(values: Array, heads: int) -> Array:
-    """GGUF interleaves the two halves of each rotated head; Hugging Face stores one after the other."""
-    rows, columns = values.shape
-    return values.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
-
-
-def _config(source: _Source) -> dict[str, Any]:
-    if odd := sorted(key for key in source.fields if key.startswith("llama.") and key[len("llama.") :] not in KNOWN):
-        raise source.refused(f"its metadata has {odd[0]}, which a plain Llama has not")
-    config: dict[str, Any] = {name: source.get(f"llama.{key}", int) for name, key in CONFIG.items()}
-    heads = config["num_attention_heads"]
-    head_dim = source.get("llama.attention.key_length", int, config["hidden_size"] // max(1, heads))
-    theta = source.get("llama.rope.freq_base", float, 10000.0)
-    return config | {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "num_key_value_heads": source.get("llama.attention.head_count_kv", int, heads),
+def _config(source: Source, family: Family) -> dict[str, Any]:
+    """config.json. What differs between families is what their row says."""
+    arch = gguf.MODEL_ARCH_NAMES[family.arch]
+    config: dict[str, Any] = {name: source.get(f"{arch}.{key}", int) for name, key in CONFIG.items()}
+    heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
+    head_dim = source.get(f"{arch}.attention.key_length", int, config["hidden_size"] // max(1, heads))
+    window = source.get(f"{arch}.attention.sliding_window", int, 0)
+    config |= {
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
+        "num_key_value_heads": source.get(f"{arch}.attention.head_count_kv", int, heads),
         "head_dim": head_dim,
-        "hidden_act": "silu",
-        # read as 9.99999975e-06; the shortest decimal of that float32 is what was meant
-        "rms_norm_eps": float(str(np.float32(source.get("llama.attention.layer_norm_rms_epsilon", float)))),
-        "rope_theta": theta,
-        "rope_parameters": {"rope_theta": theta, **_rope(source, theta, head_dim)},
+        family.activation[0]: family.activation[1],
+        "rms_norm_eps": _decimal(source.get(f"{arch}.attention.layer_norm_rms_epsilon", float)),
         "vocab_size": _shape(source.tensors["token_embd.weight"])[0],
         "tie_word_embeddings": "output.weight" not in source.tensors,
         "dtype": DTYPES[_stored(source.tensors["token_embd.weight"])],
+        **{switch: BIASED[switch] in source.tensors for switch in family.switches},
+        **family.fixed,
     }
+    if family.windows == "if set":
+        config["sliding_window"] = window or None
+    if family.full_every:
+        config["layer_types"] = [
+            "sliding_attention" if (layer + 1) % family.full_every else "full_attention" for layer in range(layers)
+        ]
+        config["query_pre_attn_scalar"] = config["hidden_size"] // heads if layers == LAYERS_27B else head_dim
+    if family.unrotated_every:
+        config["no_rope_layers"] = [int((layer + 1) % family.unrotated_every != 0) for layer in range(layers)]
+    for field, key in family.multipliers.items():  # where a file is silent llama.cpp takes these
+        silent = max(1, head_dim) ** -0.5 if key == "attention.scale" else 1.0
+        config[field] = _decimal(source.get(f"{arch}.{key}", float, silent))
+    return config | _rope(source, family, config)
 
 
-def _rope(source: _Source, theta: float, head_dim: int) -> dict[str, Any]:
-    """Rotary scaling: none, or Llama 3's, which a GGUF keeps as a table of divisors, one for each frequency."""
-    old = source.get("llama.rope.scale_linear", float, 0.0)
-    factor = source.get("llama.rope.scaling.factor", float, old)
+def _decimal(value: float) -> float:
+    """1e-05 for 9.99999975e-06: the shortest decimal of a float32 is what was meant."""
+    return float(str(np.float32(value)))
+
+
+def _rope(source: Source, family: Family, config: dict[str, Any]) -> dict[str, Any]:
+    """Rotary settings. Llama 3's, and Phi-3's for long texts, a GGUF keeps as tables of divisors."""
+    arch, head_dim = gguf.MODEL_ARCH_NAMES[family.arch], config["head_dim"]
+    theta = source.get(f"{arch}.rope.freq_base", float, 10000.0)
+    dims = source.get(f"{arch}.rope.dimension_count", int, head_dim)
+    factor = source.get(f"{arch}.rope.scaling.factor", float, source.get(f"{arch}.rope.scale_linear", float, 0.0))
     scaled = "linear" if factor not in (0.0, 1.0) else "none"  # what llama.cpp takes where no type is named
-    kind = source.get("llama.rope.scaling.type", str, scaled)
-    if ROPE_TABLE in source.tensors:
-        table = source.tensors[ROPE_TABLE].data
-        rope = {"factor": float(table.max()), **LLAMA3_ROPE}
-        due = llama3_factors({"rope_theta": theta, **rope}, head_dim) if theta > 0 else None
-        if kind == "none" and due is not None and table.shape == due.shape and np.allclose(table, due, rtol=1e-4):
-            return {"rope_type": "llama3", **rope}
-        kind = "a table of its own"
-    if kind != "none":
-        raise source.refused(f"its rotary scaling is {kind}, known are none and Llama 3's")
-    return {"rope_type": "default"}
+    kind = source.get(f"{arch}.rope.scaling.type", str, scaled)
+    tables = {name: source.tensors[name].data for name in TABLES if name in source.tensors}
+    original = source.get(f"{arch}.rope.scaling.original_context_length", int, config["max_position_embeddings"])
+    rope: dict[str, Any] = {"rope_theta": theta}
+    if family.partial_rotary:
+        rope["partial_rotary_factor"] = dims / max(1, head_dim)
+    if kind == "none" and not tables:
+        rope["rope_type"] = "default"
+    elif kind in ("linear", "yarn") and kind in family.ropes and not tables:
+        rope |= {"rope_type": kind, "factor": factor} | ({ORIGINAL: original} if kind == "yarn" else {})
+    elif kind == "none" and "llama3" in family.ropes and (found := _llama3(tables, theta, dims)):
+        rope |= found
+    elif "longrope" in family.ropes and kind in ("none", "longrope") and set(tables) == {LONG, SHORT}:
+        scale = source.get(f"{arch}.rope.scaling.attn_factor", float, 1.0)
+        lists = {"long_factor": _decimals(tables[LONG]), "short_factor": _decimals(tables[SHORT])}
+        rope |= {"rope_type": "longrope", "attention_factor": scale, ORIGINAL: original} | lists
+    else:
+        what = "a table of its own" if tables else kind
+        raise source.refused(f"its rotary scaling is {what}, known are {', '.join(family.ropes)}")
+    if family.full_every:
+        local = source.get(f"{arch}.rope.freq_base_swa", float, 10000.0)  # llama.cpp's default
+        return {"rope_parameters": {
+            "full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": local}
+        }}  # fmt: skip
+    beside = {ORIGINAL: original} if "longrope" in family.ropes else {}
+    return {"rope_theta": theta, "rope_parameters": rope, **beside}
 
 
-def _write_tokenizer(source: _Source, folder: Path, ids: dict[str, Any]) -> None:
-    model = source.get("tokenizer.ggml.model", str)
-    pre = source.get("tokenizer.ggml.pre", str, model)
-    if model != "gpt2" or pre not in PRE_TOKENIZERS:
-        raise source.refused(f"its tokenizer is {pre}, known are {', '.join(PRE_TOKENIZERS)}")
-    tokens, types = source.get("tokenizer.ggml.tokens", list), source.get("tokenizer.ggml.token_type", list)
-    if len(tokens) != len(types) or len(tokens) > _shape(source.tensors["token_embd.weight"])[0]:
-        raise source.refused(
-            f"it has {len(tokens)} tokens, {len(types)} types of tokens, and an embedding of other size"
-        )
-    if not (template := source.get("tokenizer.chat_template", str, "")):
-        names = ", ".join(map(str, source.get("tokenizer.chat_templates", list, [])))
-        others = f": of {names} none is the default" if names else "; use an instruct model"
-        raise source.refused(f"it has no chat template{others}")
-    add_bos = source.get("tokenizer.ggml.add_bos_token", bool, pre == "llama-bpe")  # llama.cpp's default
-    if add_bos and ids["bos"] is None:
-        raise source.refused("its metadata lacks tokenizer.ggml.bos_token_id")
-    try:
-        raw = _tokenizer(tokens, types, source.get("tokenizer.ggml.merges", list), pre)
-        named = {f"{name}_token": tokens[token] for name, token in ids.items() if token is not None}
-        if add_bos:
-            bos = named["bos_token"]
-            raw.post_processor = processors.TemplateProcessing(f"{bos} $A", f"{bos} $A {bos} $B", [(bos, ids["bos"])])
-        raw.save(str(folder / "tokenizer.json"))
-    except BaseError:
-        raise
-    except Exception as error:  # tokenizers raises plain Exceptions, for a merge of tokens that are not there
-        raise source.refused(f"its tokenizer cannot be read: {error}") from error
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    _dump(folder / "tokenizer_config.json", settings | named | {"add_bos_token": add_bos})
-    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+def _llama3(tables: dict[str, Table], theta: float, dims: int) -> dict[str, Any] | None:
+    """The settings whose table this is; None for another table."""
+    if set(tables) != {FREQUENCIES} or theta <= 0:
+        return None
+    rope = {"factor": float(tables[FREQUENCIES].max()), **LLAMA3_ROPE}
+    due = llama3_factors({"rope_theta": theta, **rope}, dims)
+    same = tables[FREQUENCIES].shape == due.shape and np.allclose(tables[FREQUENCIES], due, rtol=1e-4)
+    return {"rope_type": "llama3", **rope} if same else None
 
 
-def _tokenizer(tokens: list[str], types: list[int], merges: list[str], pre: str) -> Tokenizer:
-    """Hugging Face's tokenizer of what a GGUF says of its own."""
-    vocabulary = {token: number for number, token in enumerate(tokens)}
-    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
-    raw = Tokenizer(models.BPE(vocabulary, pairs, ignore_merges=pre == "llama-bpe"))
-    raw.pre_tokenizer = pre_tokenizers.Sequence(PRE_TOKENIZERS[pre])
-    raw.decoder = decoders.ByteLevel()
-    added = [(token, kind) for token, kind in zip(tokens, types, strict=True) if kind in (CONTROL, USER_DEFINED)]
-    raw.add_tokens([AddedToken(token, special=kind == CONTROL, normalized=False) for token, kind in added])
-    return raw
+def _decimals(table: Table) -> list[float]:
+    return [_decimal(value) for value in table]

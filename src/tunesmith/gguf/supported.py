@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from tunesmith.errors import BaseError
-from tunesmith.gguf.config import odd, rotary
-from tunesmith.gguf.families import FAMILIES, UNUSED, Shapes, read_config
+from tunesmith.gguf.families import FAMILIES, UNUSED, read_config
+from tunesmith.gguf.fields import odd
 from tunesmith.gguf.heads import not_computed
-from tunesmith.gguf.pretokenizers import need_room, pre_tokenizer, read_tokenizer
+from tunesmith.gguf.pretokenizers import need_room, read_tokenizer
+from tunesmith.gguf.rope import rotary
+from tunesmith.gguf.shapes import Shapes, shapes
+from tunesmith.gguf.vocabulary import check_tokenizer
 from tunesmith.recipe import Recipe
 from tunesmith.recipe_problems import no_such_target
 from tunesmith.weights.small_files import CONFIG, architectures, read_json
@@ -50,7 +53,7 @@ def supported(folder: Path, recipe: Recipe, longest: int | None = None) -> None:
     tokenizer = read_tokenizer(folder)
     if recipe.export.gguf:
         try:
-            _refuse_no_gguf(tokenizer, tensors, folder, recipe.base)
+            _refuse_no_gguf(tokenizer, tensors, folder, recipe.base, longest or recipe.train.max_length)
         except BaseError as error:
             raise BaseError(error.what, fix=f"{error.fix}; or {WITHOUT}", where=error.where or str(folder)) from None
     elif _is_count(size := config.get("vocab_size")):
@@ -69,13 +72,22 @@ def _refuse_targets(targets: Sequence[str], tensors: dict[str, TensorInfo], word
         raise no_such_target(missing, linears)
 
 
-def _refuse_no_gguf(tokenizer: dict[str, Any], tensors: dict[str, TensorInfo], folder: Path, name: str) -> None:
+def _refuse_no_gguf(
+    tokenizer: dict[str, Any], tensors: dict[str, TensorInfo], folder: Path, name: str, longest: int
+) -> None:
     """What cannot be written as a GGUF file, or would be read as something else there."""
     config = read_config(folder, name)
-    pre_tokenizer(tokenizer)
-    need_room(tokenizer, config["vocab_size"], folder)
+    check_tokenizer(tokenizer, config["vocab_size"], folder)
+    context = config["window"]
+    if context and not config["family"].full_every and longest > context:
+        raise BaseError(
+            f"{name} has layers that see {context} tokens, llama.cpp lets all layers of a {architectures(config)[0]} "
+            f"see all tokens, and a row may have {longest}",
+            fix=f"lower train.max_length to {context} or less",
+            where=str(folder),
+        )
     if tensors:
-        _refuse_tensors(config["family"].shapes(config), tensors, folder)
+        _refuse_tensors(shapes(config), tensors, folder)
 
 
 def _refuse_unknown(config: dict[str, Any], folder: Path, name: str) -> None:

@@ -6,9 +6,8 @@ names, permutation and metadata: llama.cpp's conversion/llama.py and conversion/
 
 import os
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -20,16 +19,19 @@ from numpy.typing import NDArray
 
 from tunesmith.console import progress
 from tunesmith.errors import BaseError
-from tunesmith.gguf.config import llama3_factors
+from tunesmith.gguf.config import metadata
 from tunesmith.gguf.families import UNUSED, read_config
-from tunesmith.gguf.pretokenizers import need_room, pre_tokenizer, read_tokenizer
+from tunesmith.gguf.pretokenizers import read_tokenizer
 from tunesmith.gguf.quantise import DEFAULT, quantise_rows, tensor_bytes, tensor_types
+from tunesmith.gguf.rope import rope_tables
+from tunesmith.gguf.sentencepiece import named_for
+from tunesmith.gguf.shapes import gguf_name, head_rows
+from tunesmith.gguf.vocabulary import add_tokenizer
 from tunesmith.recipe import ChatConfig, GgufType
-from tunesmith.weights.small_files import chat_template
 from tunesmith.weights.tensorfile import TensorInfo, read_index, read_rows, to_f32
 
+VALUES = {int: gguf.GGUFValueType.UINT32, float: gguf.GGUFValueType.FLOAT32, str: gguf.GGUFValueType.STRING}
 BLOCK_NUMBERS = 1 << 20  # numbers read, converted and written at once by one thread: 4 MB as fp32
-SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class Tensor:
     shape: tuple[int, ...]
     kind: gguf.GGMLQuantizationType
     source: TensorInfo | NDArray[np.float32]
-    head_rows: int  # of a head whose two halves llama.cpp's rotary wants interleaved; 0: rows stay as they are
+    head_rows: int = 0  # of a head whose two halves llama.cpp's rotary wants interleaved; 0: rows stay as they are
+    offset: float = 0.0  # added to every number
 
 
 def write_gguf(folder: Path, out: Path, gguf_type: GgufType, about: About) -> dict[str, Any]:
@@ -66,8 +69,8 @@ def write_gguf(folder: Path, out: Path, gguf_type: GgufType, about: About) -> di
     for tensor in tensors:
         size = tensor_bytes(tensor.shape, tensor.kind)
         writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, raw_dtype=tensor.kind)
-    _add_metadata(writer, config, gguf_type, about)
-    _add_tokenizer(writer, folder, config, about)
+    _add_metadata(writer, config, gguf_type, about, name=named_for(read_tokenizer(folder), about.name))
+    add_tokenizer(writer, folder, config, about.template, about.end_of_turn)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -89,21 +92,23 @@ def expected_bytes(folder: Path, gguf_type: GgufType) -> int:
 
 def plan_tensors(folder: Path, config: dict[str, Any], gguf_type: GgufType) -> list[Tensor]:
     """The tensors of the file, in order."""
-    names = gguf.get_tensor_name_map(config["family"].arch, config["num_hidden_layers"])
-    sources: dict[str, tuple[TensorInfo | NDArray[np.float32], int]] = {}
-    if config["rope"]["rope_type"] == "llama3":
-        sources["rope_freqs.weight"] = (llama3_factors(config["rope"], config["head_dim"]), 0)
+    layers, offset = config["num_hidden_layers"], config["family"].norm_offset
+    sources: dict[str, Tensor] = {
+        name: Tensor(name, table.shape, gguf.GGMLQuantizationType.F32, table)
+        for name, table in rope_tables(config["rope"]).items()
+    }
     for source, info in read_index(folder).items():
         if source.endswith(UNUSED):
             continue
-        name = names.get_name(source, try_suffixes=(".weight", ".bias"))
-        if name is None:
+        if (name := gguf_name(source, config["family"], layers)) is None:
             raise BaseError(f"tensor {source} has no place in a GGUF file", fix="use an unchanged model")
-        sources[name] = (info, config["head_dim"] if any(part in source for part in config["family"].rotated) else 0)
-    shapes = {name: source.shape for name, (source, _) in sources.items()}
+        added = offset if source.endswith("norm.weight") else 0.0
+        kind = gguf.GGMLQuantizationType.F32
+        sources[name] = Tensor(name, info.shape, kind, info, head_rows(source, config), added)
+    shapes = {name: tensor.shape for name, tensor in sources.items()}
     grouped = config["num_key_value_heads"] != config["num_attention_heads"]
-    types = tensor_types(shapes, gguf_type, layers=config["num_hidden_layers"], grouped=grouped)
-    return [Tensor(name, shapes[name], types[name], *sources[name]) for name in sources]
+    types = tensor_types(shapes, gguf_type, layers=layers, grouped=grouped)
+    return [replace(tensor, kind=types[name]) for name, tensor in sources.items()]
 
 
 def _append_data(out: Path, tensors: list[Tensor]) -> None:
@@ -127,15 +132,19 @@ def _encoded(tensor: Tensor, rows: slice) -> NDArray[Any]:
         numbers = to_f32(read_rows(source, rows.start, rows.stop), source.dtype)
     else:
         numbers = source[rows]
+    if tensor.offset:
+        numbers = numbers + np.float32(tensor.offset)
     if tensor.head_rows:  # rotate-half pairs row i with i + d/2; llama.cpp wants a pair in neighbouring rows
         halves = numbers.reshape(-1, 2, tensor.head_rows // 2, *numbers.shape[1:])
         numbers = halves.swapaxes(1, 2).reshape(numbers.shape)
     return np.ascontiguousarray(quantise_rows(numbers, tensor.kind, f"{tensor.name}, rows from {rows.start}"))
 
 
-def _add_metadata(writer: gguf.GGUFWriter, config: dict[str, Any], gguf_type: GgufType, about: About) -> None:
+def _add_metadata(
+    writer: gguf.GGUFWriter, config: dict[str, Any], gguf_type: GgufType, about: About, *, name: str
+) -> None:
     writer.add_type("model")
-    writer.add_name(about.name)
+    writer.add_name(name)
     writer.add_size_label(gguf.size_label(*writer.get_total_parameter_count()))
     writer.add_license(about.licence or "")  # an empty text is left out
     writer.add_base_model_count(1)
@@ -144,49 +153,5 @@ def _add_metadata(writer: gguf.GGUFWriter, config: dict[str, Any], gguf_type: Gg
     writer.add_sampling_top_p(about.chat.top_p)
     writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{gguf_type}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_rope_freq_base(config["rope"]["rope_theta"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_vocab_size(config["vocab_size"])
-    for add in (writer.add_rope_dimension_count, writer.add_key_length, writer.add_value_length):
-        add(config["head_dim"])
-
-
-def _add_tokenizer(writer: gguf.GGUFWriter, folder: Path, config: dict[str, Any], about: About) -> None:
-    tokenizer, vocab_size = read_tokenizer(folder), config["vocab_size"]
-    need_room(tokenizer, vocab_size, folder)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre_tokenizer(tokenizer))
-    tokens, kinds = zip(*_tokens(tokenizer, vocab_size), strict=True)
-    writer.add_token_list(tokens)
-    writer.add_token_types(kinds)
-    ids = {name: config.get(f"{name}_token_id") for name in SPECIAL}
-    there = [name for name, id_ in ids.items() if not isinstance(id_, int) or id_ >= 0]  # -1: some mean none by it
-    special = gguf.SpecialVocab(folder, load_merges=True, special_token_types=there, n_vocab=vocab_size)
-    special.add_special_token.setdefault("bos", False)  # llama.cpp's own default depends on the pre-tokenizer
-    special.chat_template = about.template or chat_template(folder)
-    if about.end_of_turn is not None:
-        eos = special.special_token_ids.setdefault("eos", about.end_of_turn)  # else llama.cpp takes token 11
-        if eos != about.end_of_turn:
-            writer.add_eot_token_id(about.end_of_turn)  # llama.cpp stops at this one too
-    special.add_to_gguf(writer)
-
-
-def _tokens(tokenizer: dict[str, Any], vocab_size: int) -> Iterator[tuple[str, int]]:
-    """Text and type of every id. Special ones are control tokens, and those that look it, as the converter decides."""
-    ids = {id_: token for token, id_ in tokenizer["model"]["vocab"].items()}
-    added = {token["id"]: token for token in tokenizer["added_tokens"]}
-    for id_ in range(vocab_size):
-        if id_ in added:
-            text = added[id_]["content"]
-            control = added[id_]["special"] or (text.startswith("<|") and text.endswith("|>"))
-            yield text, gguf.TokenType.CONTROL if control else gguf.TokenType.USER_DEFINED
-        elif id_ in ids:
-            yield ids[id_], gguf.TokenType.NORMAL
-        else:
-            yield f"[PAD{id_}]", gguf.TokenType.UNUSED
+    for key, value in metadata(config).items():
+        writer.add_key_value(f"{gguf.MODEL_ARCH_NAMES[config['family'].arch]}.{key}", value, VALUES[type(value)])
