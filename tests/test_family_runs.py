@@ -4,6 +4,7 @@ import json
 import shutil
 from types import SimpleNamespace
 
+import gguf
 import pytest
 import torch
 from plain_loop import reference_steps, steps_of
@@ -20,28 +21,33 @@ from tunesmith.runs import Run
 from tunesmith.tokens.rows import load_rows
 from tunesmith.weights.locate import LocatedBase
 
-WINDOWS = {
-    "qwen2": {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1},
-    "mistral": {"sliding_window": 24},
-    "gemma3": {"sliding_window": 24},
-    "phi3": {"sliding_window": 24},
+STOPS = ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eos_token_id")
+WINDOW = 24  # tokens; rows have up to a hundred
+WINDOWED = {
+    "qwen2": {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+    "mistral": {"sliding_window": WINDOW},
+    "phi3": {"sliding_window": WINDOW},
 }
-"""Shorter than the rows, which have some hundred tokens."""
-LENGTHS = {"phi4": 64}  # above it its rotary scaling changes with the longest row
+"""llama.cpp has no windows for these: rows longer than one are trained, and no GGUF is made."""
+RUNS = [*TINY, *(f"{name} with a window" for name in WINDOWED)]
+CHANGED = {"gemma3": {"sliding_window": WINDOW}, "phi4": {"original_max_position_embeddings": 512}}
+"""Above these positions of Phi-4's the rotary scaling changes: in transformers with the longest row of a batch, in
+llama.cpp with the context, a multiple of 256.
+"""
 TRAIN = (
-    "{{tokens_per_step: 256, max_length: {}, epochs: 3, lr: 1e-2, precision: fp32, evaluate_every: 9 steps,"
-    " early_stopping: null, sample: false}}"
+    "{tokens_per_step: 256, max_length: 256, epochs: 3, lr: 1e-2, precision: fp32, evaluate_every: 9 steps,"
+    " early_stopping: null, sample: false}"
 )
 
 
-@pytest.fixture(scope="module", params=TINY)
+@pytest.fixture(scope="module", params=RUNS)
 def made(request, tmp_path_factory):
     """A family's base, and a run that trained it on conversations with one to three answers."""
-    name, folder = request.param, tmp_path_factory.mktemp(request.param)
-    base = save_family(folder / "base", name, **WINDOWS.get(name, {}))
-    recipe = write_project(
-        folder, base, train=TRAIN.format(LENGTHS.get(name, 256)), export="{gguf: []}", lora="{rank: 4}"
-    )
+    name, _, windowed = request.param.partition(" ")
+    folder, config = tmp_path_factory.mktemp(name), (WINDOWED if windowed else CHANGED).get(name, {})
+    base = save_family(folder / "base", name, **config)
+    types = "[]" if windowed else "[F16, Q8_0]"
+    recipe = write_project(folder, base, train=TRAIN, export=f"{{gguf: {types}, positions: 20}}")
     write_rows(folder / "rows.jsonl", [(f"What is {n}?", f"It is {n}.") * (1 + n % 3) for n in range(14)])
     run = Run(folder / "run")
     with pytest.MonkeyPatch.context() as patch:
@@ -49,7 +55,7 @@ def made(request, tmp_path_factory):
         patch.chdir(folder)
         recipe = read_recipe(recipe)
         run_stages(recipe, run)
-    return SimpleNamespace(name=name, family=TINY[name], base=base, recipe=recipe, run=run)
+    return SimpleNamespace(family=TINY[name], base=base, recipe=recipe, run=run, config=config)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
@@ -59,12 +65,13 @@ def test_losses_and_gradients_are_those_of_transformers_and_peft(made):
     assert len(ours) == len(theirs) >= 3 and len({loss for loss, _ in ours}) == len(ours)
     for mine, wanted in zip(ours, theirs, strict=True):
         assert mine == pytest.approx(wanted, rel=1e-4)
-    assert max(rows.lengths_N) > 2 * WINDOWS.get(made.name, {}).get("sliding_window", 0)
+    assert max(rows.lengths_N) > 2 * made.config.get("sliding_window", 0)
 
 
 def test_every_proof_holds_and_every_linear_layer_is_merged(made):
-    proofs = [proof for folder in (made.run.adapter, made.run.model) for proof in read_record(folder).proofs]
-    assert len(proofs) >= 5 and all(proof.holds and not proof.skipped_because for proof in proofs)
+    stages = [made.run.data, made.run.adapter, made.run.model, *([made.run.gguf] if made.recipe.export.gguf else [])]
+    proofs = [proof for folder in stages for proof in read_record(folder).proofs]
+    assert len(proofs) >= 6 and all(proof.holds and not proof.skipped_because for proof in proofs)
     before, after = (load_file(folder / "model.safetensors") for folder in (made.base, made.run.model))
     changed = {name.rpartition(".")[0].rpartition(".")[2] for name in before if not before[name].equal(after[name])}
     fused = {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}
@@ -81,11 +88,16 @@ def stops_of(folder):
 
 
 def test_every_file_says_the_same_stop_tokens_and_the_templates_comes_first(made):
+    """The GGUF's own two are among them: its end of text is the tokenizer's, its end of turn the template's."""
     tokenizer = AutoTokenizer.from_pretrained(made.run.model)
     end, eos = tokenizer.convert_tokens_to_ids([made.family.end_of_turn, made.family.eos])
     in_config, in_generation = stops_of(made.run.model)
     assert in_config == in_generation == list(dict.fromkeys([end, eos]))
     assert tokenizer.eos_token_id == eos
+    for kind in made.recipe.export.gguf:
+        fields = gguf.GGUFReader(made.run.gguf_file("small", kind)).fields
+        in_gguf = [fields[key].contents() for key in STOPS if key in fields]
+        assert in_gguf == in_config
     stated = GenerationConfig.from_pretrained(made.run.model).eos_token_id
     assert (stated if isinstance(stated, list) else [stated]) == in_config
 
