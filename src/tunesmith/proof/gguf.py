@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tunesmith.console import progress, warn
 from tunesmith.errors import ProofError, ResourceError
-from tunesmith.inference.engine import Engine
+from tunesmith.inference.engine import PatientEngine
 from tunesmith.inference.logits import Unavailable, sequence_logits
 from tunesmith.proof.damage import check_names, find_damage
 from tunesmith.proof.divergence import Apart, Choice, Divergence
@@ -101,7 +101,7 @@ class Gate:
         """Look at a file's texts, and let it answer the prompts: answers, or why there are none."""
         asked = prompt_ids(self.recipe, self.tokenizer) if answers else ""
         longest = 0 if isinstance(asked, str) else max(map(len, asked)) + TOKENS
-        with Engine(path, threads=self.threads, context=max(SHORT, CHATS + 8, longest + 8)) as engine:
+        with PatientEngine(path, threads=self.threads, context=max(SHORT, CHATS + 8, longest + 8)) as engine:
             texts = check_texts(self.recipe, self.run, self.tokenizer, engine, path, self.sample)
             if isinstance(asked, str):
                 return texts, asked
@@ -187,7 +187,7 @@ def why_one_by_one(file: Path, sample: Sample, threads: int, scratch: Path) -> s
     """Why whole sequences are not computed here; empty where the first position is as llama.cpp's server has it."""
     first = Sample(sample.rows[:1]).spread(1)
     prefix = next(first.prefixes())
-    with Engine(file, threads=threads, context=len(prefix) + 8) as engine:
+    with PatientEngine(file, threads=threads, context=len(prefix) + 8) as engine:
         theirs_CV = torch.from_numpy(engine.next_token_logprobs(prefix))[None]
     try:
         (ours_CV,) = _whole(file, first, threads, scratch)
@@ -212,7 +212,7 @@ def _whole(path: Path, sample: Sample, threads: int, scratch: Path) -> Iterator[
 def _one_by_one(path: Path, sample: Sample, threads: int) -> Iterator[Tensor]:
     """The same by llama.cpp's server: one token is generated after each prefix, with sampling transforms off."""
     longest = max(len(row.ids) for row in sample.rows)
-    with Engine(path, threads=threads, context=longest + 8) as engine:
+    with PatientEngine(path, threads=threads, context=longest + 8) as engine:
         for prefix in sample.prefixes():
             yield torch.from_numpy(engine.next_token_logprobs(prefix))[None]
 
