@@ -8,12 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from gguf import GGUFReader
+from gguf import GGUFReader, GGUFWriter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tunesmith import machine
 from tunesmith.errors import BaseError, DataError, ProofError, ResourceError
 from tunesmith.gguf.write import About, write_gguf
-from tunesmith.inference.engine import Engine, _check_version
+from tunesmith.inference.engine import Engine, PatientEngine, _check_version
+from tunesmith.inference.fits import cell_bytes, check_file, need_memory
 from tunesmith.recipe import ChatConfig
 from tunesmith.tokens.template import chat_template_with
 from tunesmith.weights import builtin
@@ -168,19 +170,80 @@ def test_half_a_character_is_named(tiny_engine, text, said):
         (b"", "is no GGUF file"),
         (b"PK\x03\x04 a zip file", "is no GGUF file"),
         (b"GGUF\x01\x00\x00\x00" + bytes(40), "is GGUF version 1"),
-        (b"GGUF\x03\x00\x00\x00" + bytes(4), "cannot load"),
-        ("cut", "cannot load"),
+        (b"GGUF\x03\x00\x00\x00" + bytes(4), "is no whole GGUF file: it ends inside its metadata"),
+        (b"GGUF\x03\x00\x00\x00" + bytes(16), "has no tensors"),
+        ("cut", "is cut: its tensors need"),
+        ("adapter", "is a GGUF file of type adapter, and no model that answers"),
+        ("odd", "llama.cpp cannot load model.gguf"),
     ],
 )
 def test_a_file_that_is_no_model(tiny_gguf, tmp_path, content, problem):
     path = tmp_path / "model.gguf"
     if content == "cut":
         path.write_bytes(tiny_gguf.read_bytes()[:-50_000])
+    elif content == "odd":
+        path.write_bytes(tiny_gguf.read_bytes().replace(b"blk.1.ffn_up.weight", b"blk.1.ffn_uq.weight"))
+    elif content == "adapter":
+        writer = GGUFWriter(path, "llama")
+        writer.add_type("adapter")
+        writer.add_tensor("blk.0.attn_q.weight.lora_a", np.zeros((4, 64), np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
     elif content is not None:
         path.write_bytes(content)
     with pytest.raises(BaseError, match=re.escape(problem)) as caught:
         Engine(path, threads=1, context=256)
-    assert "model.gguf" in str(caught.value) and "delete gguf/ in its run" in caught.value.fix
+    assert "model.gguf" in str(caught.value) and "gguf" in caught.value.fix
+    assert ("delete gguf/ in its run" in caught.value.fix) == (content != "adapter" and problem != "has no tensors")
+
+
+def test_what_does_not_fit_in_memory_is_said_before_it_is_loaded(tiny_gguf, monkeypatch):
+    head = check_file(tiny_gguf)
+    each = cell_bytes(tiny_gguf, head)
+    assert each == 2 * 2 * 2 * (16 + 16)  # F16, two layers, two heads of keys and values
+    logits, file_bytes = 4 * 512 * 512, tiny_gguf.stat().st_size
+    enough = file_bytes + logits + 2 * 4096 * each
+    monkeypatch.setattr(machine, "free_memory_bytes", lambda: enough)
+    need_memory(tiny_gguf, head, 4096, 2)
+    monkeypatch.setattr(machine, "free_memory_bytes", lambda: enough - 1)
+    with pytest.raises(ResourceError, match=r"tiny\.gguf needs 0\.00 GB of memory, .* 2 x 4,096 tokens") as caught:
+        Engine(tiny_gguf, threads=1, context=4096, slots=2)
+    assert (
+        "smaller GGUF type, chat.context (now 4096) or chat.slots (now 2); a context of 3840 fits" in caught.value.fix
+    )
+    monkeypatch.setattr(machine, "free_memory_bytes", lambda: file_bytes)
+    with pytest.raises(ResourceError) as caught:
+        Engine(tiny_gguf, threads=1, context=4096)
+    assert "fits" not in caught.value.fix
+    with PatientEngine(tiny_gguf, threads=1, context=256) as engine:  # a proof goes on
+        assert engine.vocabulary == 512
+
+
+def test_memory_of_files_whose_layers_differ_or_that_are_split(tmp_path):
+    """As Gemma's windows and OpenELM's heads; a split model's other files count as well."""
+    path = tmp_path / "model-00001-of-00002.gguf"
+    writer = GGUFWriter(path, "llama")
+    for add, value in (
+        (writer.add_block_count, 3), (writer.add_embedding_length, 64), (writer.add_head_count, 4),
+        (writer.add_head_count_kv, [1, 2, 4]), (writer.add_sliding_window, 512), (writer.add_key_length, 8),
+    ):  # fmt: skip
+        add(value)
+    writer.add_tensor("output_norm.weight", np.zeros(64, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    (tmp_path / "model-00002-of-00002.gguf").write_bytes(bytes(50_000_000))
+    head = check_file(path)
+    assert cell_bytes(path, head) == 2 * (1 + 2 + 4) * (8 + 16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "free_memory_bytes", lambda: 50_000_000)
+        with pytest.raises(ResourceError, match=r"needs 0\.05 GB .* the file takes 0\.05, 1 x 100,000 tokens .* 0\.00"):
+            need_memory(path, head, 100_000, 1)
+        patch.setattr(machine, "free_memory_bytes", lambda: 50_500_000)
+        need_memory(path, head, 100_000, 1)  # no more than 512 tokens are kept
 
 
 def test_a_big_endian_file_is_named_as_one(tmp_path):

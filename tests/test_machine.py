@@ -12,7 +12,9 @@ def limited(folder, limit, used, cache, version):
     names = {1: ("memory.limit_in_bytes", "memory.usage_in_bytes"), 2: ("memory.max", "memory.current")}[version]
     for name, value in zip(names, (limit, used), strict=True):
         (folder / name).write_text(f"{value}\n")
-    (folder / "memory.stat").write_text(f"anon 5\n{'total_' if version == 1 else ''}inactive_file {cache}\nslab 7\n")
+    total = "total_" if version == 1 else ""  # of the group with those in it
+    halves = f"{total}inactive_file {cache // 2}\n{total}active_file {cache // 2}\n"
+    (folder / "memory.stat").write_text(f"anon 5\nactive_file {1 if version == 1 else cache // 2}\n{halves}slab 7\n")
     return folder, *names
 
 

@@ -1,6 +1,7 @@
 """merge: base and adapter become one folder with the adapter's logits, or the stage fails and nothing is committed."""
 
 import json
+import math
 import shutil
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from tunesmith.model.base import Head
 from tunesmith.model.lora import LoraLinear
 from tunesmith.proof import merged as proof
 from tunesmith.proof.merged import prove_merged, prove_stored
+from tunesmith.proof.sample import Row, Sample
 from tunesmith.record import read_record
 from tunesmith.release import merge as merge_module
 from tunesmith.release.merge import merge, merge_weights
@@ -60,8 +62,9 @@ def test_the_merged_folder_has_the_logits_of_peft(fresh):
 
     recipe, run, base, stored = fresh
     record, done = merge(recipe, run, base)
-    weights, merged, rounded, choice = record.proofs
+    weights, merged, rounded, choice, relative, bits, stored_bits = record.proofs
     assert done and merged.value <= 1e-3 and merged.positions == rounded.positions == choice.positions > 100
+    assert 0 <= relative.value < 0.1 and abs(bits.value - stored_bits.value) < 0.01 and bits.value > 1
     assert 0 <= weights.value <= 1 and weights.positions == sum(t.numel() for t in load_file(files(base)).values())
     assert (weights.value > 0.1) == (rounded.value > 1e-8) == (stored == "bfloat16")  # fp32 rounds by nothing
     plain = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)
@@ -163,7 +166,7 @@ def test_with_too_little_memory_it_is_said_and_a_later_run_does_the_proof_alone(
     monkeypatch.setattr(machine, "free_memory_bytes", lambda: 1_000_000)
     record, done = merge(recipe, run, base)
     weights, *logits = record.proofs
-    assert done and weights.value <= 1 and len(record.unproved) == len(logits) == 3
+    assert done and weights.value <= 1 and len(record.unproved) == len(logits) == 4
     assert {(one.value, one.positions) for one in logits} == {(None, 0)}
     said = capsys.readouterr().err
     assert "NOT proved: merged = adapter, logits in fp32: it needs 0." in said and "0.0 GB are free" in said
@@ -171,7 +174,7 @@ def test_with_too_little_memory_it_is_said_and_a_later_run_does_the_proof_alone(
     before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in run.model.iterdir()}
     later = commit_stage(run.gguf, *gguf_needs(recipe, run, base.digest), lambda draft: {})
     monkeypatch.undo()
-    assert capsys.readouterr().err.count("NOT proved") == 3
+    assert capsys.readouterr().err.count("NOT proved") == 4
     proved, done = merge(recipe, run, base)
     after = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in run.model.iterdir()}
     assert not done and not proved.unproved and all(one.value <= one.limit for one in proved.proofs[:3])
@@ -200,13 +203,32 @@ def test_logits_are_compared_as_torch_does_it_whole(pieces, monkeypatch):
     head, other = torch.randn(512, 16), torch.randn(512, 16)
     monkeypatch.setattr(proof, "PIECE_BYTES", 4 * 16 * pieces)
     model, rounded = (SimpleNamespace(head_pieces=lambda c, w=w: (Head(p) for p in w.split(c))) for w in (head, other))
-    found = proof._Logits(5, torch.device("cpu"))
+    row = Row(0, (1, 2, 3), (0, 2), (7, 500), (False, True), answer_bytes=3)
+    found = proof._Logits(5, [1, 4], Sample((row,)), torch.device("cpu"))
     found.compare((model, wanted, merged), (rounded, stored))
     whole, theirs = wanted @ head.T, stored @ other.T
     torch.testing.assert_close(found.difference_T, (merged @ head.T - whole).abs().amax(1))
     kl = F.kl_div(theirs.log_softmax(1), whole.log_softmax(1), reduction="none", log_target=True).sum(1)
     torch.testing.assert_close(found.kl_T.float(), kl, rtol=1e-4, atol=1e-4)
     assert found.other_T.tolist() == (whole.argmax(1) != theirs.argmax(1)).tolist()
+    apart, size = (one - one.mean(dim=1, keepdim=True) for one in (whole - theirs, whole))
+    torch.testing.assert_close(found.relative_T.float(), apart.norm(dim=1) / size.norm(dim=1), rtol=1e-4, atol=1e-4)
+    for bits, logits in zip(found.bits_per_byte(), (whole, theirs), strict=True):
+        assert bits == pytest.approx(float(-logits.log_softmax(1)[1, 7]) / math.log(2) / 3, rel=1e-4)
+    first, other = whole[2].argmax(), theirs[2].argmax()
+    assert found.choices(2) == (
+        f"the adapter has token {first} first (logit {whole[2, first]:.3f}), "
+        f"the stored model {other} ({theirs[2, other]:.3f})"
+    )
+
+
+def test_what_differs_is_named_by_row_and_token(fresh):
+    rows = load_rows(fresh[1].data)[1]
+    each_T = torch.zeros(len(rows.tokens_T))
+    first = int(rows.lengths_N[0])
+    each_T[[first + 3, first + 5]] = torch.tensor([0.5, 0.9])
+    error = proof._unequal("merging", 0.9, 0.1, each_T, proof._first_rows(rows))
+    assert error.where == f"first at held-out row 1, after token 3 (id {rows.tokens_T[rows.offsets_N1[1] + 3]}): 0.5"
 
 
 def test_an_adapter_of_another_base_is_refused(fresh, tmp_path):

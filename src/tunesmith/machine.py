@@ -20,6 +20,7 @@ from tunesmith.errors import ResourceError
 VERSIONED = ("torch", "transformers", "tokenizers", "gguf", "xllamacpp", "numpy", "pyarrow")
 GPU_NAMES = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
 CGROUPS = Path("/sys/fs/cgroup")
+GIVEN_BACK = ("inactive_file", "active_file")  # page cache: a GGUF that was mapped before would count twice
 TRAINING_SPINS, ANSWERING_SPINS = 5000, 1000
 """How often a thread looks whether the others are done before it sleeps (libgomp's GOMP_SPINCOUNT), for torch and for
 llama.cpp. libgomp's own, some hundred thousand times, is no faster on two free cores, and beside two busy processes
@@ -102,8 +103,9 @@ def _container_free_bytes() -> list[int]:
     found = [1 << 62]
     for folder, limit, used in _cgroup_files():
         with contextlib.suppress(OSError, ValueError):
-            cache = re.search(r"^(?:total_)?inactive_file (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
-            used_bytes = int((folder / used).read_text()) - (int(cache[1]) if cache else 0)
+            said = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            cache = sum(int(said.get(f"total_{name}", said.get(name, 0))) for name in GIVEN_BACK)
+            used_bytes = int((folder / used).read_text()) - cache
             found.append(max(0, int((folder / limit).read_text()) - used_bytes))  # "max" is no number: no limit
     return found
 

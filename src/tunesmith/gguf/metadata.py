@@ -11,7 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gguf import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, Keys
+from gguf import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, Keys
 from gguf import GGUFValueType as Type
 
 from tunesmith.errors import BaseError
@@ -24,6 +24,8 @@ CODES = {
 LEAST = {Type.STRING: "Q", Type.ARRAY: "IQ"} | CODES
 """The fewest bytes of an item: an empty text is its length, an empty array its type and length."""
 LARGE = 1 << 20  # bytes; to ask for the file's size before each of 100,000 texts takes as long as reading them
+SIZES = {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}
+"""Numbers and bytes of a block of each type."""
 MOST_DIMENSIONS = 4  # of a tensor (GGML_MAX_DIMS)
 MADE_HERE = "delete it, and type the command that makes it"
 
@@ -32,7 +34,8 @@ MADE_HERE = "delete it, and type the command that makes it"
 class StoredTensor:
     """Where one tensor lies: `offset` is in bytes from the start of the file."""
 
-    kind: GGMLQuantizationType
+    kind: int
+    """Its number among GGMLQuantizationType."""
     shape: tuple[int, ...]
     """Rows first."""
     offset: int
@@ -111,8 +114,8 @@ def _tensors(file: BinaryIO, count: int, stated: Single | None) -> dict[str, Sto
     for _ in range(count):
         name = _text(file)
         shape = _take(file, "Q" * min(*_take(file, "I"), MOST_DIMENSIONS))[::-1]
-        kind, place = GGMLQuantizationType(*_take(file, "I")), *_take(file, "Q")
-        block, block_bytes = GGML_QUANT_SIZES[kind]
+        kind, place = _take(file, "IQ")
+        block, block_bytes = SIZES.get(kind, (1, 0))  # a type newer than the gguf package has no size here
         found[name] = StoredTensor(kind, shape, place, prod(shape) // block * block_bytes)
     alignment = stated if isinstance(stated, int) and stated > 0 else GGUF_DEFAULT_ALIGNMENT
     start = file.tell() + -file.tell() % alignment

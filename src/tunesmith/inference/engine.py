@@ -1,14 +1,13 @@
 """A GGUF file on the CPU: llama.cpp's own server inside this process. The one file that knows xllamacpp."""
 
 import secrets
-import struct
 from pathlib import Path
 from typing import Self
 
 from tunesmith.errors import BaseError, ResourceError
-from tunesmith.gguf.metadata import refuse_big_endian
 from tunesmith.inference.client import Client
 from tunesmith.inference.ended import MAKE_ANEW
+from tunesmith.inference.fits import check_file, need_memory
 from tunesmith.machine import need_utf8
 from tunesmith.recipe import ChatConfig
 
@@ -20,7 +19,6 @@ except ImportError as error:
     raise ResourceError("llama.cpp needs the system library libgomp", fix="apt-get install libgomp1") from error
 
 OLDEST = (2026, 10, 11549)  # the build whose answers, errors and defaults this file was written against
-GGUF_VERSIONS = (2, 3)  # what llama.cpp reads
 EVERY_SAMPLER = sum(map(int, xllamacpp.common_params_sampling_config))
 """That all settings of sampling are ours: one that is not is taken from the file's metadata."""
 PROMPT_CACHE_MIB = 256  # for conversations that lost their slot; llama.cpp's own 8192 is more than the machine has
@@ -33,6 +31,9 @@ class Engine(Client):
     neither at Origin nor at Host. What people and their programs ask goes through server/front.py.
     """
 
+    patient = False
+    """Whether it opens a file for which memory is short, which is read from disk for each token then."""
+
     def __init__(
         self, gguf: Path, *, threads: int, context: int, slots: int = 1,
         alias: str | None = None, chat: ChatConfig | None = None, own_sampling: bool = False,
@@ -40,11 +41,13 @@ class Engine(Client):
         """Load `gguf`; `slots` conversations of `context` tokens each; `chat`: sampling where a request names none.
 
         `own_sampling`: what the file's metadata say of sampling goes before `chat`. Raises BaseError for a file that is
-        no GGUF or cannot be loaded.
+        no GGUF, is no model or cannot be loaded; ResourceError, before it is loaded, where memory is too short.
         """
         _check_version(xllamacpp.__version__)
         need_utf8(gguf)
-        _check_gguf(gguf)
+        head = check_file(gguf)
+        if not self.patient:
+            need_memory(gguf, head, context, slots)
         params = xllamacpp.CommonParams()
         params.model.path = str(gguf)
         params.model_alias = {alias or gguf.stem}
@@ -82,6 +85,12 @@ class Engine(Client):
         self._server = None
 
 
+class PatientEngine(Engine):
+    """For proofs: a file that this machine cannot answer with is proved all the same, if slowly."""
+
+    patient = True
+
+
 def _close_doors(params: "xllamacpp.CommonParams", key: str) -> None:
     """Nothing without the key; no page of another origin reads an answer; nothing shows or changes what is at work."""
     params.api_keys = [key]
@@ -94,19 +103,3 @@ def _check_version(version: str) -> None:
     if tuple(int(part) for part in version.split(".")[:3] if part.isdigit()) < OLDEST:
         oldest = ".".join(map(str, OLDEST))
         raise ResourceError(f"xllamacpp is {version}, {oldest} is needed", fix=f"pip install 'xllamacpp>={oldest}'")
-
-
-def _check_gguf(path: Path) -> None:
-    """Raise BaseError unless the file begins as a GGUF (specification: ggml's docs/gguf.md, "File structure")."""
-    try:
-        with path.open("rb") as file:
-            magic, version = struct.unpack("<4sI", file.read(8))
-        problem = "is no GGUF file" if magic != b"GGUF" else f"is GGUF version {version}, which llama.cpp does not read"
-    except struct.error:
-        magic, version, problem = b"", 0, "is no GGUF file"
-    except OSError as error:
-        magic, version, problem = b"", 0, f"cannot be read: {error.strerror}"
-    if magic == b"GGUF":
-        refuse_big_endian(path, version)
-    if magic != b"GGUF" or version not in GGUF_VERSIONS:
-        raise BaseError(f"{path.name} {problem}", fix=f"name a .gguf file, or {MAKE_ANEW}", where=str(path))

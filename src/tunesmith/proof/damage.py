@@ -24,7 +24,7 @@ from tunesmith.gguf.shapes import gguf_name
 from tunesmith.model.adapter import CONFIG, load_adapter
 from tunesmith.weights.tensorfile import TensorInfo, pieces, read_index, read_rows, to_f32
 
-TYPES = {Type.F16: "<f2", Type.F32: "<f4"}
+TYPES: dict[int, str] = {Type.F16: "<f2", Type.F32: "<f4"}
 NAMED = 3  # tensors that an error names; of the others the number
 ALIKE = 1e-2  # relative difference below which two updates are the same one, rounded
 Rows = NDArray[Any]

@@ -23,11 +23,20 @@ from transformers import PreTrainedTokenizerBase
 
 from tunesmith.console import progress, warn
 from tunesmith.errors import ProofError, ResourceError
-from tunesmith.inference.engine import Engine
+from tunesmith.inference.engine import PatientEngine
 from tunesmith.inference.logits import Unavailable, sequence_logits
 from tunesmith.proof.damage import check_names, find_damage
 from tunesmith.proof.divergence import Apart, Choice, Divergence
 from tunesmith.proof.greedy import TOKENS, Greedy, answer, compare_answers, prompt_ids
+from tunesmith.proof.merged import (
+    BITS,
+    CHOICE,
+    MERGED,
+    RELATIVE,
+    STORED,
+    STORED_BITS,
+    WEIGHTS_STORED,
+)
 from tunesmith.proof.reference import Reference, in_float64, store_model
 from tunesmith.proof.sample import HeldOutLoss, Sample, pick_sample
 from tunesmith.proof.texts import CHATS, FIX, Texts, check_texts
@@ -42,6 +51,12 @@ WARN_KL = 0.5  # nats; a quantisation above it answers noticeably worse
 FEW = 64  # positions where llama.cpp's server is asked for each alone: near a second a position
 SHORT = 256  # tokens of context where only texts are looked at
 NUMBERS = ("mean KL in nats", "other first choice", "max relative difference of logits")
+OF_ADAPTER = {
+    WEIGHTS_STORED: "weights_off_in_roundings", MERGED: "max_difference_before_rounding", STORED: "mean_kl",
+    RELATIVE: "max_relative_difference", CHOICE: "other_first_choice", BITS: "adapter_bits_per_byte",
+    STORED_BITS: "bits_per_byte",
+}  # fmt: skip
+"""What merge proved -> the same in proof.json."""
 LIMIT_SERVER_KL = 1e-2  # nats between llama.cpp's two ways at one position; rounding leaves 1e-5, another layout 1
 
 
@@ -101,7 +116,7 @@ class Gate:
         """Look at a file's texts, and let it answer the prompts: answers, or why there are none."""
         asked = prompt_ids(self.recipe, self.tokenizer) if answers else ""
         longest = 0 if isinstance(asked, str) else max(map(len, asked)) + TOKENS
-        with Engine(path, threads=self.threads, context=max(SHORT, CHATS + 8, longest + 8)) as engine:
+        with PatientEngine(path, threads=self.threads, context=max(SHORT, CHATS + 8, longest + 8)) as engine:
             texts = check_texts(self.recipe, self.run, self.tokenizer, engine, path, self.sample)
             if isinstance(asked, str):
                 return texts, asked
@@ -187,7 +202,7 @@ def why_one_by_one(file: Path, sample: Sample, threads: int, scratch: Path) -> s
     """Why whole sequences are not computed here; empty where the first position is as llama.cpp's server has it."""
     first = Sample(sample.rows[:1]).spread(1)
     prefix = next(first.prefixes())
-    with Engine(file, threads=threads, context=len(prefix) + 8) as engine:
+    with PatientEngine(file, threads=threads, context=len(prefix) + 8) as engine:
         theirs_CV = torch.from_numpy(engine.next_token_logprobs(prefix))[None]
     try:
         (ours_CV,) = _whole(file, first, threads, scratch)
@@ -212,7 +227,7 @@ def _whole(path: Path, sample: Sample, threads: int, scratch: Path) -> Iterator[
 def _one_by_one(path: Path, sample: Sample, threads: int) -> Iterator[Tensor]:
     """The same by llama.cpp's server: one token is generated after each prefix, with sampling transforms off."""
     longest = max(len(row.ids) for row in sample.rows)
-    with Engine(path, threads=threads, context=longest + 8) as engine:
+    with PatientEngine(path, threads=threads, context=longest + 8) as engine:
         for prefix in sample.prefixes():
             yield torch.from_numpy(engine.next_token_logprobs(prefix))[None]
 
@@ -257,12 +272,10 @@ def _facts(found: Found) -> dict[str, Any]:
 def _of_adapter(run: Run) -> dict[str, Any]:
     """What merge proved of the merged model against its base with the adapter, for those who read proof.json alone."""
     record = read_record(run.model)
-    found = (
-        [{"name": p.name, "value": p.value, "limit": p.limit, "positions": p.positions} for p in record.proofs]
-        if record
-        else []
-    )
-    return {"model_against_adapter": found} if found else {}
+    proofs = {proof.name: proof for proof in (record.proofs if record else ()) if proof.value is not None}
+    found: dict[str, Any] = {key: proofs[name].value for name, key in OF_ADAPTER.items() if name in proofs}
+    positions = {"positions": proofs[STORED].positions} if STORED in proofs else {}
+    return {"model_against_adapter": found | positions} if found else {}
 
 
 def _proofs(found: Found, names: int, limits: Limits, reason: str | None) -> list[Proof]:

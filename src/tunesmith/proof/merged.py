@@ -21,6 +21,7 @@ from tunesmith.model.adapter import CONFIG, WEIGHTS, load_adapter, set_adapter
 from tunesmith.model.base import decoder_layers
 from tunesmith.model.lora import adapted_layers, attach
 from tunesmith.model.streamed import StreamedModel, read_f32, roomiest
+from tunesmith.proof.sample import Sample, first_sample
 from tunesmith.recipe import LoraConfig
 from tunesmith.record import Proof
 from tunesmith.tokens.rows import TokenRows
@@ -28,7 +29,8 @@ from tunesmith.weights.tensorfile import TensorInfo, pieces, read_index, read_ro
 
 WEIGHTS_STORED = "stored = base + update, error over what rounding may cost"
 MERGED, STORED = "merged = adapter, logits in fp32", "stored = adapter, mean KL in nats"
-CHOICE = "stored = adapter, other first choice"
+CHOICE, RELATIVE = "stored = adapter, other first choice", "stored = adapter, max relative difference of logits"
+BITS, STORED_BITS = "adapter: held-out bits per byte", "stored: held-out bits per byte"
 LIMIT, LIMIT_KL = 1e-3, 1e-2
 # largest |difference of logits| before rounding to the stored type; nats, which rounding to bf16 alone stays below
 ROUNDING = {"F64": 1e-6, "F32": 1e-6, "F16": 2**-11, "BF16": 2**-8}
@@ -54,7 +56,7 @@ def prove_merged(base: Path, adapter: Path, merged: Path, held_out: TokenRows) -
     except BaseError as error:  # stored by names of its own, as the experts of a mixture are
         device, reason = None, error.what
     if device is None:
-        limits = {MERGED: LIMIT, STORED: LIMIT_KL, CHOICE: None}
+        limits = {MERGED: LIMIT, STORED: LIMIT_KL, CHOICE: None, RELATIVE: None}
         return [weights, *(Proof(name, None, limit, 0, reason) for name, limit in limits.items())]
     model.to(device)
     stored.to(device)
@@ -62,18 +64,23 @@ def prove_merged(base: Path, adapter: Path, merged: Path, held_out: TokenRows) -
     wanted_TD = model.hidden(rows)
     for layer in decoder_layers(model.model):
         layer.register_forward_pre_hook(_merge)  # comes after the one that reads the layer's weights
-    found = _Logits(tokens, device)
+    sample = first_sample(held_out, ROWS)
+    starts = [sum(map(len, rows[:number])) for number in range(len(rows))]
+    found = _Logits(tokens, [starts[row.number] + place for row in sample.rows for place in row.places], sample, device)
     found.compare((model, wanted_TD, model.hidden(rows)), (stored, stored.hidden(rows)))
     difference, kl = float(found.difference_T.max()), float(found.kl_T.mean())
     if not difference <= LIMIT:
-        raise _unequal("merging changes the logits", difference, LIMIT, found.difference_T)
+        raise _unequal("merging changes the logits", difference, LIMIT, found.difference_T, rows)
     if not kl <= LIMIT_KL:
-        raise _unequal("the stored merged model is not the adapter's (KL)", kl, LIMIT_KL, found.kl_T)
+        raise _unequal("the stored merged model is not the adapter's (KL)", kl, LIMIT_KL, found.kl_T, rows, found)
+    bits = zip((BITS, STORED_BITS), found.bits_per_byte(), strict=True)
     return [
         weights,
         Proof(MERGED, difference, LIMIT, tokens),
         Proof(STORED, max(0.0, kl), LIMIT_KL, tokens),  # sums of another order can leave it just below zero
         Proof(CHOICE, float(found.other_T.float().mean()), None, tokens),  # near ties: for the user to judge
+        Proof(RELATIVE, float(found.relative_T.max()), None, tokens),
+        *(Proof(name, value, None, len(sample)) for name, value in bits if value is not None),
     ]
 
 
@@ -112,8 +119,19 @@ def _error(
     return float(error_OI.div_(exact_OI.abs_().mul_(ROUNDING[merged.dtype]).add_(NEAR_ZERO)).max())
 
 
-def _unequal(what: str, value: float, limit: float, each_T: Tensor) -> ProofError:
-    return ProofError(f"{what}: {value:.2g}, limit {limit:g}, worst at position {int(each_T.argmax())}", fix=FIX)
+def _unequal(
+    what: str, value: float, limit: float, each_T: Tensor, rows: list[list[int]], logits: "_Logits | None" = None
+) -> ProofError:
+    """The first position beyond the limit: its row and token, and the first choices there."""
+    place = int((~(each_T <= limit)).int().argmax()) if (~(each_T <= limit)).any() else int(each_T.argmax())
+    row, token = 0, place
+    while token >= len(rows[row]):
+        row, token = row + 1, token - len(rows[row])
+    said = f"; {logits.choices(place)}" if logits else ""
+    where = (
+        f"first at held-out row {row}, after token {token} (id {rows[row][token]}): {float(each_T[place]):.2g}{said}"
+    )
+    return ProofError(f"{what}: {value:.2g}, limit {limit:g}", fix=FIX, where=where)
 
 
 def _first_rows(rows: TokenRows) -> list[list[int]]:
@@ -143,11 +161,15 @@ def _merge(layer: nn.Module, arguments: Any) -> None:
 class _Logits:
     """How far logits are apart at each token, taken in for some words of the vocabulary after others."""
 
-    def __init__(self, tokens: int, device: torch.device) -> None:
+    def __init__(self, tokens: int, places: list[int], sample: Sample, device: torch.device) -> None:
+        """`places`: of the sample's positions among all tokens."""
+        self._sample, self._at_S = sample, torch.tensor(places, device=device, dtype=torch.int64)
+        self._target_S = torch.from_numpy(sample.targets_S).to(device)
         self.difference_T = torch.zeros(tokens, device=device)
         """Largest |merged - wanted|."""
         self._wanted, self._stored = _Softmax(tokens, device), _Softmax(tokens, device)
         self._gain_T = torch.zeros(tokens, device=device, dtype=torch.float64)
+        self._apart, self._size = _Spread(tokens, device), _Spread(tokens, device)
 
     @torch.no_grad()
     def compare(self, base: tuple[StreamedModel, Tensor, Tensor], stored: tuple[StreamedModel, Tensor]) -> None:
@@ -159,8 +181,12 @@ class _Logits:
             difference_T = head.logits(merged_TD).sub_(wanted_TC).abs_().amax(dim=1)
             self.difference_T = torch.maximum(self.difference_T, difference_T)
             exp_TC, shrink_T = self._wanted.add(wanted_TC, start)
-            self._gain_T = self._gain_T * shrink_T + exp_TC.mul_(wanted_TC.sub_(stored_TC)).sum(dim=1)
             self._stored.add(stored_TC, start)
+            for softmax, logits_TC in ((self._wanted, wanted_TC), (self._stored, stored_TC)):
+                softmax.keep(logits_TC, start, self._at_S, self._target_S)
+            self._size.add(wanted_TC)
+            self._apart.add(wanted_TC.sub_(stored_TC))
+            self._gain_T = self._gain_T * shrink_T + exp_TC.mul_(wanted_TC).sum(dim=1)
             start += len(head.weight_VD)
 
     @property
@@ -173,6 +199,42 @@ class _Logits:
         """Whether the most likely word is another one."""
         return self._wanted.first_T != self._stored.first_T
 
+    @property
+    def relative_T(self) -> Tensor:  # noqa: N802
+        """Length of the difference over that of the wanted logits, both less their mean, as of log-probabilities."""
+        return self._apart.length_T / self._size.length_T
+
+    def bits_per_byte(self) -> tuple[float | None, float | None]:
+        """Of the adapter, and of what is stored, on the rows that are read whole."""
+        if not len(self._sample):
+            return None, None
+        nats = [(one.log_sum_T[self._at_S] - one.target_S).cpu().numpy() for one in (self._wanted, self._stored)]
+        return self._sample.held_out_loss(nats[0]).bits_per_byte, self._sample.held_out_loss(nats[1]).bits_per_byte
+
+    def choices(self, place: int) -> str:
+        """The most likely words of both at a token, with their logits."""
+        (word, logit), (other, other_logit) = (
+            (int(one.first_T[place]), float(one.largest_T[place])) for one in (self._wanted, self._stored)
+        )
+        return f"the adapter has token {word} first (logit {logit:.3f}), the stored model {other} ({other_logit:.3f})"
+
+
+class _Spread:
+    """How long rows of numbers are when their mean is taken away, taken in for some words after others."""
+
+    def __init__(self, tokens: int, device: torch.device) -> None:
+        self._sum_T, self._squares_T = (torch.zeros(tokens, device=device, dtype=torch.float64) for _ in range(2))
+        self._words = 0
+
+    def add(self, numbers_TC: Tensor) -> None:
+        self._sum_T += numbers_TC.sum(dim=1, dtype=torch.float64)
+        self._squares_T += torch.linalg.vector_norm(numbers_TC, dim=1, dtype=torch.float64).square()
+        self._words += numbers_TC.shape[1]
+
+    @property
+    def length_T(self) -> Tensor:  # noqa: N802
+        return (self._squares_T - self._sum_T.square() / self._words).clamp(min=0).sqrt()
+
 
 class _Softmax:
     """The sum of the exponentials of logits, and the first choice, over the words taken in so far."""
@@ -182,6 +244,8 @@ class _Softmax:
         self.first_T = torch.zeros(tokens, device=device, dtype=torch.int64)
         self.sum_T = torch.zeros(tokens, device=device, dtype=torch.float64)
         """Of exp(logit - largest)."""
+        self.target_S = torch.zeros(0, device=device, dtype=torch.float64)
+        """Logits of the words that follow."""
 
     def add(self, logits_TC: Tensor, start: int) -> tuple[Tensor, Tensor]:
         """Take in words from `start` on. Returns exp(logit - largest) of them, and what sums before shrink by [T]."""
@@ -192,6 +256,13 @@ class _Softmax:
         self.sum_T = self.sum_T * shrink_T + exp_TC.sum(dim=1)
         self.largest_T = largest_T
         return exp_TC, shrink_T
+
+    def keep(self, logits_TC: Tensor, start: int, at_S: Tensor, target_S: Tensor) -> None:
+        """Keep the logits of the words that follow, of those from `start` on."""
+        if not len(self.target_S):
+            self.target_S = torch.zeros(len(at_S), device=logits_TC.device, dtype=torch.float64)
+        here_S = (target_S >= start) & (target_S < start + logits_TC.shape[1])
+        self.target_S[here_S] = logits_TC[at_S[here_S], target_S[here_S] - start].double()
 
     @property
     def log_sum_T(self) -> Tensor:  # noqa: N802

@@ -118,6 +118,12 @@ def pick_sample(rows: TokenRows, count: int) -> Sample:
     return found if found.rows else _picked(rows, count, int(rows.lengths_N.max()))
 
 
+def first_sample(rows: TokenRows, count: int) -> Sample:
+    """The supervised positions of the first rows, up to LONGEST tokens of each."""
+    found = (_row(rows, number, LONGEST) for number in range(min(count, len(rows))))
+    return Sample(tuple(row for row in found if row))
+
+
 def _picked(rows: TokenRows, count: int, longest: int) -> Sample:
     chosen: list[Row] = []
     left = count

@@ -172,8 +172,8 @@ def _odd_tokenizer(model: Path, tokenizer: PreTrainedTokenizerBase, file: Path, 
         plain = [i for i in added if added[i].special and read_item(file, head.arrays[Keys.TOKEN_TYPE], i) == 1]
         reasons += [f"{_token(tokenizer, number)} is typed NORMAL there, and is a special token" for number in plain]
     started = tokenizer("A text")["input_ids"][:1] == [tokenizer.bos_token_id]
-    if bool(head.singles.get(Keys.ADD_BOS, started)) != started:
-        reasons.append(f"its {Keys.ADD_BOS} is {not started}, and the model's is {started}")
+    if (stated := head.singles.get(Keys.ADD_BOS)) != started:
+        reasons.append(f"its {Keys.ADD_BOS} is {stated}, and the model's is {started}")
     return reasons
 
 
