@@ -16,6 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tunesmith.errors import BaseError
 from tunesmith.gguf import vocabulary
+from tunesmith.gguf.config import metadata
+from tunesmith.gguf.families import read_config
 from tunesmith.gguf.read import convert
 from tunesmith.gguf.supported import supported
 from tunesmith.gguf.write import About, write_gguf
@@ -30,11 +32,23 @@ MOST_KL, FAULTY_KL = 1e-4, 1e-3  # nats; F16 alone makes 2e-6 to 3e-5, the small
 LEAST_TOP1 = 0.98
 
 
-@pytest.fixture(scope="module", params=TINY)
-def made(request, tmp_path_factory):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What `make` makes, by family, each once."""
+    known = {}
+
+    def get(name):
+        if name not in known:
+            known[name] = make(tmp_path_factory.mktemp("whole"), name)
+        return known[name]
+
+    return get
+
+
+@pytest.fixture(params=TINY)
+def made(request, whole):
     """(name, folder of the Hugging Face model, its F16 file, token ids, transformers' log-probabilities [T, V])."""
-    place = tmp_path_factory.mktemp(request.param)
-    return request.param, *make(place, request.param)
+    return request.param, *whole(request.param)
 
 
 def make(place, name, **config):
@@ -227,19 +241,6 @@ def cases(faults):
     ]
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """What `make` makes, by family, each once."""
-    known = {}
-
-    def get(name):
-        if name not in known:
-            known[name] = make(tmp_path_factory.mktemp("whole"), name)
-        return known[name]
-
-    return get
-
-
 @pytest.mark.parametrize(("name", "plant"), cases(NUMBERS))
 def test_a_fault_in_the_numbers_is_seen(whole, tmp_path, name, plant):
     _, path, ids, expected_TV = whole(name)
@@ -411,3 +412,28 @@ def test_what_the_family_does_otherwise_is_refused_by_name(tmp_path, what):
     with pytest.raises(BaseError, match=f"(?s){what}") as caught:
         supported(folder, recipe_of(max_length=48))
     assert caught.value.fix
+
+
+SPOILT = {
+    "gemma3": ("layer_types", "sliding_window", "rope_parameters", "query_pre_attn_scalar", "hidden_activation"),
+    "smollm3": ("no_rope_layers", "no_rope_layer_interval", "use_sliding_window"),
+    "phi4": ("rope_parameters", "sliding_window", "original_max_position_embeddings", "partial_rotary_factor"),
+    "qwen2": ("max_window_layers", "layer_types", "use_sliding_window", "sliding_window"),
+    "granite": ("attention_multiplier", "logits_scaling"),
+}
+VALUES = (None, True, "x", -1, 0, 3, 1e30, [], ["x"], {}, {"full_attention": 3}, {"rope_type": "longrope"},
+          {"sliding_attention": {"rope_theta": []}}, {"rope_type": "yarn", "factor": "x"})  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_a_familys_own_fields_spoilt_by_hand(whole, tmp_path, name):
+    sound = json.loads((whole(name)[0] / "config.json").read_text())
+    for field_name in SPOILT[name]:
+        for value in VALUES:
+            (tmp_path / "config.json").write_text(json.dumps(sound | {field_name: value}))
+            try:
+                config = read_config(tmp_path)
+            except BaseError as error:
+                assert error.fix
+            else:
+                assert all(isinstance(said, int | float | str) for said in metadata(config).values())
