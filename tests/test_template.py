@@ -10,7 +10,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jinja2 import TemplateError
 from tiny import save_tokenizer
-from tiny_families import save_tokenizer as save_family_tokenizer
 from tokenizers import normalizers
 
 from tunesmith.data.conversation import Conversation, Turn
@@ -309,26 +308,3 @@ def test_a_tokenizer_that_composes_letters_is_no_failure(tmp_path):
     tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
     encoded = encode(tokenizer, conversation("e\u0301", "e\u0301 o\u0302"), system=None, date=DATE)
     assert supervised_texts(tokenizer, encoded) == ["é ô<|im_end|>"]
-
-
-@pytest.mark.parametrize("family", ["phi3", "mistral"])
-def test_a_tokenizer_that_puts_a_space_of_its_own_before_an_answer_is_no_failure(tmp_path, family):
-    tokenizer = save_family_tokenizer(tmp_path, family)  # SentencePiece's: decoded, the space stands before the answer
-    made = conversation("Hi", "An answer.", "And?", "x")
-    encoded = encode(tokenizer, made, system=None, date=DATE)
-    assert isinstance(encoded, Encoded), encoded
-    end = "<|end|>" if family == "phi3" else "</s>"
-    assert [text.strip() for text in supervised_texts(tokenizer, encoded)] == [f"An answer.{end}", f"x{end}"]
-    answers = [tokenizer(f" {text}" * (family == "mistral") or text).input_ids for text in ("An answer.", "x")]
-    found = [id_ for id_, supervised in zip(encoded.ids, encoded.supervised, strict=True) if supervised]
-    bos = tokenizer.bos_token_id
-    stop = tokenizer.convert_tokens_to_ids(end)
-    assert found == [id_ for answer in answers for id_ in (*(i for i in answer if i != bos), stop)]
-
-
-def test_a_tokenizer_that_loses_letters_of_an_answer_is_a_failure(tmp_path):
-    tokenizer = save_family_tokenizer(tmp_path, "phi3")
-    kept = tokenizer.backend_tokenizer.normalizer
-    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), kept])
-    encoded = encode(tokenizer, conversation("Hi", "An Answer."), system=None, date=DATE)
-    assert encoded == "the supervised tokens are not the answer"
