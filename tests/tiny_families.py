@@ -12,7 +12,7 @@ from tiny import CORPUS
 
 TEMPLATES = Path(__file__).parent / "data" / "templates"
 CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-LLAMA3 = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+LLAMA3 = ("<|end_of_text|>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 CASED = (
@@ -110,7 +110,7 @@ TINY = {
         "Phi3ForCausalLM", "phi3", "gpt-4o", "phi4",
         ("<|endoftext|>", "<|assistant|>", "<|end|>", "<|user|>", "<|system|>"), "<|endoftext|>", "<|endoftext|>",
         "<|end|>", pre="gpt-4o",
-        config={"tie_word_embeddings": True, "sliding_window": None, "original_max_position_embeddings": 64,
+        config={"tie_word_embeddings": True, "sliding_window": None, "original_max_position_embeddings": 512,
                 "rope_parameters": LONGROPE},
     ),
     "granite": TinyFamily(
