@@ -1,4 +1,4 @@
-"""Each family as a GGUF file: equal to transformers, in two builds of llama.cpp, and there and back; faults are seen."""
+"""Each family as a GGUF file: equal to transformers, in two builds of llama.cpp, there and back; faults are seen."""
 
 import json
 from dataclasses import replace
@@ -11,7 +11,7 @@ from gguf_reader import fields_of
 from safetensors.torch import load_file, save_file
 from second_llama import logits_of
 from test_families import edit, recipe_of
-from tiny_families import SPACE, TINY, save_family
+from tiny_families import MORE, SPACE, TINY, save_family
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tunesmith.errors import BaseError
@@ -65,8 +65,9 @@ def of_file(path, ids):
 
 def texts(family, hard_texts):
     """Plain texts, NFC for those whose tokenizer makes it so, and one with the family's own tokens."""
-    own = "".join(f"{token}\n  hi {token}a" for token in (*family.specials, *family.own))
-    return [text for text in (*hard_texts, own) if "\u0301" not in text or family.layout != "qwen2"]
+    added = [token for token in (*family.specials, *family.own) if SPACE not in token]
+    own = "".join(f"{token}\n  hi {token}a" for token in added)
+    return [text for text in (*hard_texts, own, MORE) if "\u0301" not in text or family.layout != "qwen2"]
 
 
 def wrong_texts(path, folder, family, hard_texts):
@@ -97,7 +98,7 @@ def test_the_file_says_what_the_model_is(made):
     assert found["tokenizer.ggml.add_bos_token"] is family.adds_bos
     assert len(found["tokenizer.ggml.tokens"]) == config.vocab_size
     kinds = dict(zip(found["tokenizer.ggml.tokens"], found["tokenizer.ggml.token_type"], strict=True))
-    unknown = {"<unk>": gguf.TokenType.UNKNOWN}
+    unknown = {} if family.pre else {"<unk>": gguf.TokenType.UNKNOWN}
     assert all(kinds[token] == unknown.get(token, gguf.TokenType.CONTROL) for token in family.specials)
     assert all(kinds[token] == gguf.TokenType.USER_DEFINED for token in family.own if SPACE not in token)
     for special in ("bos", "eos"):
@@ -121,7 +122,7 @@ def test_an_end_of_turn_that_is_no_end_of_text_is_a_stop_token(tmp_path):
 def test_the_way_back_gives_model_and_tokenizer(made, tmp_path, hard_texts):
     name, folder, path, ids, expected_TV = made
     if name == "llama3":  # of Llama 3's scaling a GGUF keeps the table, and the table of the real ones is known
-        rope = AutoConfig.from_pretrained(folder).rope_parameters | {"original_max_position_embeddings": 8192}
+        rope = TINY[name].config["rope_parameters"] | {"rope_theta": 5e5, "original_max_position_embeddings": 8192}
         folder, path, ids, expected_TV = make(tmp_path, name, rope_parameters=rope)
     half = {key: tensor.half() if tensor.dim() > 1 else tensor for key, tensor in load_weights(folder).items()}
     back = tmp_path / "back"
@@ -130,7 +131,7 @@ def test_the_way_back_gives_model_and_tokenizer(made, tmp_path, hard_texts):
     found = load_weights(back)
     assert found.keys() == half.keys()
     for key, tensor in half.items():
-        tolerance = 1e-7 if name == "gemma3" and key.endswith("norm.weight") else 0  # 1 was added, in fp32
+        tolerance = 3e-7 if name == "gemma3" and key.endswith("norm.weight") else 0  # 1 was added, in fp32
         torch.testing.assert_close(found[key].float(), tensor.float(), atol=tolerance, rtol=0)
     with torch.no_grad():
         model = AutoModelForCausalLM.from_pretrained(back, dtype=torch.float32)
@@ -261,7 +262,7 @@ def test_a_fault_in_the_flags_of_the_tokenizer_is_seen(whole, tmp_path, hard_tex
 @pytest.mark.parametrize("name", [name for name, family in TINY.items() if family.pre])
 def test_a_wrong_pre_tokenizer_is_seen(whole, tmp_path, hard_texts, monkeypatch, name):
     folder, *_ = whole(name)
-    other = "gpt-2" if TINY[name].pre != "gpt-2" else "smollm"
+    other = "qwen2" if TINY[name].pre == "smollm" else "gpt-2"
     monkeypatch.setattr(vocabulary, "pre_tokenizer", lambda _: other)
     write_gguf(folder, tmp_path / "spoilt.gguf", "F16", ABOUT)
     assert wrong_texts(tmp_path / "spoilt.gguf", folder, TINY[name], hard_texts)
@@ -282,7 +283,7 @@ def test_a_wrong_pre_tokenizer_is_seen(whole, tmp_path, hard_texts, monkeypatch,
     ],
 )  # fmt: skip
 def test_variants_are_the_same_model_there_and_back(tmp_path, name, config):
-    folder, path, ids, expected_TV = make(tmp_path, name, **config)
+    _, path, ids, expected_TV = make(tmp_path, name, **config)
     kl, top1 = apart(of_file(path, ids), expected_TV)
     assert kl < MOST_KL and top1 >= LEAST_TOP1
     back = tmp_path / "back"
@@ -304,7 +305,7 @@ def test_the_context_ends_where_a_window_would_begin(tmp_path):
     folder, path, *_ = make(tmp_path, "mistral", sliding_window=100)
     assert fields_of(path)["llama.context_length"] == 100
     supported(folder, recipe_of(max_length=100))
-    with pytest.raises(BaseError, match="see 100 tokens, llama.cpp lets all layers of a MistralForCausalLM see all"):
+    with pytest.raises(BaseError, match=r"see 100 tokens, llama\.cpp lets all layers of a MistralForCausalLM see all"):
         supported(folder, recipe_of(max_length=101))
 
 
@@ -331,14 +332,17 @@ def config_of(**changes):
     return lambda folder: edit(folder / "config.json", **changes)
 
 
-def tokenizer_of(change):
+def in_file(file, change):
     def spoil(folder):
-        path = folder / "tokenizer.json"
-        content = json.loads(path.read_text())
+        content = json.loads((folder / file).read_text())
         change(content)
-        path.write_text(json.dumps(content))
+        (folder / file).write_text(json.dumps(content))
 
     return spoil
+
+
+def tokenizer_of(change):
+    return in_file("tokenizer.json", change)
 
 
 def lose_merge(content):
@@ -363,7 +367,9 @@ REFUSED = {
     ),
     "query_pre_attn_scalar is 32, which is not the 16": ("gemma3", config_of(query_pre_attn_scalar=32)),
     "use_bidirectional_attention is True": ("gemma3", config_of(use_bidirectional_attention=True)),
-    "sliding_window is null": ("gemma3", config_of(sliding_window=None, layer_types=None)),
+    "sliding_window is missing or null": (
+        "gemma3", in_file("config.json", lambda content: content.update(sliding_window=None)),
+    ),
     "hidden_activation is 'gelu'": ("gemma3", config_of(hidden_activation="gelu")),
     "rotary scaling llama3 cannot be exported to GGUF for Qwen3ForCausalLM": (
         "qwen3", config_of(rope_parameters=TINY["llama3"].config["rope_parameters"]),

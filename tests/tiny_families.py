@@ -26,6 +26,15 @@ SPLITS = {
     "tekken": CASED % ("", "") + r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     "gpt-4o": CASED % (ENDS, ENDS) + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 }
+MORE = """def call(values, other_values):
+    if (values and (other_values)):
+        return call((values), [x for x in values])
+\tself.assertEqual(call(("values")), 2024)  # it's, they're, DON'T, I'LL
+{"name": "values", "names": ["other"]}
+
+  HelloWorld helloWorld HELLO, values;\r\n\r\nnext 1234 1234 1234
+"""
+"""Where pre-tokenizers differ: so that merges are learned that another one would not make."""
 SPACE = "\u2581"  # how SentencePiece writes a space
 
 
@@ -167,7 +176,7 @@ def _bytes(family: TinyFamily):
     trainer = trainers.BpeTrainer(
         vocab_size=480, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    raw.train_from_iterator(CORPUS.read_text().splitlines(), trainer)
+    raw.train_from_iterator([CORPUS.read_text(), *[MORE] * 20], trainer)
     return _with_added(raw, family)
 
 

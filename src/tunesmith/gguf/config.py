@@ -97,7 +97,12 @@ def _window(found: dict[str, Any], family: Family, folder: Path) -> int | None:
     layers, asked = found["num_hidden_layers"], family.windows == "if set" or found.get("use_sliding_window") is True
     if family.windows == "none" or not asked or found.get("sliding_window") is None:
         if family.full_every:
-            raise odd("sliding_window", None, "is null, and llama.cpp gives a window to all but some layers", folder)
+            raise odd(
+                "sliding_window",
+                None,
+                "is missing or null, and llama.cpp needs the window",
+                folder,
+            )
         return None
     window = size(found, "sliding_window", folder)
     kinds = found.get("layer_types")

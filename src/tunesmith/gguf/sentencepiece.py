@@ -33,9 +33,11 @@ BY_NAME = re.compile(r"phi-?3", re.IGNORECASE)
 
 
 class Pieces(NamedTuple):
-    """Score and type of each id of a vocabulary, and whether a space stands before each text."""
+    """Scores of the ids that two pieces make, types of those that are no plain pieces, and whether a space stands
+    before each text.
+    """
 
-    scores: list[float]
+    scores: dict[int, float]
     kinds: dict[int, TokenType]
     prefix: bool
 
@@ -50,9 +52,10 @@ def pieces_of(tokenizer: dict[str, Any]) -> Pieces:
     """What llama.cpp needs to know. Raises BaseError for a tokenizer that would cut texts in another way there."""
     model = tokenizer["model"]
     vocabulary, unknown = model["vocab"], model.get("unk_token")
-    found = next((prefix for *layout, prefix in LAYOUTS if layout == [tokenizer["normalizer"], _cut(tokenizer)]), None)
-    if found is None:
-        raise _refused(f"normalizer {json.dumps(tokenizer['normalizer'])}, pre_tokenizer {json.dumps(_cut(tokenizer))}")
+    layout = [tokenizer["normalizer"], tokenizer["pre_tokenizer"]]
+    prefix = next((prefix for *known, prefix in LAYOUTS if known == layout), None)
+    if prefix is None:
+        raise _refused("normalizer {}, pre_tokenizer {}".format(*map(json.dumps, layout)))
     if lacking := [name for name in BYTES if name not in vocabulary]:
         raise _refused(f"no token {lacking[0]}")
     if unknown not in vocabulary:
@@ -63,15 +66,9 @@ def pieces_of(tokenizer: dict[str, Any]) -> Pieces:
         order.setdefault(left + right, len(order))
     added = {token["content"] for token in tokenizer["added_tokens"]}
     _refuse_missing([piece for piece in vocabulary if piece not in added or SPACE in piece], vocabulary, set(pairs))
-    scores = [0.0] * (max(vocabulary.values()) + 1)
-    for piece, id_ in vocabulary.items():
-        scores[id_] = -float(order.get(piece, len(order)))
+    scores = {vocabulary[piece]: -float(place) for piece, place in order.items()}
     kinds = {vocabulary[name]: TokenType.BYTE for name in BYTES} | {vocabulary[unknown]: TokenType.UNKNOWN}
-    return Pieces(scores, kinds, found)
-
-
-def _cut(tokenizer: dict[str, Any]) -> Any:
-    return tokenizer["pre_tokenizer"]
+    return Pieces(scores, kinds, prefix)
 
 
 def _pair(merge: str | list[str]) -> tuple[str, str]:

@@ -20,7 +20,7 @@ from tunesmith.gguf.heads import not_computed
 from tunesmith.gguf.pretokenizers import need_room, read_tokenizer
 from tunesmith.gguf.rope import rotary
 from tunesmith.gguf.shapes import Shapes, shapes
-from tunesmith.gguf.vocabulary import check_tokenizer
+from tunesmith.gguf.vocabulary import checked_tokenizer
 from tunesmith.recipe import Recipe
 from tunesmith.recipe_problems import no_such_target
 from tunesmith.weights.small_files import CONFIG, architectures, read_json
@@ -77,7 +77,7 @@ def _refuse_no_gguf(
 ) -> None:
     """What cannot be written as a GGUF file, or would be read as something else there."""
     config = read_config(folder, name)
-    check_tokenizer(tokenizer, config["vocab_size"], folder)
+    checked_tokenizer(tokenizer, config["vocab_size"], folder)
     context = config["window"]
     if context and not config["family"].full_every and longest > context:
         raise BaseError(

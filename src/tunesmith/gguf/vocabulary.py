@@ -11,17 +11,18 @@ from tunesmith.gguf.sentencepiece import SPACE, Pieces, is_sentencepiece, pieces
 from tunesmith.weights.small_files import chat_template
 
 SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
-UNUSED_SCORE = -10000.0  # of ids that no text becomes
+UNUSED_SCORE = -10000.0  # of ids that no two pieces make
 
 
-def check_tokenizer(tokenizer: dict[str, Any], vocab_size: int, folder: Path) -> None:
-    """Raise BaseError for a tokenizer whose tokens llama.cpp would not find, or that has no room in the embedding.
+def checked_tokenizer(tokenizer: dict[str, Any], vocab_size: int, folder: Path) -> Pieces | str:
+    """What llama.cpp needs to know of it: SentencePiece's pieces, or the name of a pre-tokenizer.
 
-    A special token beyond it, as Gemma 3's for images, is left out.
+    Raises BaseError for a tokenizer whose tokens llama.cpp would not find, or that has no room in the embedding. A
+    special token beyond it, as Gemma 3's for images, is left out.
     """
-    pieces_of(tokenizer) if is_sentencepiece(tokenizer) else pre_tokenizer(tokenizer)
     strips_spaces(tokenizer)
     need_room(tokenizer, vocab_size, folder, special=False)
+    return pieces_of(tokenizer) if is_sentencepiece(tokenizer) else pre_tokenizer(tokenizer)
 
 
 def add_tokenizer(
@@ -29,15 +30,15 @@ def add_tokenizer(
 ) -> None:
     """Write it. `template` None takes the folder's own; `end_of_turn` is the token that ends an answer."""
     tokenizer, vocab_size = read_tokenizer(folder), config["vocab_size"]
-    check_tokenizer(tokenizer, vocab_size, folder)
-    pieces = pieces_of(tokenizer) if is_sentencepiece(tokenizer) else None
+    found = checked_tokenizer(tokenizer, vocab_size, folder)
+    pieces = None if isinstance(found, str) else found
     writer.add_tokenizer_model("llama" if pieces else "gpt2")
-    writer.add_tokenizer_pre("default" if pieces else pre_tokenizer(tokenizer))
+    writer.add_tokenizer_pre(found if isinstance(found, str) else "default")
     tokens, kinds = zip(*_tokens(tokenizer, vocab_size, pieces), strict=True)
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
     if pieces:
-        writer.add_token_scores([*pieces.scores, *[UNUSED_SCORE] * vocab_size][:vocab_size])
+        writer.add_token_scores([pieces.scores.get(id_, UNUSED_SCORE) for id_ in range(vocab_size)])
         writer.add_add_space_prefix(pieces.prefix)
     ids = {name: config.get(f"{name}_token_id") for name in SPECIAL}
     there = [name for name, id_ in ids.items() if not isinstance(id_, int) or id_ >= 0]  # -1: some mean none by it
