@@ -35,7 +35,7 @@ CHANGED = {"gemma3": {"sliding_window": WINDOW}, "phi4": {"original_max_position
 llama.cpp with the context, a multiple of 256.
 """
 TRAIN = (
-    "{tokens_per_step: 256, max_length: 256, epochs: 3, lr: 1e-2, precision: fp32, evaluate_every: 9 steps,"
+    "{tokens_per_step: 256, max_length: 256, epochs: 2, lr: 1e-2, precision: fp32, evaluate_every: 9 steps,"
     " early_stopping: null, sample: false}"
 )
 
@@ -46,8 +46,9 @@ def made(request, tmp_path_factory):
     name, _, windowed = request.param.partition(" ")
     folder, config = tmp_path_factory.mktemp(name), (WINDOWED if windowed else CHANGED).get(name, {})
     base = save_family(folder / "base", name, **config)
-    types = "[]" if windowed else "[F16, Q8_0]"
-    recipe = write_project(folder, base, train=TRAIN, export=f"{{gguf: {types}, positions: 20}}")
+    types = "[]" if windowed else "[F16]"
+    answers = "{prompts: prompts.yaml, max_tokens: 4, threads: 1, gguf: F16}"
+    recipe = write_project(folder, base, train=TRAIN, export=f"{{gguf: {types}, positions: 20}}", evaluate=answers)
     write_rows(folder / "rows.jsonl", [(f"What is {n}?", f"It is {n}.") * (1 + n % 3) for n in range(14)])
     run = Run(folder / "run")
     with pytest.MonkeyPatch.context() as patch:
@@ -63,8 +64,9 @@ def test_losses_and_gradients_are_those_of_transformers_and_peft(made):
     base, (rows, _) = LocatedBase("tiny", made.base, "digest", None, None), load_rows(made.run.data)
     ours, theirs = steps_of(made.run), reference_steps(made.recipe, rows, base)
     assert len(ours) == len(theirs) >= 3 and len({loss for loss, _ in ours}) == len(ours)
-    for mine, wanted in zip(ours, theirs, strict=True):
-        assert mine == pytest.approx(wanted, rel=1e-4)
+    for (loss, norm), (their_loss, their_norm) in zip(ours, theirs, strict=True):
+        assert loss == pytest.approx(their_loss, rel=1e-4)
+        assert norm == pytest.approx(their_norm, rel=1e-3)  # AdamW's first steps take rounding up to the rate
     assert max(rows.lengths_N) > 2 * made.config.get("sliding_window", 0)
 
 

@@ -47,6 +47,16 @@ def test_the_largest_micro_batch_that_fits(llama, monkeypatch, free_bytes, expec
         assert decided(llama, GPU, micro_batch_tokens=2048, recompute="on", precision="fp32") == ("fp32", 2048, "on")
 
 
+def test_heads_wider_than_the_hidden_state_count(llama, monkeypatch):
+    """As Qwen 3's: 32 of 128 keep 12 x 4,096 numbers, and 2,048 tokens more than 6 GB."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(10e9), int(80e9)))
+    assert decided(llama, GPU) == ("bf16", 2048, "off")  # 5.0 GB for 2,048 x 1.84 MB = 3.8 GB
+    config = json.loads((llama / "config.json").read_text()) | {"num_attention_heads": 32, "head_dim": 128}
+    (llama / "config.json").write_text(json.dumps(config))
+    assert decided(llama, GPU) == ("bf16", 16384, "on")  # for 2,048 x 2.62 MB = 5.4 GB
+
+
 def test_what_cannot_fit_is_said_with_the_fix(llama, monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(4e9), int(16e9)))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))

@@ -91,6 +91,32 @@ def test_tokenizer_and_template_come_along_with_the_system_prompt_in_it(fresh):
     assert ours(text).input_ids == theirs(text).input_ids and ours.eos_token == theirs.eos_token == "<|im_end|>"
 
 
+@pytest.mark.parametrize(
+    ("config", "generation", "stops"),
+    [
+        (9, None, [2, 9]),
+        ([9, 2], None, [2, 9]),
+        (None, None, 2),
+        (-1, {"temperature": 0.6}, 2),
+        (5, {"eos_token_id": [9, 7, 2], "temperature": 0.6}, [2, 9, 7]),  # as Llama 3's, which has three
+        (5, {"eos_token_id": None}, 2),
+    ],
+)
+def test_the_stop_tokens_of_the_base_are_kept_after_the_templates(fresh, tmp_path, config, generation, stops):
+    """What generation_config.json says counts before config.json, as for transformers; its other fields stay."""
+    recipe, run, base, _ = fresh
+    folder = shutil.copytree(base.folder, tmp_path / "base")
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"eos_token_id": config}))
+    (folder / "generation_config.json").unlink()
+    if generation:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    merge(recipe, run, LocatedBase("tiny", folder, "digest", None, None))
+    ours, theirs = (json.loads((run.model / name).read_text()) for name in ("config.json", "generation_config.json"))
+    assert ours == settings | {"eos_token_id": stops} and theirs["eos_token_id"] == stops
+    assert theirs.get("temperature") == (generation or {}).get("temperature")
+
+
 def test_what_the_cache_says_of_its_entry_does_not_come_along(fresh, tmp_path):
     recipe, run, base, _ = fresh
     folder = tmp_path / "entry"

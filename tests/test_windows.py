@@ -9,10 +9,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tunesmith.errors import ProofError
 from tunesmith.model import attention
 from tunesmith.model.attention import packed_attention
-from tunesmith.model.base import head, hidden_states, load_base
+from tunesmith.model.base import backbone, head, hidden_states, load_base
 from tunesmith.model.batch import Batching
 from tunesmith.proof.packing import ALONE, NAME, prove_packing, rows_past
 from tunesmith.tokens.rows import TokenRows
+from tunesmith.training.sample import Question, answer
 
 CPU = torch.device("cpu")
 WINDOWED = {
@@ -42,7 +43,7 @@ def save(folder, kind, **config):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(settings | config)), dtype=torch.float32)
     for parameter in model.parameters():  # large enough for attention to look at single tokens
-        torch.nn.init.normal_(parameter, 0.05, 0.2)
+        torch.nn.init.normal_(parameter, 0.0 if parameter.dim() > 1 else 0.8, 0.2)
     model.save_pretrained(folder)
     return folder
 
@@ -102,6 +103,20 @@ def test_rows_longer_than_the_window_are_trained_packed(kind, tmp_path):
     assert (whole_TV - theirs_TV).norm() > 0.01 * theirs_TV.norm()  # without the window it would be seen
     proof = prove_packing(model, (rows, batching))
     assert proof.value < 1e-4 and proof.name == NAME
+
+
+@pytest.mark.parametrize("kind", ["mistral", "gemma3_text"])
+@torch.no_grad()
+def test_a_sample_longer_than_the_window_is_what_training_computes(kind, tmp_path):
+    """With transformers' cache, which keeps a window's keys alone, and without it."""
+    folder = save(tmp_path, kind, **WINDOWED[kind], tie_word_embeddings=False)
+    model = load_base(folder, precision="fp32", device=CPU)
+    told = rows_of(60).tokens_T.tolist()
+    ids, ended = answer(model, Question(0, "", tuple(told), stop=-1), most=12, until=float("inf"))
+    for _ in ids:
+        hidden_TD = backbone(model)(input_ids=torch.tensor([told]), use_cache=False).last_hidden_state[0]
+        told.append(int(head(model).logits(hidden_TD[-1:]).argmax()))
+    assert ids == told[60:] and len(set(ids)) > 2 and not ended
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,7 @@ def _fitting(train: TrainConfig, config: dict[str, Any], base_folder: Path) -> d
 
     Bytes a token and layer, kept for the backward pass: about 12 hidden and 4 feed-forward widths in the chosen
     numbers (counted on the Llama layer: norms' inputs and outputs, q, k, v, attention out, gate, up, their product).
+    Heads that are together wider than the hidden state (Qwen 3) count in its place; benchmarks/activations.py counts.
     """
     free_bytes, _ = torch.cuda.mem_get_info()
     width_bytes = 4 if train.precision == "fp32" else 2
@@ -82,7 +83,8 @@ def _fitting(train: TrainConfig, config: dict[str, Any], base_folder: Path) -> d
     budget = (
         0.85 * free_bytes - stored * width_bytes / stored_bytes - (1 << 30)
     )  # 1 GiB: logits chunks, adapter, kernels
-    layer_bytes = (12 * hidden + 4 * inner) * width_bytes
+    widest = max(hidden, config.get("num_attention_heads", 0) * (config.get("head_dim") or 0))
+    layer_bytes = (12 * widest + 4 * inner) * width_bytes
     kept_bytes = {"off": layers * layer_bytes, "on": layers * hidden * width_bytes + layer_bytes}
     modes = list(kept_bytes) if train.recompute == "auto" else [train.recompute]
     for mode in modes:
