@@ -351,7 +351,7 @@ PROOF = (
     _m("rows in the order of transformers are not named", "proof/damage.py",
        "if np.array_equal(theirs, ours) and not", "if False and not",
        "test_proof.py::test_a_planted_fault_fails_the_gate"),
-    _m("an update that is there twice is not named", "proof/damage.py", "((1, \"has", "((2, \"has",
+    _m("an update that is there twice is not named", "proof/damage.py", "((1, \"the", "((2, \"the",
        "test_proof.py::test_an_adapter_merged_twice_fails_the_gate"),
     _m("no number is equal to every number", "proof/gguf.py",
        "if not (found.mean_kl <= limits.kl and found.top1 >= limits.top1):",

@@ -189,10 +189,11 @@ def other_theta(path):
 
 
 FAULTS = {
-    swap_rotary: r"is not the merged model: mean KL .*; blk.0.attn_k.weight, blk.0.attn_q.weight, blk.1.attn_k.weight "
-    r"and 3 more has its rows in the order of transformers.*first at held-out row \d+, token \d+: the merged model has "
+    swap_rotary: r"is not the merged model: mean KL .*; rows in the order of transformers, where the two "
+    r"halves .*: blk.0.attn_k.weight, blk.0.attn_q.weight, blk.1.attn_k.weight and 3 more\n.*first at held-out row "
+    r"\d+, token \d+: the merged model has "
     r"'.*' \(token \d+, log-probability -\d.*\), the file '.*' \(token \d+, -\d",
-    add_noise: r"is not the merged model: mean KL .*; blk.1.ffn_up.weight is not the model's \(relative "
+    add_noise: r"is not the merged model: mean KL .*; not the model's: blk.1.ffn_up.weight \(relative "
     r"difference 0\.\d+\)\n.*first at held-out row \d+, token \d+",
     other_theta: r"is not the merged model: .*; llama.rope.freq_base is 500, and config.json has 10000\n",
     say_bos: r"llama.cpp has \[1, .*; its tokenizer.ggml.add_bos_token is True, and the model's is "
@@ -348,7 +349,7 @@ def test_an_adapter_merged_twice_fails_the_gate(made, good):
     prove_gguf(recipe, run, {"F16": good}, good.parent)  # once is fine
     write_gguf(run.path.parent / "twice", good, "F16", About("made", base.name, None, recipe.chat))
     with pytest.raises(
-        ProofError, match=r"mean KL .*; blk.0.attn_q.weight, blk.1.ffn_down.weight has the adapter's update tw"
+        ProofError, match=r"mean KL .*; the adapter's update is there twice: blk.0.attn_q.weight, blk.1.ffn_down"
     ):
         prove_gguf(recipe, run, {"F16": good}, good.parent)
 

@@ -23,6 +23,7 @@ from tunesmith.weights.tensorfile import TensorInfo, pieces, read_index, read_ro
 
 TYPES: dict[int, str] = {Type.F16: "<f2", Type.F32: "<f4"}
 NAMED = 3  # tensors that an error names; of the others the number
+SHIFT = 1e-5  # what rounding leaves of a difference that is the same for all numbers
 ALIKE = 1e-2  # relative difference below which two updates are the same one, rounded
 STATED = {
     "block_count": "num_hidden_layers", "embedding_length": "hidden_size", "feed_forward_length": "intermediate_size",
@@ -55,9 +56,10 @@ def find_damage(model: Path, adapter: Path, file: Path) -> str:
             rotated = any(part in source for part in config["family"].rotated)
             head_rows = config["head_dim"] if rotated else 0
             delta = None if update is None else (scale * (update[1].float() @ update[0].float())).numpy()
-            if odd := _oddness(infos[source], head.tensors[name], file, head_rows, delta):
-                found.setdefault(odd, []).append(name)
-    said = [f"{_some(names)} {odd}" for odd, names in found.items()] + _odd_numbers(config, head)
+            odd, detail = _oddness(infos[source], head.tensors[name], file, head_rows, delta)
+            if odd:
+                found.setdefault(odd, []).append(f"{name}{detail}")
+    said = [f"{odd}: {_some(names)}" for odd, names in found.items()] + _odd_numbers(config, head)
     as_model = "each of its tensors is the model's, so look at how llama.cpp computes this family, and at its metadata"
     return "; ".join(said) or as_model
 
@@ -75,21 +77,23 @@ def _names(model: Path) -> dict[str, str]:
     return found
 
 
-def _oddness(info: TensorInfo, stored: StoredTensor, file: Path, head_rows: int, delta: Rows | None) -> str:
-    """What is wrong with one tensor, empty where nothing is. `delta`: what the adapter added to it."""
+def _oddness(info: TensorInfo, stored: StoredTensor, file: Path, head_rows: int, delta: Rows | None) -> tuple[str, str]:
+    """What is wrong with one tensor, and by how much; empty where nothing is. `delta`: what the adapter added to it."""
     if stored.shape != info.shape:
-        return f"has the shape {list(stored.shape)}, and the model's is {list(info.shape)}"
-    if not head_rows and delta is None:  # such as the embedding: a piece of it at a time
+        return "other shapes", f" (has {list(stored.shape)}, and the model {list(info.shape)})"
+    if len(info.shape) > 1 and not head_rows and delta is None:  # such as the embedding: a piece of it at a time
         sums = [(np.square(theirs - ours).sum(), np.square(ours).sum()) for ours, theirs in _pairs(info, stored, file)]
         return _how_far(*(float(sum(column)) ** 0.5 for column in zip(*sums, strict=True)))
     ours, theirs = (np.concatenate(parts) for parts in zip(*_pairs(info, stored, file), strict=True))
     if head_rows:
         if np.array_equal(theirs, ours) and not np.array_equal(theirs, _reordered(ours, head_rows, 2)):
-            return "has its rows in the order of transformers: the two halves of each head must be interleaved"
+            return "rows in the order of transformers, where the two halves of each head must be interleaved", ""
         theirs = _reordered(theirs, head_rows, head_rows // 2)
-    for times, odd in ((1, "has the adapter's update twice"), (-1, "lacks the adapter's update")):
+    if len(info.shape) == 1 and np.ptp(theirs - ours) < SHIFT:  # some families' norms are stored with 1 added
+        return "", ""
+    for times, odd in ((1, "the adapter's update is there twice"), (-1, "the adapter's update is missing")):
         if delta is not None and np.linalg.norm(theirs - ours - times * delta) < ALIKE * np.linalg.norm(delta):
-            return odd
+            return odd, ""
     return _how_far(float(np.linalg.norm(theirs - ours)), float(np.linalg.norm(ours)))
 
 
@@ -111,8 +115,8 @@ def _reordered(rows: Rows, head_rows: int, parts: int) -> Rows:
     return heads.swapaxes(1, 2).reshape(rows.shape)
 
 
-def _how_far(apart: float, size: float) -> str:
-    return f"is not the model's (relative difference {apart / max(size, 1e-30):.2g})" if apart else ""
+def _how_far(apart: float, size: float) -> tuple[str, str]:
+    return ("not the model's", f" (relative difference {apart / max(size, 1e-30):.2g})") if apart else ("", "")
 
 
 def _odd_numbers(config: dict[str, Any], head: Head) -> list[str]:
