@@ -432,6 +432,31 @@ def test_divergence_is_torchs_and_near_ties_are_counted_apart():
     assert np.isfinite(apart_of(ours, zero).mean_kl)
 
 
+def test_the_first_position_that_differs_is_named_with_both_choices():
+    torch.manual_seed(0)
+    ours = torch.randn(6, 300).log_softmax(1)
+    theirs = ours.clone()
+    theirs[3, 5] = 4.0
+    theirs[3] = theirs[3].log_softmax(0)
+    theirs[4] = (-3 * theirs[4]).log_softmax(0)  # the worst, and not the first
+    found = Apart()
+    found.add(ours, theirs)
+    first, of_file = found.first(lambda position: f"position {position}", 1e-4), float(theirs[3, 5])
+    assert (first.place, first.reference, first.other) == ("position 3", int(ours[3].argmax()), 5)
+    assert (first.reference_logprob, first.other_logprob) == (pytest.approx(float(ours[3].max())), of_file)
+    whole = found.found(str)
+    assert whole.worst == "4" and whole.widest_other == pytest.approx(float(ours[4].max() - ours[4].min()))
+    logits = ours + 7  # log-probabilities less a constant
+    centred = [one - one.mean(dim=1, keepdim=True) for one in (logits - theirs, logits)]
+    assert whole.max_relative_difference == pytest.approx(
+        float((centred[0].norm(dim=1) / centred[1].norm(dim=1)).max())
+    )
+    assert found.first(str, 1e9).place == "3"  # another first choice
+    same = Apart()
+    same.add(ours, ours)
+    assert same.first(str, 1e-4).place == "0"
+
+
 def test_a_divergence_is_never_below_zero():
     """Rounding leaves that of two equal models at -1e-7."""
     ours = torch.randn(4, 300, generator=torch.Generator().manual_seed(0)).log_softmax(1)
