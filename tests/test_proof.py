@@ -189,10 +189,11 @@ def other_theta(path):
 
 
 FAULTS = {
-    swap_rotary: r"is not the merged model: mean KL .*; blk.0.attn_k.weight, blk.0.attn_q.weight, blk.1.attn_k.weight "
-    r"and 3 more has its rows in the order of transformers.*first at held-out row \d+, token \d+: the merged model has "
+    swap_rotary: r"is not the merged model: mean KL .*; rows in the order of transformers, where the two "
+    r"halves .*: blk.0.attn_k.weight, blk.0.attn_q.weight, blk.1.attn_k.weight and 3 more\n.*first at held-out row "
+    r"\d+, token \d+: the merged model has "
     r"'.*' \(token \d+, log-probability -\d.*\), the file '.*' \(token \d+, -\d",
-    add_noise: r"is not the merged model: mean KL .*; blk.1.ffn_up.weight is not the model's \(relative "
+    add_noise: r"is not the merged model: mean KL .*; not the model's: blk.1.ffn_up.weight \(relative "
     r"difference 0\.\d+\)\n.*first at held-out row \d+, token \d+",
     other_theta: r"is not the merged model: .*; llama.rope.freq_base is 500, and config.json has 10000\n",
     say_bos: r"llama.cpp has \[1, .*; its tokenizer.ggml.add_bos_token is True, and the model's is "
@@ -348,7 +349,7 @@ def test_an_adapter_merged_twice_fails_the_gate(made, good):
     prove_gguf(recipe, run, {"F16": good}, good.parent)  # once is fine
     write_gguf(run.path.parent / "twice", good, "F16", About("made", base.name, None, recipe.chat))
     with pytest.raises(
-        ProofError, match=r"mean KL .*; blk.0.attn_q.weight, blk.1.ffn_down.weight has the adapter's update tw"
+        ProofError, match=r"mean KL .*; the adapter's update is there twice: blk.0.attn_q.weight, blk.1.ffn_down"
     ):
         prove_gguf(recipe, run, {"F16": good}, good.parent)
 
@@ -429,6 +430,31 @@ def test_divergence_is_torchs_and_near_ties_are_counted_apart():
     zero = ours.clone()
     zero[0, 7] = -3e38  # as llama.cpp writes a probability of zero
     assert np.isfinite(apart_of(ours, zero).mean_kl)
+
+
+def test_the_first_position_that_differs_is_named_with_both_choices():
+    torch.manual_seed(0)
+    ours = torch.randn(6, 300).log_softmax(1)
+    theirs = ours.clone()
+    theirs[3, 5] = 4.0
+    theirs[3] = theirs[3].log_softmax(0)
+    theirs[4] = (-3 * theirs[4]).log_softmax(0)  # the worst, and not the first
+    found = Apart()
+    found.add(ours, theirs)
+    first, of_file = found.first(lambda position: f"position {position}", 1e-4), float(theirs[3, 5])
+    assert (first.place, first.reference, first.other) == ("position 3", int(ours[3].argmax()), 5)
+    assert (first.reference_logprob, first.other_logprob) == (pytest.approx(float(ours[3].max())), of_file)
+    whole = found.found(str)
+    assert whole.worst == "4" and whole.widest_other == pytest.approx(float(ours[4].max() - ours[4].min()))
+    logits = ours + 7  # log-probabilities less a constant
+    centred = [one - one.mean(dim=1, keepdim=True) for one in (logits - theirs, logits)]
+    assert whole.max_relative_difference == pytest.approx(
+        float((centred[0].norm(dim=1) / centred[1].norm(dim=1)).max())
+    )
+    assert found.first(str, 1e9).place == "3"  # another first choice
+    same = Apart()
+    same.add(ours, ours)
+    assert same.first(str, 1e-4).place == "0"
 
 
 def test_a_divergence_is_never_below_zero():

@@ -169,7 +169,7 @@ class Limits(Section):
     loss: Annotated[float, Field(gt=0)] = 1e-3
     """F16 against the merged model: difference of their held-out losses in nats; over fewer than 1,000 positions it may
     be larger, by the root of 1,000 over their number."""
-    near_tie: Annotated[float, Field(ge=0)] = 0.1
+    near_tie: Annotated[float, Field(ge=0)] = 0.05
     """Greedy answers of F16 and the merged model may part where the latter's two tokens are so close, in nats."""
     quantised_kl: Annotated[float, Field(gt=0)] | None = None
     """Every smaller file against F16: mean KL divergence in nats; null stops nothing, and warns above 0.5."""

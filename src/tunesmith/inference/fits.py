@@ -45,7 +45,10 @@ def need_memory(path: Path, head: Head, context: int, slots: int) -> None:
         f"{path.name} needs {needed / 1e9:.2f} GB of memory, {free / 1e9:.2f} GB are free; the file takes "
         f"{file_bytes / 1e9:.2f}, {slots} x {context:,} tokens of conversation {each * cells / 1e9:.2f}"
     )
-    fix = f"free some memory, or take a smaller GGUF type, chat.context (now {context}) or chat.slots (now {slots})"
+    fix = (
+        f"free some memory, or take a smaller GGUF type; in the chat also a smaller chat.context (now {context}) or "
+        f"fewer chat.slots (now {slots})"
+    )
     fits = (free - file_bytes - logits) // max(each * slots, 1) // LEAST_CONTEXT * LEAST_CONTEXT
     if LEAST_CONTEXT <= fits < context:
         fix += f"; a context of {fits} fits"

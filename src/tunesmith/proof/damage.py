@@ -53,9 +53,10 @@ def find_damage(model: Path, adapter: Path, file: Path) -> str:
             head_rows = config["head_dim"] if rotated else 0
             delta = None if update is None else (scale * (update[1].float() @ update[0].float())).numpy()
             offset = config["family"].norm_offset if source.endswith("norm.weight") else 0.0
-            if odd := _oddness(infos[source], head.tensors[name], file, head_rows, offset, delta):
-                found.setdefault(odd, []).append(name)
-    said = [f"{_some(names)} {odd}" for odd, names in found.items()] + _odd_numbers(config, head)
+            odd, detail = _oddness(infos[source], head.tensors[name], file, head_rows, offset, delta)
+            if odd:
+                found.setdefault(odd, []).append(f"{name}{detail}")
+    said = [f"{odd}: {_some(names)}" for odd, names in found.items()] + _odd_numbers(config, head)
     as_model = "each of its tensors is the model's, so look at how llama.cpp computes this family, and at its metadata"
     return "; ".join(said) or as_model
 
@@ -75,26 +76,24 @@ def _names(model: Path) -> dict[str, str]:
 
 def _oddness(
     info: TensorInfo, stored: StoredTensor, file: Path, head_rows: int, offset: float, delta: Rows | None
-) -> str:  # fmt: skip
-    """What is wrong with one tensor, empty where nothing is. `offset`: what its numbers stand for beyond their value;
-    `delta`: what the adapter added to it.
+) -> tuple[str, str]:
+    """What is wrong with one tensor, and by how much; empty where nothing is. `offset`: what its numbers stand for
+    beyond their value; `delta`: what the adapter added to it.
     """
     if stored.shape != info.shape:
-        return f"has the shape {list(stored.shape)}, and the model's is {list(info.shape)}"
+        return "other shapes", f" (has {list(stored.shape)}, and the model {list(info.shape)})"
     if not head_rows and delta is None:  # such as the embedding: a piece of it at a time
-        sums = [
-            (np.square(theirs - ours).sum(), np.square(ours).sum())
-            for ours, theirs in _pairs(info, stored, file, offset)
-        ]
+        pairs = _pairs(info, stored, file, offset)
+        sums = [(np.square(theirs - ours).sum(), np.square(ours).sum()) for ours, theirs in pairs]
         return _how_far(*(float(sum(column)) ** 0.5 for column in zip(*sums, strict=True)))
     ours, theirs = (np.concatenate(parts) for parts in zip(*_pairs(info, stored, file, offset), strict=True))
     if head_rows:
         if np.array_equal(theirs, ours) and not np.array_equal(theirs, _reordered(ours, head_rows, 2)):
-            return "has its rows in the order of transformers: the two halves of each head must be interleaved"
+            return "rows in the order of transformers, where the two halves of each head must be interleaved", ""
         theirs = _reordered(theirs, head_rows, head_rows // 2)
-    for times, odd in ((1, "has the adapter's update twice"), (-1, "lacks the adapter's update")):
+    for times, odd in ((1, "the adapter's update is there twice"), (-1, "the adapter's update is missing")):
         if delta is not None and np.linalg.norm(theirs - ours - times * delta) < ALIKE * np.linalg.norm(delta):
-            return odd
+            return odd, ""
     return _how_far(float(np.linalg.norm(theirs - ours)), float(np.linalg.norm(ours)))
 
 
@@ -116,8 +115,8 @@ def _reordered(rows: Rows, head_rows: int, parts: int) -> Rows:
     return heads.swapaxes(1, 2).reshape(rows.shape)
 
 
-def _how_far(apart: float, size: float) -> str:
-    return f"is not the model's (relative difference {apart / max(size, 1e-30):.2g})" if apart else ""
+def _how_far(apart: float, size: float) -> tuple[str, str]:
+    return ("not the model's", f" (relative difference {apart / max(size, 1e-30):.2g})") if apart else ("", "")
 
 
 def _odd_numbers(config: dict[str, Any], head: Head) -> list[str]:
