@@ -17,6 +17,7 @@ from tunesmith.gguf.read import convert
 from tunesmith.inventory import standing_of
 from tunesmith.pipeline import run_stages
 from tunesmith.proof import gguf as proof_module
+from tunesmith.proof.adapter_gguf import LIMITS
 from tunesmith.recipe_file import read_recipe
 from tunesmith.record import lost_measures, read_record, refuse_lost_measures
 from tunesmith.release import export as module
@@ -35,12 +36,12 @@ def stop_at(number, at):
             os.kill(os.getpid(), number)
             time.sleep(60)
 
-    def write_or_stop(folder, out, kind, about):
+    def write_or_stop(folder, out, kind, about, weights):
         print(kind, flush=True)
         if kind == at:
             out.write_bytes(b"GGUF, half of it")
             stop()
-        return write(folder, out, kind, about)
+        return write(folder, out, kind, about, weights)
 
     def prove_or_stop(*given):
         print("proof", flush=True)
@@ -92,7 +93,8 @@ def test_a_stopped_export_goes_on_with_the_first_missing_file(merged, run):
     assert (after.st_ino, after.st_mtime_ns) == (f16.st_ino, f16.st_mtime_ns)  # the very file
     record = read_record(run.gguf)
     assert record.outputs == digest_folder(run.gguf) and not record.unproved
-    assert sorted(record.outputs) == ["small-F16.gguf", "small-Q4_K_M.gguf", "small-Q8_0.gguf"]
+    made = ["small-F16.gguf", "small-Q4_K_M.gguf", "small-Q8_0.gguf", "small-lora-F16.gguf"]
+    assert sorted(record.outputs) == made and {p.name for p in record.proofs} >= set(LIMITS)
     assert sorted(path.name for path in run.gguf.iterdir()) == [*sorted([*record.outputs, "proof.json", "record.json"])]
 
 
@@ -130,11 +132,11 @@ def test_a_proof_that_was_skipped_is_done_alone_where_there_is_memory(merged, ru
         patch.setattr(machine, "free_memory_bytes", lambda: 1_000_000)
         run_stages(recipe, run, [stage_of("export")])
     first = read_record(run.gguf)
-    assert len(first.unproved) == 3 and "NOT proved" in capsys.readouterr().err
+    assert len(first.unproved) == 5 and "NOT proved" in capsys.readouterr().err
     before = json.loads((run.gguf / "proof.json").read_text())
     assert "against_model" not in before["F16"] and before["Q8_0"]["against_F16"]
     files = {path: path.stat() for path in run.gguf.glob("*.gguf")}
-    assert len(files) == 3 - (not kept)
+    assert len(files) == 4 - (not kept)
 
     written = []
     real = module.write_gguf
@@ -187,8 +189,8 @@ def test_a_later_proof_that_fails_leaves_what_stands_as_it_is(merged, run, monke
     before = {path: path.read_bytes() for path in run.gguf.iterdir()}
     real = module.write_gguf
 
-    def damaged(folder, out, kind, about):
-        facts = real(folder, out, kind, about)
+    def damaged(folder, out, kind, about, *weights):
+        facts = real(folder, out, kind, about, *weights)
         data = bytearray(out.read_bytes())
         data[-40_000:] = bytes(40_000)
         out.write_bytes(data)
@@ -198,4 +200,4 @@ def test_a_later_proof_that_fails_leaves_what_stands_as_it_is(merged, run, monke
     with pytest.raises(ProofError, match="is not the merged model"):
         run_stages(recipe, run, [stage_of("export")])
     assert {path: path.read_bytes() for path in run.gguf.iterdir()} == before and not list(run.path.glob(".proof*"))
-    assert len(read_record(run.gguf).unproved) == 3
+    assert len(read_record(run.gguf).unproved) == 5

@@ -6,7 +6,7 @@ names, permutation and metadata: llama.cpp's conversion/llama.py and conversion/
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +29,8 @@ from tunesmith.weights.small_files import chat_template
 from tunesmith.weights.tensorfile import TensorInfo, read_index, read_rows, to_f32
 
 BLOCK_NUMBERS = 1 << 20  # numbers read, converted and written at once by one thread: 4 MB as fp32
+Importance = Mapping[str, NDArray[np.float32]]
+"""Mean square of each linear layer's inputs [C], by the layer's name in transformers (model/importance.py)."""
 SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 
@@ -53,15 +55,19 @@ class Tensor:
     kind: gguf.GGMLQuantizationType
     source: TensorInfo | NDArray[np.float32]
     head_rows: int  # of a head whose two halves llama.cpp's rotary wants interleaved; 0: rows stay as they are
+    importance_C: NDArray[np.float32] | None = None  # of its columns, where that is known
 
 
-def write_gguf(folder: Path, out: Path, gguf_type: GgufType, about: About) -> dict[str, Any]:
+def write_gguf(
+    folder: Path, out: Path, gguf_type: GgufType, about: About, importance: Importance | None = None
+) -> dict[str, Any]:
     """Write the model in `folder` to `out`; returns bytes, types, and tensors whose rows fit no block.
 
-    Raises BaseError for an architecture, rotary scaling or tokenizer that is not supported, by name.
+    `importance`: what the quantiser weighs errors with. Raises BaseError for an architecture, rotary scaling or
+    tokenizer that is not supported, by name.
     """
     config = read_config(folder)
-    tensors = plan_tensors(folder, config, gguf_type)
+    tensors = plan_tensors(folder, config, gguf_type, importance)
     writer = gguf.GGUFWriter(out, gguf.MODEL_ARCH_NAMES[config["family"].arch])
     for tensor in tensors:
         size = tensor_bytes(tensor.shape, tensor.kind)
@@ -72,7 +78,7 @@ def write_gguf(folder: Path, out: Path, gguf_type: GgufType, about: About) -> di
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     writer.close()
-    _append_data(out, tensors)
+    append_data(out, tensors)
     block = gguf.GGML_QUANT_SIZES[DEFAULT[gguf_type]][0]
     return {
         "bytes": out.stat().st_size,
@@ -87,7 +93,9 @@ def expected_bytes(folder: Path, gguf_type: GgufType) -> int:
     return sum(tensor_bytes(t.shape, t.kind) for t in tensors) + (folder / "tokenizer.json").stat().st_size
 
 
-def plan_tensors(folder: Path, config: dict[str, Any], gguf_type: GgufType) -> list[Tensor]:
+def plan_tensors(
+    folder: Path, config: dict[str, Any], gguf_type: GgufType, importance: Importance | None = None
+) -> list[Tensor]:
     """The tensors of the file, in order."""
     names = gguf.get_tensor_name_map(config["family"].arch, config["num_hidden_layers"])
     sources: dict[str, tuple[TensorInfo | NDArray[np.float32], int]] = {}
@@ -99,14 +107,23 @@ def plan_tensors(folder: Path, config: dict[str, Any], gguf_type: GgufType) -> l
         name = names.get_name(source, try_suffixes=(".weight", ".bias"))
         if name is None:
             raise BaseError(f"tensor {source} has no place in a GGUF file", fix="use an unchanged model")
-        sources[name] = (info, config["head_dim"] if any(part in source for part in config["family"].rotated) else 0)
+        sources[name] = (info, head_rows(config, source))
     shapes = {name: source.shape for name, (source, _) in sources.items()}
     grouped = config["num_key_value_heads"] != config["num_attention_heads"]
-    types = tensor_types(shapes, gguf_type, layers=config["num_hidden_layers"], grouped=grouped)
-    return [Tensor(name, shapes[name], types[name], *sources[name]) for name in sources]
+    types = tensor_types(
+        shapes, gguf_type, layers=config["num_hidden_layers"], grouped=grouped, weighted=importance is not None
+    )
+    weights = {names.get_name(f"{layer}.weight", (".weight",)): each_C for layer, each_C in (importance or {}).items()}
+    return [Tensor(name, shapes[name], types[name], *sources[name], weights.get(name)) for name in sources]
 
 
-def _append_data(out: Path, tensors: list[Tensor]) -> None:
+def head_rows(config: dict[str, Any], source: str) -> int:
+    """Rows of a head of a weight (by transformers' name) that llama.cpp's rotary wants interleaved; else 0."""
+    return config["head_dim"] if any(part in source for part in config["family"].rotated) else 0
+
+
+def append_data(out: Path, tensors: list[Tensor]) -> None:
+    """Write the numbers of tensors, in order, behind what the file has of them."""
     total, workers = sum(prod(tensor.shape) for tensor in tensors), os.cpu_count() or 1
     with out.open("ab") as file, ThreadPoolExecutor(workers) as pool, progress(f"writing {out.name}", total) as advance:
         for tensor in tensors:
@@ -130,7 +147,8 @@ def _encoded(tensor: Tensor, rows: slice) -> NDArray[Any]:
     if tensor.head_rows:  # rotate-half pairs row i with i + d/2; llama.cpp wants a pair in neighbouring rows
         halves = numbers.reshape(-1, 2, tensor.head_rows // 2, *numbers.shape[1:])
         numbers = halves.swapaxes(1, 2).reshape(numbers.shape)
-    return np.ascontiguousarray(quantise_rows(numbers, tensor.kind, f"{tensor.name}, rows from {rows.start}"))
+    where = f"{tensor.name}, rows from {rows.start}"
+    return np.ascontiguousarray(quantise_rows(numbers, tensor.kind, where, tensor.importance_C))
 
 
 def _add_metadata(writer: gguf.GGUFWriter, config: dict[str, Any], gguf_type: GgufType, about: About) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tunesmith.errors import BaseError, ProofError
 from tunesmith.files import write_all
+from tunesmith.model.adapter import attach_saved
 from tunesmith.model.streamed import StreamedModel, roomiest
 from tunesmith.proof.sample import HeldOutLoss, Row, Sample
 
@@ -49,10 +50,11 @@ class Reference:
 
 
 @torch.no_grad()
-def store_model(folder: Path, sample: Sample, reference: Reference) -> str:
+def store_model(folder: Path, sample: Sample, reference: Reference, adapter: Path | None = None) -> str:
     """Write the log-probabilities of a Hugging Face folder's model, by transformers in fp32, to the reference.
 
-    Returns why there are none, empty where there are. Raises ProofError where the model computes no numbers.
+    `adapter`: a folder of one that is put on it. Returns why there are none, empty where there are. Raises ProofError
+    where the model computes no numbers.
     """
     passes = list(_passes(sample))
     try:
@@ -63,13 +65,17 @@ def store_model(folder: Path, sample: Sample, reference: Reference) -> str:
     if device is None:
         return reason
     model.to(device)
+    if adapter:
+        attach_saved(model.model, adapter, device)
     hidden_SD = torch.cat([_at_places(model, rows) for rows in passes])
     targets_S, nats, start = torch.from_numpy(sample.targets_S), list[Tensor](), 0
     for logprobs_CV in _logprobs(model, hidden_SD):
         part = slice(start, start + len(logprobs_CV))
         if (bad_C := ~logprobs_CV.isfinite().all(dim=1)).any():
-            what = f"the merged model gives no numbers at {sample.place(start + int(bad_C.int().argmax()))}"
-            raise ProofError(what, fix="delete model/ and run again", where=str(folder))
+            whose = "base with the adapter" if adapter else "merged model"
+            what = f"the {whose} gives no numbers at {sample.place(start + int(bad_C.int().argmax()))}"
+            fix = "train with a lower train.lr; see the loss" if adapter else "delete model/ and run again"
+            raise ProofError(what, fix=fix, where=str(folder))
         reference.write(start, logprobs_CV)
         nats.append(-logprobs_CV.gather(1, targets_S[part, None])[:, 0])
         start = part.stop
