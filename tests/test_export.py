@@ -93,7 +93,7 @@ def test_a_stopped_export_goes_on_with_the_first_missing_file(merged, run):
     assert (after.st_ino, after.st_mtime_ns) == (f16.st_ino, f16.st_mtime_ns)  # the very file
     record = read_record(run.gguf)
     assert record.outputs == digest_folder(run.gguf) and not record.unproved
-    made = ["small-F16.gguf", "small-Q4_K_M.gguf", "small-Q8_0.gguf", "small-lora-F16.gguf"]
+    made = ["Modelfile", "small-F16.gguf", "small-Q4_K_M.gguf", "small-Q8_0.gguf", "small-lora-F16.gguf"]
     assert sorted(record.outputs) == made and {p.name for p in record.proofs} >= set(LIMITS)
     assert sorted(path.name for path in run.gguf.iterdir()) == [*sorted([*record.outputs, "proof.json", "record.json"])]
 

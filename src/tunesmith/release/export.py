@@ -18,6 +18,7 @@ from tunesmith.proof.gguf import prove_gguf
 from tunesmith.recipe import GgufType, Recipe
 from tunesmith.record import Proof, Record, read_record
 from tunesmith.release.adapter_gguf import make_adapter_gguf, prove_adapter
+from tunesmith.release.modelfile import MODELFILE, make_modelfile
 from tunesmith.runs import Run, commit_stage
 from tunesmith.tokens.rows import load_rows
 from tunesmith.tokens.template import end_of_turn_id
@@ -58,6 +59,7 @@ def export(recipe: Recipe, run: Run, base: LocatedBase) -> tuple[Record, bool]:
             written[kind] = finished(draft)[names[kind]]["facts"]
         if recipe.export.adapter and lora not in finished(draft):
             make_adapter_gguf(recipe, run, base, draft / lora, about())
+        make_modelfile(recipe, run.model, draft / MODELFILE)
         return {"files": written}
 
     def prove(folder: Path) -> list[Proof]:
