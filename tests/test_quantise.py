@@ -123,9 +123,21 @@ def test_numbers_that_f16_cannot_hold_are_refused(value):
 
 def test_a_library_without_the_symbol_names_the_way_out(monkeypatch):
     monkeypatch.setattr(quantise, "LIBRARIES", (("xllamacpp", "*.nothing"), ("no_such_package", "*")))
+    monkeypatch.setattr(quantise, "_function", quantise._function.__wrapped__)
+    assert quantise.to_half(np.ones((1, 2), np.float32)).tolist() == [[1, 1]]
     with pytest.raises(ResourceError, match="pip install libggml-python"):
         quantise._quantize_chunk.__wrapped__()
 
 
 def test_the_library_is_xllamacpps():
     assert isinstance(quantise._quantize_chunk(), ctypes._CFuncPtr)
+
+
+def test_halves_are_numpys():
+    draw = np.random.default_rng(0)
+    scales = 10.0 ** draw.uniform(-9, 4.8, 4096)  # below F16's smallest step to near its end
+    numbers = np.concatenate([draw.uniform(-1, 1, 4096) * scales, [0.0, -0.0, 1 + 2**-11, 1 + 3 * 2**-11, 2**-25]])
+    numbers = numbers.astype(np.float32).reshape(1, -1)
+    half = quantise.to_half(numbers)
+    assert half.tobytes() == numbers.astype(np.float16).tobytes()
+    assert quantise.to_single(half[:, ::2]).tobytes() == half[:, ::2].astype(np.float32).tobytes()

@@ -126,10 +126,10 @@ def quantise_rows(
         raise BaseError(what, fix="train with a lower train.lr; see the loss", where=where)
     if kind == Type.BF16:
         return from_f32(rows, "BF16")
-    half = rows.astype(np.float16)
+    half = to_half(rows)
     if kind == Type.F16:
         return half
-    source_RC = np.ascontiguousarray(half, dtype=np.float32)
+    source_RC = to_single(half)
     count, columns = source_RC.shape
     target = np.empty(tensor_bytes(source_RC.shape, kind), np.uint8)
     weights = None if importance_C is None else np.ascontiguousarray(importance_C, np.float32)
@@ -140,18 +140,49 @@ def quantise_rows(
     return target
 
 
+def to_half(rows: NDArray[np.float32]) -> NDArray[np.float16]:
+    """fp32 as F16, to nearest, ties to even; by llama.cpp's code where there is any, ten times as fast as numpy's."""
+    return _converted(rows, np.float16, "ggml_cpu_fp32_to_fp16")
+
+
+def to_single(rows: NDArray[np.float16]) -> NDArray[np.float32]:
+    """F16 as fp32, exactly."""
+    return _converted(rows, np.float32, "ggml_cpu_fp16_to_fp32")
+
+
+def _converted(rows: NDArray[Any], kind: type[np.floating[Any]], name: str) -> NDArray[Any]:
+    rows = np.ascontiguousarray(rows)
+    function, begin = _function(name), _function("ggml_cpu_init")
+    if function is None or begin is None:
+        return rows.astype(kind)
+    begin()  # fills the table that the last few numbers are looked up in; once, whoever calls it first
+    target = np.empty(rows.shape, kind)
+    function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64], None
+    function(rows.ctypes.data, target.ctypes.data, rows.size)
+    return target
+
+
 @functools.cache
 def _quantize_chunk() -> Callable[..., int]:
     """ggml_quantize_chunk(type, float * src, void * dst, start, nrows, n_per_row, float * imatrix) -> bytes written."""
+    function = _function("ggml_quantize_chunk")
+    if function is None:
+        raise ResourceError(
+            "the installed xllamacpp does not export llama.cpp's quantiser",
+            fix="pip install libggml-python, or export F16",
+        )
+    whole, pointer = ctypes.c_int64, ctypes.c_void_p
+    function.argtypes = [ctypes.c_int, pointer, pointer, whole, whole, whole, pointer]
+    function.restype = ctypes.c_size_t
+    return function
+
+
+@functools.cache
+def _function(name: str) -> Any:
+    """A C function of llama.cpp's library; None where no library that is installed exports it."""
     for package, pattern in LIBRARIES:
         found = importlib.util.find_spec(package)
         for path in sorted(Path(found.origin).parent.rglob(pattern)) if found and found.origin else []:
             with contextlib.suppress(OSError, AttributeError):
-                function = ctypes.CDLL(str(path)).ggml_quantize_chunk
-                whole, pointer = ctypes.c_int64, ctypes.c_void_p
-                function.argtypes = [ctypes.c_int, pointer, pointer, whole, whole, whole, pointer]
-                function.restype = ctypes.c_size_t
-                return function
-    raise ResourceError(
-        "the installed xllamacpp does not export llama.cpp's quantiser", fix="pip install libggml-python, or export F16"
-    )
+                return getattr(ctypes.CDLL(str(path)), name)
+    return None

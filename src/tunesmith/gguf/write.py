@@ -23,7 +23,7 @@ from tunesmith.errors import BaseError
 from tunesmith.gguf.config import llama3_factors
 from tunesmith.gguf.families import UNUSED, read_config
 from tunesmith.gguf.pretokenizers import need_room, pre_tokenizer, read_tokenizer
-from tunesmith.gguf.quantise import DEFAULT, quantise_rows, tensor_bytes, tensor_types
+from tunesmith.gguf.quantise import DEFAULT, quantise_rows, tensor_bytes, tensor_types, to_single
 from tunesmith.recipe import ChatConfig, GgufType
 from tunesmith.weights.small_files import chat_template
 from tunesmith.weights.tensorfile import TensorInfo, read_index, read_rows, to_f32
@@ -141,7 +141,8 @@ def append_data(out: Path, tensors: list[Tensor]) -> None:
 def _encoded(tensor: Tensor, rows: slice) -> NDArray[Any]:
     source = tensor.source
     if isinstance(source, TensorInfo):
-        numbers = to_f32(read_rows(source, rows.start, rows.stop), source.dtype)
+        stored = read_rows(source, rows.start, rows.stop)
+        numbers = to_single(stored) if source.dtype == "F16" else to_f32(stored, source.dtype)
     else:
         numbers = source[rows]
     if tensor.head_rows:  # rotate-half pairs row i with i + d/2; llama.cpp wants a pair in neighbouring rows
