@@ -98,6 +98,20 @@ def test_a_stopped_export_goes_on_with_the_first_missing_file(merged, run):
     assert sorted(path.name for path in run.gguf.iterdir()) == [*sorted([*record.outputs, "proof.json", "record.json"])]
 
 
+def test_importance_is_gathered_once_and_changes_what_takes_it(merged, run):
+    base = locate_base(read_recipe(merged[0]).base, convert)
+    digests, tokens = {}, {}
+    for wish in ("off", "auto"):
+        recipe = read_recipe(merged[0], ["export.gguf=[F16, Q8_0, Q4_K_M, Q4_0]", f"export.importance={wish}"])
+        record, _ = export(recipe, run, base)
+        digests[wish] = {name: output["sha256"] for name, output in record.outputs.items()}
+        tokens[wish] = {kind: facts.get("importance_tokens", 0) for kind, facts in record.counts["files"].items()}
+    assert set(tokens["off"].values()) == {0} and tokens["auto"]["Q4_0"] == tokens["auto"]["Q4_K_M"] > 300
+    assert tokens["auto"]["F16"] == tokens["auto"]["Q8_0"] == 0
+    other = {name for name in digests["off"] if digests["off"][name] != digests["auto"][name]}
+    assert other == {"small-Q4_K_M.gguf", "small-Q4_0.gguf"}
+
+
 def test_a_draft_of_other_settings_and_one_that_is_of_no_use_are_cleared(merged, run):
     recipe, draft = merged[0], run.path / ".gguf.draft"
     exported(recipe, run, signal.SIGKILL, "Q8_0")
@@ -132,7 +146,9 @@ def test_a_proof_that_was_skipped_is_done_alone_where_there_is_memory(merged, ru
         patch.setattr(machine, "free_memory_bytes", lambda: 1_000_000)
         run_stages(recipe, run, [stage_of("export")])
     first = read_record(run.gguf)
-    assert len(first.unproved) == 5 and "NOT proved" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert len(first.unproved) == 5 and "NOT proved" in said and "files are quantised without" in said
+    assert "importance_tokens" not in first.counts["files"]["Q4_K_M"]
     before = json.loads((run.gguf / "proof.json").read_text())
     assert "against_model" not in before["F16"] and before["Q8_0"]["against_F16"]
     files = {path: path.stat() for path in run.gguf.glob("*.gguf")}

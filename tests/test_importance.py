@@ -91,6 +91,15 @@ def test_without_memory_for_a_layer_the_way_out_is_named(made, monkeypatch):
     with pytest.raises(ResourceError, match="no importance matrix") as caught:
         gather_importance(*made)
     assert "export.importance" in caught.value.fix
+    monkeypatch.undo()
+    folder, rows = made
+
+    def odd(_):
+        raise BaseError("no weight of the base is stored as experts", fix="report this base")
+
+    monkeypatch.setattr(importance, "StreamedModel", odd)
+    with pytest.raises(ResourceError, match="no importance matrix can be gathered: no weight of the base"):
+        gather_importance(folder, rows)
 
 
 def test_auto_takes_it_where_it_gains_and_on_wherever_it_can():

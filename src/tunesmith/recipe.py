@@ -168,7 +168,7 @@ class ExportConfig(Section):
     """Held-out positions, of whole rows, at which files are compared and their loss is measured; all if fewer."""
     importance: Annotated[Literal["auto", "on", "off"], BeforeValidator(switch_text)] = "auto"
     """Weigh errors of quantising by the inputs that training conversations give each layer. `auto`: for the types that
-    measurably gain (docs/export.md); `on`: for all but F16, BF16 and Q8_0, which have no use for it."""
+    measurably gain (docs/export.md), where there is memory; `on`: the same, or the export ends; `off`: for none."""
     adapter: bool = True
     """Make NAME-lora-F16.gguf as well, the adapter alone, which llama.cpp puts on the base's GGUF."""
 

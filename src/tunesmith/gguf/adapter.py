@@ -37,7 +37,7 @@ def write_adapter(adapter: Path, base: Path, out: Path, about: About) -> int:
         name = names.get_name(f"{layer}.weight", try_suffixes=(".weight",))
         if name is None or end is None:
             raise BaseError(f"tensor {source} has no place in a GGUF adapter", fix="set export.adapter to false")
-        rows = head_rows(config, f"{layer}.weight") if end == ".lora_B.weight" else 0
+        rows = head_rows(f"{layer}.weight", config) if end == ".lora_B.weight" else 0
         tensors.append(Tensor(name + PARTS[end], info.shape, gguf.GGMLQuantizationType.F16, info, rows))
     for tensor in tensors:
         size = tensor_bytes(tensor.shape, tensor.kind)

@@ -32,8 +32,8 @@ DEFAULT: dict[GgufType, Type] = {
 FALLBACK = {Type.Q3_K: Type.Q4_0, Type.Q4_K: Type.Q5_0, Type.Q5_K: Type.Q5_1, Type.Q6_K: Type.Q8_0}
 """Where a row is no multiple of 256."""
 UNWEIGHTED = ("F16", "BF16", "Q8_0")  # files whose bytes an importance matrix does not change
-GAINS: tuple[GgufType, ...] = ("Q6_K", "Q5_K_M")
-"""Where it lowers the mean KL to F16 by more than chance (benchmarks/RESULTS.md, importance matrix)."""
+GAINS: tuple[GgufType, ...] = ("Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M")
+"""Where it lowers the mean KL to F16 by more than chance on both bases tried (benchmarks/RESULTS.md)."""
 SMALL_BLOCK = 32  # numbers in a block of the types that the K-quants fall back to
 LAYERS_70B = 80  # llama.cpp gives attn_v of the grouped 80-layer Llama more bits (LLM_TYPE_70B)
 VALUES = ("attn_v", "attn_qkv")  # what llama.cpp's rules for values hold for

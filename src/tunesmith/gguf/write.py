@@ -107,7 +107,7 @@ def plan_tensors(
         name = names.get_name(source, try_suffixes=(".weight", ".bias"))
         if name is None:
             raise BaseError(f"tensor {source} has no place in a GGUF file", fix="use an unchanged model")
-        sources[name] = (info, head_rows(config, source))
+        sources[name] = (info, head_rows(source, config))
     shapes = {name: source.shape for name, (source, _) in sources.items()}
     grouped = config["num_key_value_heads"] != config["num_attention_heads"]
     types = tensor_types(
@@ -117,7 +117,7 @@ def plan_tensors(
     return [Tensor(name, shapes[name], types[name], *sources[name], weights.get(name)) for name in sources]
 
 
-def head_rows(config: dict[str, Any], source: str) -> int:
+def head_rows(source: str, config: dict[str, Any]) -> int:
     """Rows of a head of a weight (by transformers' name) that llama.cpp's rotary wants interleaved; else 0."""
     return config["head_dim"] if any(part in source for part in config["family"].rotated) else 0
 

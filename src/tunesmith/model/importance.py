@@ -34,11 +34,14 @@ def gather_importance(folder: Path, rows: TokenRows) -> tuple[Importance, int]:
     """(Mean square [C] of the inputs of each linear layer, by its name; tokens) of a model on some training rows.
 
     The same numbers each time. Raises BaseError where a layer's inputs are no numbers, by its name; ResourceError where
-    there is no memory for a layer.
+    there is no memory for a layer, or the weights cannot be read a layer at a time.
     """
     passes = list(_passes(rows))
-    model = StreamedModel(folder)
-    device, reason = roomiest(model.needed_bytes(max(sum(map(len, group)) for group in passes)))
+    try:
+        model = StreamedModel(folder)
+        device, reason = roomiest(model.needed_bytes(max(sum(map(len, group)) for group in passes)))
+    except BaseError as error:  # stored by names of its own, as the experts of a mixture are
+        device, reason = None, error.what
     if device is None:
         raise ResourceError(f"no importance matrix can be gathered: {reason}", fix="set export.importance to off")
     model.to(device)

@@ -7,8 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tunesmith.console import say
+from tunesmith.console import say, warn
 from tunesmith.decides import gguf_needs
+from tunesmith.errors import ResourceError
 from tunesmith.files import PROOFS, finish, finished, scratch_folder, write_file
 from tunesmith.gguf.quantise import takes_importance
 from tunesmith.gguf.write import About, expected_bytes, write_gguf
@@ -38,9 +39,15 @@ def export(recipe: Recipe, run: Run, base: LocatedBase) -> tuple[Record, bool]:
     written: dict[str, dict[str, Any]] = {}
 
     @cache
-    def importance() -> tuple[Importance, int]:
+    def importance() -> tuple[Importance, int] | None:
         say("export: gathering the importance matrix on training conversations")
-        return gather_importance(run.model, load_rows(run.data)[0])
+        try:
+            return gather_importance(run.model, load_rows(run.data)[0])
+        except ResourceError as error:
+            if recipe.export.importance == "on":
+                raise
+            warn(f"{error.what}: files are quantised without")
+            return None
 
     @cache
     def about() -> About:  # only of a model that is as it was written, which commit_stage sees to
