@@ -754,7 +754,7 @@ HOUSE = (
        "test_recipe.py::test_what_is_no_character_is_refused_in_a_prompt"),
     _m("half a character of --set cannot be printed", "recipe_file.py", "if NO_TEXT.search(change):", "if not change:",
        "test_recipe.py::test_what_is_no_character_is_refused_in_every_text"),
-    _m("a name has no room for what is added", "recipe.py", 'len(".-Q4_K_M.gguf.draft")', 'len("-Q4_K_M.gguf")',
+    _m("a name has no room for what is added", "recipe.py", 'len(".-lora-F16.gguf.draft")', 'len("-lora-F16.gguf")',
        "test_recipe.py::test_a_name_leaves_room_for_all_that_is_made_of_it"),
     _m("a seed that torch cannot take is taken", "recipe.py", "lt=2**32", "lt=2**64",
        "test_recipe.py::test_a_seed_that_torch_cannot_take_is_refused"),
