@@ -274,7 +274,11 @@ def test_what_is_named_wrongly_is_spoken_of_as_runs_and_files(project, tmp_path)
         ({"threads": -3}, "threads is -3", "threads=2"),
         ({"port": -1}, "port is -1, ports are 0 to 65535", "any free one"),
         ({"port": 65536}, "port is 65536, ports are 0 to 65535", "any free one"),
-        ({"gguf": "Q9"}, "Q9 is no type of GGUF file", "choose one of F16, Q8_0, Q4_K_M"),
+        (
+            {"gguf": "Q9"},
+            "Q9 is no type of GGUF file",
+            "choose one of F16, BF16, Q8_0, Q6_K, Q5_K_M, Q4_K_M",
+        ),
         ({"gguf": ""}, "'' is no type", "choose one of F16"),
     ],
 )
@@ -307,7 +311,7 @@ def test_a_name_that_is_no_text_is_refused_before_any_work(project, tmp_path, mo
         tunesmith.run(recipe, folder)
     assert "--run-dir" in caught.value.fix and "rename" in caught.value.fix and not folder.exists()
     shutil.copytree(result, folder)
-    (file,) = folder.glob("gguf/*.gguf")
+    (file,) = folder.glob("gguf/*-Q8_0.gguf")
     for call, named in ((tunesmith.run, folder), (tunesmith.chat, folder), (tunesmith.chat, file),
                         (tunesmith.compare, folder), (tunesmith.load_recipe, folder / "recipe.yaml")):  # fmt: skip
         with pytest.raises(ResourceError, match="is no name in UTF-8"):

@@ -16,6 +16,7 @@ from tunesmith.files import FINISHED, digest_folder
 from tunesmith.gguf.read import convert
 from tunesmith.inventory import standing_of
 from tunesmith.pipeline import run_stages
+from tunesmith.proof.adapter_gguf import CHOICE, KL
 from tunesmith.recipe_file import read_recipe
 from tunesmith.record import lost_measures, read_record, refuse_lost_measures
 from tunesmith.release import export as module
@@ -37,12 +38,12 @@ def stop_at(number, at):
             os.kill(os.getpid(), number)
             time.sleep(60)
 
-    def write_or_stop(folder, out, kind, about):
+    def write_or_stop(folder, out, kind, about, weights):
         print(kind, flush=True)
         if kind == at:
             out.write_bytes(b"GGUF, half of it")
             stop()
-        return write(folder, out, kind, about)
+        return write(folder, out, kind, about, weights)
 
     def prove_or_stop(*given):
         print("proof", flush=True)
@@ -94,8 +95,23 @@ def test_a_stopped_export_goes_on_with_the_first_missing_file(merged, run):
     assert (after.st_ino, after.st_mtime_ns) == (f16.st_ino, f16.st_mtime_ns)  # the very file
     record = read_record(run.gguf)
     assert record.outputs == digest_folder(run.gguf) and not record.unproved
-    assert sorted(record.outputs) == ["small-F16.gguf", "small-Q4_K_M.gguf", "small-Q8_0.gguf"]
+    made = ["Modelfile", "small-F16.gguf", "small-Q4_K_M.gguf", "small-Q8_0.gguf", "small-lora-F16.gguf"]
+    assert sorted(record.outputs) == made and {p.name for p in record.proofs} >= {KL, CHOICE}
     assert sorted(path.name for path in run.gguf.iterdir()) == [*sorted([*record.outputs, "proof.json", "record.json"])]
+
+
+def test_importance_is_gathered_once_and_changes_what_takes_it(merged, run):
+    base = locate_base(read_recipe(merged[0]).base, convert)
+    digests, tokens = {}, {}
+    for wish in ("off", "auto"):
+        recipe = read_recipe(merged[0], ["export.gguf=[F16, Q8_0, Q4_K_M, Q4_0]", f"export.importance={wish}"])
+        record, _ = export(recipe, run, base)
+        digests[wish] = {name: output["sha256"] for name, output in record.outputs.items()}
+        tokens[wish] = {kind: facts.get("importance_tokens", 0) for kind, facts in record.counts["files"].items()}
+    assert set(tokens["off"].values()) == {0} and tokens["auto"]["Q4_0"] == tokens["auto"]["Q4_K_M"] > 300
+    assert tokens["auto"]["F16"] == tokens["auto"]["Q8_0"] == 0
+    other = {name for name in digests["off"] if digests["off"][name] != digests["auto"][name]}
+    assert other == {"small-Q4_K_M.gguf", "small-Q4_0.gguf"}
 
 
 def test_a_draft_of_other_settings_and_one_that_is_of_no_use_are_cleared(merged, run):
@@ -132,11 +148,13 @@ def test_a_proof_that_was_skipped_is_done_alone_where_there_is_memory(merged, ru
         patch.setattr(machine, "free_memory_bytes", lambda: 1_000_000)
         run_stages(recipe, run, [stage_of("export")])
     first = read_record(run.gguf)
-    assert len(first.unproved) == 5 and "NOT proved" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert len(first.unproved) == 5 and "NOT proved" in said and "files are quantised without" in said
+    assert "importance_tokens" not in first.counts["files"]["Q4_K_M"]
     before = json.loads((run.gguf / "proof.json").read_text())
     assert "against_model" not in before["F16"] and before["Q8_0"]["against_F16"]
     files = {path: path.stat() for path in run.gguf.glob("*.gguf")}
-    assert len(files) == 3 - (not kept)
+    assert len(files) == 4 - (not kept)
 
     written = []
     real = module.write_gguf
@@ -189,8 +207,8 @@ def test_a_later_proof_that_fails_leaves_what_stands_as_it_is(merged, run, monke
     before = {path: path.read_bytes() for path in run.gguf.iterdir()}
     real = module.write_gguf
 
-    def damaged(folder, out, kind, about):
-        facts = real(folder, out, kind, about)
+    def damaged(folder, out, kind, about, *weights):
+        facts = real(folder, out, kind, about, *weights)
         data = bytearray(out.read_bytes())
         data[-40_000:] = bytes(40_000)
         out.write_bytes(data)

@@ -95,7 +95,7 @@ def good(made, tmp_path):
 def test_export_writes_what_was_asked_and_proves_it(made):
     recipe, run, base = made
     record, done = export(recipe, run, base)
-    assert done and sorted(record.outputs) == ["made-Q4_K_M.gguf", "made-Q8_0.gguf"]  # F16 was not asked
+    assert done and sorted(record.outputs) == ["Modelfile", "made-Q4_K_M.gguf", "made-Q8_0.gguf"]  # F16 was not asked
     proof = json.loads((run.gguf / "proof.json").read_text())
     for kind, facts in record.counts["files"].items():  # how each was written; what was measured is beside it
         assert facts.items() <= proof[kind].items() and {"bytes", "write_s", "tensor_types"} <= facts.keys()

@@ -251,6 +251,7 @@ def test_a_name_leaves_room_for_all_that_is_made_of_it(tmp_path):
     longest = "n" * LONGEST_NAME
     name = read(tmp_path, MINIMAL, f"name={longest}").name
     files = [beside(Run(tmp_path).gguf_file(name, kind), DRAFT) for kind in get_args(GgufType)]
+    files.append(beside(Run(tmp_path).adapter_gguf(name), DRAFT))
     for file in [*files, beside(Path(name), DRAFT)]:
         (tmp_path / file.name).touch()
     assert max(len(file.name) for file in files) == 255

@@ -62,8 +62,9 @@ def test_what_is_asked_for_is_what_the_files_take(made, tmp_path, tiny_base):
         write_gguf(tiny_base, tmp_path / kind, kind, About("a", "b", None, ChatConfig()))
         written[kind] = (tmp_path / kind).stat().st_size
     assert recipe.export.gguf == ("Q8_0",)  # F16 is made all the same, and deleted when Q8_0 is proved by it
-    assert needs["GGUF files"].takes == pytest.approx(sum(written.values()), rel=0.2)
-    assert needs["GGUF files"].leaves == pytest.approx(written["Q8_0"], rel=0.2)
+    base_file = written["F16"]  # that the adapter's is proved on
+    assert needs["GGUF files"].takes == pytest.approx(sum(written.values()) + adapter / 2 + base_file, rel=0.2)
+    assert needs["GGUF files"].leaves == pytest.approx(written["Q8_0"] + adapter / 2, rel=0.2)
     assert needs["GGUF file of the base"].takes == pytest.approx(written["Q8_0"], rel=0.2)
 
 

@@ -52,7 +52,7 @@ def chat(
 ) -> "Chat":  # fmt: skip
     """Serve a run, or a GGUF file, on this machine's CPU until the handle is closed or dropped, or Python ends.
 
-    `port`: of 127.0.0.1, None takes any free one. `gguf`: F16, Q8_0 or Q4_K_M instead of the recipe's evaluate.gguf.
+    `port`: of 127.0.0.1, None takes any free one. `gguf`: a type of export.gguf instead of the recipe's evaluate.gguf.
     `changes`: to the recipe's chat section. `origins`: of web pages that may use it beside its own, such as
     https://hub.example. Raises TunesmithError.
     """
@@ -150,7 +150,8 @@ def to_serve(model: Path, gguf: str | None, changes: Sequence[str]) -> "Served":
         raise RecipeError("no GGUF was asked for, which the chat needs: export.gguf is empty", fix=fix)
     file = run.gguf_file(recipe.name, gguf or recipe.evaluate.gguf)
     if not file.is_file():
-        known = ", ".join(found.name for found in sorted(run.gguf.glob("*.gguf")))
+        lora = run.adapter_gguf(recipe.name)
+        known = ", ".join(found.name for found in sorted(run.gguf.glob("*.gguf")) if found != lora)
         wanted = gguf or recipe.evaluate.gguf
         more = "" if wanted in recipe.export.gguf else f" --set export.gguf=[{','.join([*recipe.export.gguf, wanted])}]"
         make = f"type `tunesmith run {shlex.quote(str(model))}{more}` to make"

@@ -143,7 +143,7 @@ def chat(
     model: Annotated[Path, typer.Argument(metavar="RUN_OR_GGUF", help="The folder of a run, or a GGUF file.")],
     port: Annotated[int, _number("--port", 65535, "Port on 127.0.0.1.")] = 7860,
     cli: Annotated[bool, typer.Option("--cli", help="Chat in the terminal, without the page.")] = False,
-    gguf: Annotated[str | None, typer.Option(metavar="TYPE", help="F16, Q8_0 or Q4_K_M.")] = None,
+    gguf: Annotated[str | None, typer.Option(metavar="TYPE", help="A type of export.gguf, as Q8_0.")] = None,
     threads: Annotated[int, _number("--threads", MOST, "CPU threads.")] = 2,
     allow_origin: Annotated[
         list[str] | None,

@@ -11,9 +11,9 @@ from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, mode
 
 from tunesmith.values import Every, EverySteps, Section, cadence, date_text, switch_text
 
-GgufType = Literal["F16", "Q8_0", "Q4_K_M"]
+GgufType = Literal["F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M"]
 Dedup = Literal["off", "exact", "words"]
-LONGEST_NAME = 255 - len(".-Q4_K_M.gguf.draft")  # bytes of a file's name, less what is added to this one
+LONGEST_NAME = 255 - len(".-lora-F16.gguf.draft")  # bytes of a file's name, less what is added to this one
 
 
 class Columns(Section):
@@ -184,6 +184,11 @@ class ExportConfig(Section):
     """Held-out positions, of whole rows, at which files are compared and their loss is measured; all if fewer."""
     limits: Limits = Limits()
     """How far a file may be from what it was made from."""
+    importance: Annotated[Literal["auto", "on", "off"], BeforeValidator(switch_text)] = "auto"
+    """Weigh errors of quantising by the inputs that training conversations give each layer. `auto`: for the types that
+    measurably gain (docs/export.md), where there is memory; `on`: the same, or the export ends; `off`: for none."""
+    adapter: bool = True
+    """Make NAME-lora-F16.gguf as well, the adapter alone, which llama.cpp puts on the base's GGUF."""
 
 
 class EvaluateConfig(Section):

@@ -120,8 +120,12 @@ def disk_needs(stage: Stage, recipe: Recipe, run: Run, base: LocatedBase, anew: 
         stays = sum(sizes[kind] for kind in recipe.export.gguf)
         words = read_json(base.folder / CONFIG).get("vocab_size", 0)
         proof = 4 * recipe.export.positions * words if isinstance(words, int) else 0  # what files are compared with
-        takes = max(0, sum(sizes.values()) + proof - begun)
-        return [Need("GGUF files", run.path, takes, stays - begun - replaced)]
+        adapter = 0
+        if recipe.export.adapter:
+            adapter = 2 * _adapter_numbers(recipe, base.folder)
+            proof += proof + sizes["F16"]  # of the base, which the adapter's file is proved on
+        takes = max(0, sum(sizes.values()) + adapter + proof - begun)
+        return [Need("GGUF files", run.path, takes, stays + adapter - begun - replaced)]
     if stage.verb == "evaluate":
         name = f"{base.name.replace(':', '/').split('/')[-1]}-{recipe.evaluate.gguf}.gguf"
         if not any((cache_folder() / "base-gguf").glob(f"*/{name}")):

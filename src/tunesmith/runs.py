@@ -184,6 +184,10 @@ class Run:
         remove(beside(self.checkpoints, GONE))  # of a new start
         sweep_checkpoints(self.checkpoints)
 
+    def adapter_gguf(self, name: str) -> Path:
+        """The GGUF file of the adapter alone."""
+        return self.gguf / f"{name}-lora-F16.gguf"
+
     def gguf_file(self, name: str, gguf_type: str) -> Path:
         """Path of one exported file, such as gguf/demo-Q8_0.gguf."""
         return self.gguf / f"{name}-{gguf_type}.gguf"

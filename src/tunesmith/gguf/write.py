@@ -6,6 +6,7 @@ names, permutation and metadata: llama.cpp's conversion/llama.py and conversion/
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +23,7 @@ from tunesmith.errors import BaseError
 from tunesmith.gguf.config import metadata
 from tunesmith.gguf.families import UNUSED, read_config
 from tunesmith.gguf.pretokenizers import read_tokenizer
-from tunesmith.gguf.quantise import DEFAULT, quantise_rows, tensor_bytes, tensor_types
+from tunesmith.gguf.quantise import DEFAULT, quantise_rows, tensor_bytes, tensor_types, to_single
 from tunesmith.gguf.rope import rope_tables
 from tunesmith.gguf.sentencepiece import named_for
 from tunesmith.gguf.shapes import gguf_name, head_rows
@@ -32,6 +33,8 @@ from tunesmith.weights.tensorfile import TensorInfo, read_index, read_rows, to_f
 
 VALUES = {int: gguf.GGUFValueType.UINT32, float: gguf.GGUFValueType.FLOAT32, str: gguf.GGUFValueType.STRING}
 BLOCK_NUMBERS = 1 << 20  # numbers read, converted and written at once by one thread: 4 MB as fp32
+Importance = Mapping[str, NDArray[np.float32]]
+"""Mean square of each linear layer's inputs [C], by the layer's name in transformers (model/importance.py)."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +59,19 @@ class Tensor:
     source: TensorInfo | NDArray[np.float32]
     head_rows: int = 0  # of a head whose two halves llama.cpp's rotary wants interleaved; 0: rows stay as they are
     offset: float = 0.0  # added to every number
+    importance_C: NDArray[np.float32] | None = None  # of its columns, where that is known
 
 
-def write_gguf(folder: Path, out: Path, gguf_type: GgufType, about: About) -> dict[str, Any]:
+def write_gguf(
+    folder: Path, out: Path, gguf_type: GgufType, about: About, importance: Importance | None = None
+) -> dict[str, Any]:
     """Write the model in `folder` to `out`; returns bytes, types, and tensors whose rows fit no block.
 
-    Raises BaseError for an architecture, rotary scaling or tokenizer that is not supported, by name.
+    `importance`: what the quantiser weighs errors with. Raises BaseError for an architecture, rotary scaling or
+    tokenizer that is not supported, by name.
     """
     config = read_config(folder)
-    tensors = plan_tensors(folder, config, gguf_type)
+    tensors = plan_tensors(folder, config, gguf_type, importance)
     writer = gguf.GGUFWriter(out, gguf.MODEL_ARCH_NAMES[config["family"].arch])
     for tensor in tensors:
         size = tensor_bytes(tensor.shape, tensor.kind)
@@ -75,7 +82,7 @@ def write_gguf(folder: Path, out: Path, gguf_type: GgufType, about: About) -> di
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     writer.close()
-    _append_data(out, tensors)
+    append_data(out, tensors)
     block = gguf.GGML_QUANT_SIZES[DEFAULT[gguf_type]][0]
     return {
         "bytes": out.stat().st_size,
@@ -90,7 +97,9 @@ def expected_bytes(folder: Path, gguf_type: GgufType) -> int:
     return sum(tensor_bytes(t.shape, t.kind) for t in tensors) + (folder / "tokenizer.json").stat().st_size
 
 
-def plan_tensors(folder: Path, config: dict[str, Any], gguf_type: GgufType) -> list[Tensor]:
+def plan_tensors(
+    folder: Path, config: dict[str, Any], gguf_type: GgufType, importance: Importance | None = None
+) -> list[Tensor]:
     """The tensors of the file, in order."""
     layers, offset = config["num_hidden_layers"], config["family"].norm_offset
     sources: dict[str, Tensor] = {
@@ -104,14 +113,16 @@ def plan_tensors(folder: Path, config: dict[str, Any], gguf_type: GgufType) -> l
             raise BaseError(f"tensor {source} has no place in a GGUF file", fix="use an unchanged model")
         added = offset if source.endswith("norm.weight") else 0.0
         kind = gguf.GGMLQuantizationType.F32
-        sources[name] = Tensor(name, info.shape, kind, info, head_rows(source, config), added)
+        weights_C = (importance or {}).get(source.removesuffix(".weight"))
+        sources[name] = Tensor(name, info.shape, kind, info, head_rows(source, config), added, weights_C)
     shapes = {name: tensor.shape for name, tensor in sources.items()}
     grouped = config["num_key_value_heads"] != config["num_attention_heads"]
-    types = tensor_types(shapes, gguf_type, layers=layers, grouped=grouped)
+    types = tensor_types(shapes, gguf_type, layers=layers, grouped=grouped, weighted=importance is not None)
     return [replace(tensor, kind=types[name]) for name, tensor in sources.items()]
 
 
-def _append_data(out: Path, tensors: list[Tensor]) -> None:
+def append_data(out: Path, tensors: list[Tensor]) -> None:
+    """Write the numbers of tensors, in order, behind what the file has of them."""
     total, workers = sum(prod(tensor.shape) for tensor in tensors), os.cpu_count() or 1
     with out.open("ab") as file, ThreadPoolExecutor(workers) as pool, progress(f"writing {out.name}", total) as advance:
         for tensor in tensors:
@@ -129,7 +140,8 @@ def _append_data(out: Path, tensors: list[Tensor]) -> None:
 def _encoded(tensor: Tensor, rows: slice) -> NDArray[Any]:
     source = tensor.source
     if isinstance(source, TensorInfo):
-        numbers = to_f32(read_rows(source, rows.start, rows.stop), source.dtype)
+        stored = read_rows(source, rows.start, rows.stop)
+        numbers = to_single(stored) if source.dtype == "F16" else to_f32(stored, source.dtype)
     else:
         numbers = source[rows]
     if tensor.offset:
@@ -137,7 +149,8 @@ def _encoded(tensor: Tensor, rows: slice) -> NDArray[Any]:
     if tensor.head_rows:  # rotate-half pairs row i with i + d/2; llama.cpp wants a pair in neighbouring rows
         halves = numbers.reshape(-1, 2, tensor.head_rows // 2, *numbers.shape[1:])
         numbers = halves.swapaxes(1, 2).reshape(numbers.shape)
-    return np.ascontiguousarray(quantise_rows(numbers, tensor.kind, f"{tensor.name}, rows from {rows.start}"))
+    where = f"{tensor.name}, rows from {rows.start}"
+    return np.ascontiguousarray(quantise_rows(numbers, tensor.kind, where, tensor.importance_C))
 
 
 def _add_metadata(

@@ -34,14 +34,16 @@ class Engine(Client):
     patient = False
     """Whether it opens a file for which memory is short, which is read from disk for each token then."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is a setting of llama.cpp's own
         self, gguf: Path, *, threads: int, context: int, slots: int = 1,
         alias: str | None = None, chat: ChatConfig | None = None, own_sampling: bool = False,
+        adapter: Path | None = None,
     ) -> None:  # fmt: skip
         """Load `gguf`; `slots` conversations of `context` tokens each; `chat`: sampling where a request names none.
 
-        `own_sampling`: what the file's metadata say of sampling goes before `chat`. Raises BaseError for a file that is
-        no GGUF, is no model or cannot be loaded; ResourceError, before it is loaded, where memory is too short.
+        `own_sampling`: what the file's metadata say of sampling goes before `chat`. `adapter`: a GGUF file of one that
+        is put on the model. Raises BaseError for a file that is no GGUF, is no model or cannot be loaded;
+        ResourceError, before it is loaded, where memory is too short.
         """
         _check_version(xllamacpp.__version__)
         need_utf8(gguf)
@@ -65,6 +67,8 @@ class Engine(Client):
         if chat:
             params.sampling.temp, params.sampling.top_p = chat.temperature, chat.top_p
         params.sampling.user_sampling_config = 0 if own_sampling else EVERY_SAMPLER
+        if adapter:
+            params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
         try:
             self._server = xllamacpp.Server(params)
         except RuntimeError as error:

@@ -80,15 +80,21 @@ class Unavailable(Exception):  # noqa: N818 - no error: there is another way
 
 
 def sequence_logits(
-    gguf: Path, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], *, threads: int, window: Path
+    gguf: Path,
+    sequences: Sequence[tuple[Sequence[int], Sequence[int]]],
+    *,
+    threads: int,
+    window: Path,
+    adapter: Path | None = None,
 ) -> Iterator[Logits]:
     """Logits [C, V] of a GGUF file after places of token sequences, in order, a piece of a sequence at a time.
 
     A sequence is (its token ids, the places after which logits are wanted, rising). `window`: a file for them.
+    `adapter`: a GGUF file of one that is put on the model.
     Raises Unavailable before the first piece where the library is not known or not as it was; after it
     the error of a process that ended.
     """
-    job = {"gguf": str(gguf), "threads": threads, "window": str(window),
+    job = {"gguf": str(gguf), "threads": threads, "window": str(window), "adapter": str(adapter) if adapter else "",
            "sequences": [[list(map(int, part)) for part in sequence] for sequence in sequences]}  # fmt: skip
     with contextlib.closing(Child("tunesmith.inference.logits", job, gguf.name)) as child:
         try:
@@ -109,7 +115,8 @@ def compute(job: dict[str, Any]) -> None:
     """
     try:
         library = Library()
-        model = library.load(job["gguf"], max(len(ids) for ids, _ in job["sequences"]), job["threads"])
+        longest = max(len(ids) for ids, _ in job["sequences"])
+        model = library.load(job["gguf"], longest, job["threads"], job["adapter"])
     except (Unavailable, AttributeError, OSError) as error:  # no such function, no such file
         tell({"unavailable": str(error)})
         return
@@ -146,8 +153,11 @@ class Library:
         if found != [1, ctypes.addressof(token), None, None, None, None, None]:
             raise Unavailable(f"llama_batch does not lie in memory as declared: {found}")
 
-    def load(self, gguf: str, longest: int, threads: int) -> "Model":
-        """A file, and a context for sequences up to so many tokens. Raises BaseError where llama.cpp refuses them."""
+    def load(self, gguf: str, longest: int, threads: int, adapter: str = "") -> "Model":
+        """A file, with an adapter's, and a context for sequences up to so many tokens.
+
+        Raises BaseError where llama.cpp refuses them.
+        """
         params = self._c.llama_model_default_params()
         params.n_gpu_layers = 0
         model = self._c.llama_model_load_from_file(os.fsencode(gguf), params)
@@ -162,6 +172,11 @@ class Library:
         context = self._c.llama_init_from_model(model, wanted)
         if not context or self._c.llama_n_ctx(context) != wanted.n_ctx or self._c.llama_n_batch(context) != piece:
             raise BaseError(f"llama.cpp makes no context for {Path(gguf).name}", fix=MAKE_ANEW, where=gguf)
+        if adapter:
+            lora = _ptr(self._c.llama_adapter_lora_init(model, os.fsencode(adapter)))
+            whole = ctypes.c_float(1.0)  # of the scale that the file says
+            if not lora or self._c.llama_set_adapters_lora(context, ctypes.byref(lora), 1, ctypes.byref(whole)):
+                raise BaseError(f"llama.cpp cannot put {Path(adapter).name} on it", fix=MAKE_ANEW, where=adapter)
         return Model(self._c, context, vocabulary, piece)
 
     def _declare(self) -> None:
@@ -173,6 +188,8 @@ class Library:
             ("llama_model_get_vocab", [_ptr], _ptr), ("llama_vocab_n_tokens", [_ptr], _i32),
             ("llama_n_ctx", [_ptr], _u32), ("llama_n_batch", [_ptr], _u32),
             ("llama_batch_get_one", [_ptr, _i32], Batch), ("llama_decode", [_ptr, Batch], _i32),
+            ("llama_adapter_lora_init", [_ptr, ctypes.c_char_p], _ptr),
+            ("llama_set_adapters_lora", [_ptr, _ptr, _size, _ptr], _i32),
             ("llama_get_logits", [_ptr], _ptr), ("llama_get_memory", [_ptr], _ptr),
             ("llama_memory_clear", [_ptr, _bool], None), ("llama_log_set", [PrintLog, _ptr], None),
         ):  # fmt: skip

@@ -3,11 +3,12 @@
 import json
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from tunesmith.errors import ResumeError
-from tunesmith.model.lora import adapted_layers
+from tunesmith.model.lora import adapted_layers, attach
 from tunesmith.recipe import LoraConfig
 from tunesmith.weights.locate import LocatedBase
 
@@ -61,6 +62,18 @@ def save_adapter(folder: Path, checkpoint: Path, config: LoraConfig, base: Locat
     }
     (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
     (folder / WEIGHTS).write_bytes(save(tensors, {"format": "pt"}))
+
+
+def attach_saved(model: nn.Module, folder: Path, device: torch.device) -> None:
+    """Give the model, whose own weights need not be there, the adapter of a folder."""
+    settings = json.loads((folder / CONFIG).read_text())
+    config = LoraConfig(rank=settings["r"], alpha=settings["lora_alpha"], targets=tuple(settings["target_modules"]))
+    attach(model, config, seed=0)
+    for _, layer in adapted_layers(model):
+        for name in ("a_RI", "b_OR"):
+            empty = torch.empty(getattr(layer, name).shape, device=device)
+            setattr(layer, name, nn.Parameter(empty, requires_grad=False))
+    set_adapter(model, load_file(folder / WEIGHTS))
 
 
 def load_adapter(folder: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:

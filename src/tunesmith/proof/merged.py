@@ -7,22 +7,19 @@ Shapes: T tokens of all rows, D hidden width, C words of the vocabulary at a tim
 layer, R rank.
 """
 
-import json
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tunesmith.errors import BaseError, ProofError
-from tunesmith.model.adapter import CONFIG, WEIGHTS, load_adapter, set_adapter
+from tunesmith.model.adapter import attach_saved, load_adapter
 from tunesmith.model.base import decoder_layers
-from tunesmith.model.lora import adapted_layers, attach
+from tunesmith.model.lora import adapted_layers
 from tunesmith.model.streamed import StreamedModel, read_f32, roomiest
 from tunesmith.proof.sample import Sample, first_sample
-from tunesmith.recipe import LoraConfig
 from tunesmith.record import Proof
 from tunesmith.tokens.rows import TokenRows
 from tunesmith.weights.tensorfile import TensorInfo, pieces, read_index, read_rows
@@ -60,7 +57,7 @@ def prove_merged(base: Path, adapter: Path, merged: Path, held_out: TokenRows) -
         return [weights, *(Proof(name, None, limit, 0, reason) for name, limit in limits.items())]
     model.to(device)
     stored.to(device)
-    _attach(model, adapter)
+    attach_saved(model.model, adapter, device)
     wanted_TD = model.hidden(rows)
     for layer in decoder_layers(model.model):
         layer.register_forward_pre_hook(_merge)  # comes after the one that reads the layer's weights
@@ -138,18 +135,6 @@ def _first_rows(rows: TokenRows) -> list[list[int]]:
     """Token ids of the first rows, the beginning of each."""
     spans = [(int(rows.offsets_N1[row]), int(rows.offsets_N1[row + 1])) for row in range(min(ROWS, len(rows)))]
     return [rows.tokens_T[start : min(stop, start + LONGEST)].tolist() for start, stop in spans]
-
-
-def _attach(model: StreamedModel, adapter: Path) -> None:
-    """Give the model the adapter of a folder."""
-    settings = json.loads((adapter / CONFIG).read_text())
-    config = LoraConfig(rank=settings["r"], alpha=settings["lora_alpha"], targets=tuple(settings["target_modules"]))
-    attach(model.model, config, seed=0)
-    for _, layer in adapted_layers(model.model):
-        for name in ("a_RI", "b_OR"):
-            empty = torch.empty(getattr(layer, name).shape, device=model.device)
-            setattr(layer, name, nn.Parameter(empty, requires_grad=False))
-    set_adapter(model.model, load_file(adapter / WEIGHTS))
 
 
 def _merge(layer: nn.Module, arguments: Any) -> None:

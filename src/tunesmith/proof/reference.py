@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tunesmith.errors import BaseError, ProofError
 from tunesmith.files import write_all
+from tunesmith.model.adapter import attach_saved
 from tunesmith.model.streamed import StreamedModel, roomiest
 from tunesmith.proof.sample import HeldOutLoss, Row, Sample
 
@@ -47,20 +48,23 @@ class Reference:
         self._file.close()
 
 
-def store_model(folder: Path, sample: Sample, reference: Reference) -> str:
+def store_model(folder: Path, sample: Sample, reference: Reference, adapter: Path | None = None) -> str:
     """Write the log-probabilities of a Hugging Face folder's model, by transformers in fp32, to the reference.
 
-    Returns why there are none, empty where there are. Raises ProofError where the model computes no numbers.
+    `adapter`: a folder of one that is put on it. Returns why there are none, empty where there are. Raises ProofError
+    where the model computes no numbers.
     """
-    pieces = model_logprobs(folder, sample)
+    pieces = model_logprobs(folder, sample, adapter)
     if isinstance(pieces, str):
         return pieces
     targets_S, nats, start = torch.from_numpy(sample.targets_S), list[Tensor](), 0
     for logprobs_CV in pieces:
         part = slice(start, start + len(logprobs_CV))
         if (bad_C := ~logprobs_CV.isfinite().all(dim=1)).any():
-            what = f"the merged model gives no numbers at {sample.place(start + int(bad_C.int().argmax()))}"
-            raise ProofError(what, fix="delete model/ and run again", where=str(folder))
+            whose = "base with the adapter" if adapter else "merged model"
+            what = f"the {whose} gives no numbers at {sample.place(start + int(bad_C.int().argmax()))}"
+            fix = "train with a lower train.lr; see the loss" if adapter else "delete model/ and run again"
+            raise ProofError(what, fix=fix, where=str(folder))
         reference.write(start, logprobs_CV)
         nats.append(-logprobs_CV.gather(1, targets_S[part, None])[:, 0])
         start = part.stop
@@ -69,8 +73,11 @@ def store_model(folder: Path, sample: Sample, reference: Reference) -> str:
 
 
 @torch.no_grad()
-def model_logprobs(folder: Path, sample: Sample) -> Iterator[Tensor] | str:
-    """Log-probabilities [C, V] at all positions, a piece at a time, or why there are none: memory, or the model."""
+def model_logprobs(folder: Path, sample: Sample, adapter: Path | None = None) -> Iterator[Tensor] | str:
+    """Log-probabilities [C, V] at all positions, a piece at a time, or why there are none: memory, or the model.
+
+    `adapter`: a folder of one that is put on it.
+    """
     passes = list(_passes(sample))
     try:
         model = StreamedModel(folder)
@@ -80,6 +87,8 @@ def model_logprobs(folder: Path, sample: Sample) -> Iterator[Tensor] | str:
     if device is None:
         return reason
     model.to(device)
+    if adapter:
+        attach_saved(model.model, adapter, device)
     return _logprobs(model, torch.cat([_at_places(model, rows) for rows in passes]))
 
 

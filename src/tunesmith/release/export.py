@@ -7,15 +7,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tunesmith.console import say
+from tunesmith.console import say, warn
 from tunesmith.decides import gguf_needs
+from tunesmith.errors import ResourceError
 from tunesmith.files import PROOFS, finish, finished, scratch_folder, write_file
+from tunesmith.gguf.quantise import takes_importance
 from tunesmith.gguf.write import About, expected_bytes, write_gguf
 from tunesmith.machine import need_disk
+from tunesmith.model.importance import Importance, gather_importance
 from tunesmith.proof.gguf import prove_gguf
 from tunesmith.recipe import GgufType, Recipe
 from tunesmith.record import Proof, Record, read_record
+from tunesmith.release.adapter_gguf import make_adapter_gguf, prove_adapter
+from tunesmith.release.modelfile import MODELFILE, make_modelfile
 from tunesmith.runs import Run, commit_stage
+from tunesmith.tokens.rows import load_rows
 from tunesmith.tokens.template import end_of_turn_id
 from tunesmith.tokens.tokenizer import load_tokenizer
 from tunesmith.weights.locate import LocatedBase
@@ -29,7 +35,19 @@ def export(recipe: Recipe, run: Run, base: LocatedBase) -> tuple[Record, bool]:
     """
     types: list[GgufType] = ["F16", *(kind for kind in recipe.export.gguf if kind != "F16")]
     names = {kind: run.gguf_file(recipe.name, kind).name for kind in types}
+    lora = run.adapter_gguf(recipe.name).name
     written: dict[str, dict[str, Any]] = {}
+
+    @cache
+    def importance() -> tuple[Importance, int] | None:
+        say("export: gathering the importance matrix on training conversations")
+        try:
+            return gather_importance(run.model, load_rows(run.data)[0])
+        except ResourceError as error:
+            if recipe.export.importance == "on":
+                raise
+            warn(f"{error.what}: files are quantised without")
+            return None
 
     @cache
     def about() -> About:  # only of a model that is as it was written, which commit_stage sees to
@@ -41,10 +59,14 @@ def export(recipe: Recipe, run: Run, base: LocatedBase) -> tuple[Record, bool]:
         need_disk(run.path, sum(expected_bytes(run.model, kind) for kind in left), "export")
         for kind in types:
             if kind in left:
-                _write(run.model, draft / names[kind], kind, about())
+                weights = importance() if takes_importance(kind, recipe.export.importance) else None
+                _write(run.model, draft / names[kind], kind, about(), weights)
             else:
                 say(f"export: {names[kind]} was finished before")
             written[kind] = finished(draft)[names[kind]]["facts"]
+        if recipe.export.adapter and lora not in finished(draft):
+            make_adapter_gguf(recipe, run, base, draft / lora, about())
+        make_modelfile(recipe, run.model, draft / MODELFILE)
         return {"files": written}
 
     def prove(folder: Path) -> list[Proof]:
@@ -53,6 +75,7 @@ def export(recipe: Recipe, run: Run, base: LocatedBase) -> tuple[Record, bool]:
             f16 = _f16(run, folder / names["F16"], scratch, about)
             paths = {kind: folder / names[kind] for kind in types} | {"F16": f16}
             measured, proofs = prove_gguf(recipe, run, paths, scratch)
+            proofs += prove_adapter(recipe, run, base, folder / lora, scratch)
         for proof in proofs:
             if proof.limit is not None:
                 say(f"export: {proof}")
@@ -67,10 +90,12 @@ def export(recipe: Recipe, run: Run, base: LocatedBase) -> tuple[Record, bool]:
     return commit_stage(run.gguf, *gguf_needs(recipe, run, base.digest), work, prove)
 
 
-def _write(model: Path, path: Path, kind: GgufType, about: About) -> None:
-    """Write one GGUF file, and note that it is finished."""
+def _write(model: Path, path: Path, kind: GgufType, about: About, weights: tuple[Importance, int] | None) -> None:
+    """Write one GGUF file, and note that it is finished. `weights`: importance, and the tokens it is from."""
     started = time.monotonic()
-    facts = write_gguf(model, path, kind, about)
+    facts = write_gguf(model, path, kind, about, weights[0] if weights else None)
+    if weights:
+        facts["importance_tokens"] = weights[1]
     facts["write_s"] = round(time.monotonic() - started, 1)
     odd = facts["fallbacks"]
     note = f"; {odd} tensors have rows that fit no K-quant and are larger types" if odd else ""

@@ -1,0 +1,49 @@
+"""The Modelfile of a run: what its own chat template, recipe and tokenizer say, for gguf/modelfile.py."""
+
+from pathlib import Path
+
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from tunesmith.console import warn
+from tunesmith.gguf.families import read_config
+from tunesmith.gguf.modelfile import UNTRANSLATED, Messages, Render, modelfile
+from tunesmith.recipe import Recipe
+from tunesmith.tokens.template import end_of_turn_id, render
+from tunesmith.tokens.tokenizer import load_tokenizer
+
+MODELFILE = "Modelfile"
+
+
+def make_modelfile(recipe: Recipe, model: Path, path: Path) -> None:
+    """Write the Modelfile of the merged folder's GGUF, and say where its chat template could not be translated."""
+    longest = read_config(model)["max_position_embeddings"]
+    text = modelfile_of(recipe, model, longest)
+    if UNTRANSLATED in text:
+        warn(f"{path.name} has no TEMPLATE: Ollama uses this chat template only if it is near one that it knows")
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def modelfile_of(recipe: Recipe, model: Path, longest: int) -> str:
+    """The text for the file that `evaluate` asks. `model`: the merged folder; `longest`: tokens that it knows."""
+    tokenizer, chat = load_tokenizer(model), recipe.chat
+    ends = [tokenizer.convert_ids_to_tokens(end_of_turn_id(tokenizer)), tokenizer.eos_token]
+    said = {"temperature": chat.temperature, "top_p": chat.top_p, "num_ctx": min(chat.context, longest)}
+    stops = list(dict.fromkeys(str(end) for end in ends if end))
+    return modelfile(
+        f"{recipe.name}-{recipe.evaluate.gguf}.gguf", renderer(tokenizer, recipe.data.date), said, chat.system, stops
+    )
+
+
+def renderer(tokenizer: PreTrainedTokenizerBase, date: str) -> Render:
+    """How a tokenizer's chat template renders a conversation, less a start token that llama.cpp adds itself."""
+    adds = tokenizer("A text")["input_ids"] != tokenizer("A text", add_special_tokens=False)["input_ids"]
+
+    def rendered(messages: Messages, start: bool) -> str | None:
+        try:
+            text = render(tokenizer, messages, system=None, date=date, add_generation_prompt=start)
+        except TemplateError:
+            return None
+        return text.removeprefix(str(tokenizer.bos_token)) if adds and tokenizer.bos_token else text
+
+    return rendered
