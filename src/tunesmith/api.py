@@ -16,6 +16,7 @@ from tunesmith.errors import RecipeError, ResumeError, TunesmithError
 if TYPE_CHECKING:
     from tunesmith.pipeline import Result
     from tunesmith.recipe import Recipe
+    from tunesmith.release.space.folder import Shipped
     from tunesmith.runs import Run
     from tunesmith.server.handle import Chat, Served
 
@@ -158,6 +159,19 @@ def to_serve(model: Path, gguf: str | None, changes: Sequence[str]) -> "Served":
         raise ResumeError(f"there is no {file}; this run has {known or 'no GGUF file'}", fix=fix)
     _say_what_is_old(recipe, run, file, changes)
     return Served(file, recipe.name, recipe.chat)
+
+
+def to_ship(model: Path, gguf: str | None) -> "Shipped":
+    """What a Space is made of, and what it is asked. Raises as `to_serve`."""
+    from tunesmith.decides import prompts_of
+    from tunesmith.recipe import EvaluateConfig
+    from tunesmith.release.space.folder import Shipped
+
+    served = to_serve(model, gguf, ())
+    recipe, run = opened(model) if model.is_dir() else (None, None)
+    asked = recipe.evaluate if recipe else EvaluateConfig()
+    base = (recipe.base if not Path(recipe.base).exists() else Path(recipe.base).name) if recipe else ""
+    return Shipped(served.gguf, served.alias, model, prompts_of(asked), asked.max_tokens, run=run, base=base)
 
 
 def _refuse_no_run(model: Path) -> None:

@@ -161,6 +161,21 @@ def chat(
 
 
 @app.command()
+def space(
+    model: Annotated[Path, typer.Argument(metavar="RUN_OR_GGUF", help="The folder of a run, or a GGUF file.")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="Write the Space here.")] = None,
+    gguf: Annotated[str | None, typer.Option(metavar="TYPE", help="F16, Q8_0 or Q4_K_M.")] = None,
+    attempt: Annotated[bool, typer.Option("--try", help="Do its steps here, and measure its speed.")] = False,
+) -> None:
+    """A chatbot for a free Space of the Hub, on two CPUs."""
+    _begin("space", f"reading {model}")
+    from tunesmith.api import to_ship
+    from tunesmith.release.space.verb import space as make
+
+    make(to_ship(model, gguf), out, attempt=attempt)
+
+
+@app.command()
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Folders of runs; `base` is the untouched base.")],
     report: Annotated[str | None, typer.Option(metavar="PATH", help="Default: report.html in the first run.")] = None,
