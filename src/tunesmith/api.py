@@ -99,6 +99,37 @@ def compare(runs: Sequence[Named] | Named, report: Named | None = None, *, measu
     return path
 
 
+def publish(
+    run: Named, changes: Sequence[str] = (), *, send: bool = False, overwrite: bool = False, cards: Named | None = None
+) -> str:
+    """What publishing a run on the Hub would do, as its recipe and `changes` (publish.to=USER/NAME) say; with `send` it
+    is done, and the text says where it is.
+
+    `overwrite`: also into repositories that this run did not make, or that have moved on. `cards`: a new folder for the
+    cards, to be read before. Raises TunesmithError.
+    """
+    from tunesmith.console import say
+    from tunesmith.pipeline import locked
+    from tunesmith.release.publish import how_to, make_plan, write_drafts
+    from tunesmith.release.upload import upload
+
+    recipe, place = opened(run, changes)
+    place.refuse_none()
+    with locked(place):
+        plan = make_plan(recipe, place)
+        if cards:
+            write_drafts(plan, Path(cards))
+        lines = list(plan.lines())
+        if not send:
+            said = f"cards: {cards}" if cards else "to read the cards first: --cards FOLDER"
+            return "\n".join(
+                ["nothing is sent yet; this would be published:", *lines, said, f"to do it: {how_to(plan, recipe)}"]
+            )
+        for line in lines:
+            say(line)
+        return "\n".join(upload(plan, overwrite))
+
+
 def opened(target: "Recipe | Named", changes: Sequence[str] = (), run_dir: Named | None = None) -> "tuple[Recipe, Run]":
     """The recipe and run folder that are named: by a recipe, its file, or a run folder with its recipe.yaml."""
     from tunesmith.decides import kept_recipe

@@ -191,6 +191,33 @@ def compare(
 
 
 @app.command()
+def publish(  # noqa: PLR0913, PLR0917 - a command has the options that it has
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
+    to: Annotated[str | None, typer.Option("--to", metavar="USER/NAME", help="Default: publish.to.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Publish; without it nothing is sent.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="For everybody to see; private otherwise.")] = False,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="PART", help="model, lora or gguf; may be repeated.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Also where others have written since, or made the repository.")
+    ] = False,
+    cards: Annotated[
+        Path | None, typer.Option("--cards", metavar="FOLDER", help="Write the model cards there, to read them.")
+    ] = None,
+    changes: Changes = None,
+) -> None:
+    """Model, adapter and GGUF to the Hugging Face Hub, with a model card; a dry run unless --yes."""
+    _begin("publish", f"reading {run}")
+    from tunesmith.api import publish as send
+
+    own = [f"publish.to={to}"] if to else []
+    own += ["publish.public=true"] if public else []
+    own += [f"publish.parts=[{','.join(only)}]"] if only else []
+    _print(send(run, [*own, *(changes or ())], send=yes, overwrite=overwrite, cards=cards))
+
+
+@app.command()
 def check(
     recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="A recipe file.")] = None,
     changes: Changes = None,

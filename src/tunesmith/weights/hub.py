@@ -14,13 +14,13 @@ from huggingface_hub.errors import (
 
 from tunesmith.boundary import explained, is_of_this_machine
 from tunesmith.errors import BaseError, ResourceError
-from tunesmith.weights.small_files import CONFIG
+from tunesmith.weights.small_files import CARD, CONFIG, LICENCE_FILES
 from tunesmith.weights.tensorfile import weight_files
 
 TIMEOUT_S = 10  # to get an answer at all; a Hub that is slower than this is as good as not there
 COMMIT = re.compile("[0-9a-f]{40}")
 
-SMALL = ["*.json", "*.jinja", "tokenizer.model", "README.md"]
+SMALL = ["*.json", "*.jinja", "tokenizer.model", CARD, *LICENCE_FILES]
 NOT_NEEDED = ["consolidated*", "[!a]*/*", "a[!d]*/*", "ad[!d]*/*"]
 # such names and folders hold the same weights in other forms; but additional_chat_templates/ is looked at
 

@@ -1,0 +1,185 @@
+"""What publish.py has planned, onto the Hub: files first, each once, then one commit that has them all.
+
+What this run has published is kept in its published.json: by it a repository that others have written to since, or
+made, is known and left alone. A repository is never half of one state and half of another: until its commit nothing of
+it is seen.
+"""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, constants
+from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.hf_api import RepoFile
+
+from tunesmith import __version__
+from tunesmith.console import progress, say
+from tunesmith.errors import PublishError, ResumeError
+from tunesmith.files import write_file
+from tunesmith.json_file import OTHER_JSON, json_object
+from tunesmith.release.hub_client import AGAIN, HubClient, Upload, addition
+from tunesmith.release.publish import Plan, Repository, Sent
+from tunesmith.runs import Run
+
+ATTRIBUTES = ".gitattributes"
+"""What the Hub itself puts into a repository that is new."""
+ALWAYS_LFS = 10_000_000
+"""Bytes from which on a file is a large one, on the Hub, whatever is in it: git takes none of these."""
+LOOK = "look at it on the Hub; --overwrite goes on, and keeps what else is there"
+
+
+def upload(plan: Plan, overwrite: bool = False) -> list[str]:
+    """Send what is planned; one line for each repository. Raises PublishError.
+
+    `overwrite`: also into a repository that this run did not make, or that has moved on since.
+    """
+    hub = HubClient()
+    _refuse_other_account(hub, plan)
+    states = [(repository, _state(hub, plan, repository, overwrite)) for repository in plan.repositories]
+    return [_published(hub, plan, repository, state) for repository, state in states]
+
+
+def published(run: Run) -> dict[str, Any]:
+    """What this run has published: repository -> its last commit and the digests of its files."""
+    try:
+        return dict(json_object(run.published.read_bytes())["repositories"]) if run.published.exists() else {}
+    except OTHER_JSON as error:
+        fix = "move it elsewhere; --overwrite then goes on with the repositories that are there"
+        raise ResumeError(f"{run.published} is damaged", fix=fix) from error
+
+
+def stands_published(plan: Plan) -> bool:
+    """Whether this run's record says that just these files are on the Hub, in all repositories."""
+    known = published(plan.run)
+    return all(
+        (said := known.get(repository.id, {})).get("commit") and said.get("endpoint") == constants.ENDPOINT
+        and said.get("files") == _digests(repository) and said.get("private") is not plan.public
+        for repository in plan.repositories
+    )  # fmt: skip
+
+
+def _digests(repository: Repository) -> dict[str, str]:
+    return {file.name: file.sha256 for file in repository.files}
+
+
+def _keep(run: Run, id: str, **said: Any) -> None:
+    """Write into the run what is known of a repository."""
+    known = published(run)
+    known[id] = known.get(id, {}) | said | {"endpoint": constants.ENDPOINT}
+    text = json.dumps({"made_by": f"tunesmith {__version__}", "repositories": known}, indent=1) + "\n"
+    write_file(run.published, text)
+
+
+def _refuse_other_account(hub: HubClient, plan: Plan) -> None:
+    """Raise PublishError, before anything is made, for an account that the token cannot write to."""
+    who = hub.call("asking the Hub whose token this is", hub.api.whoami)
+    owner = plan.repositories[0].id.partition("/")[0]
+    accounts = [who["name"], *(each.get("name", "") for each in who.get("orgs", []))]
+    if owner not in accounts:
+        what = f"the token is of {who['name']}, who is neither {owner} nor in an organisation of that name"
+        raise PublishError(what, fix=f"name one of {', '.join(accounts)} in --to, or use a token of {owner}")
+    if who.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        what = f"the token of {who['name']} may only read"
+        raise PublishError(what, fix="make one that may write at https://huggingface.co/settings/tokens")
+
+
+def _state(hub: HubClient, plan: Plan, repository: Repository, overwrite: bool) -> Mapping[str, Any] | None:
+    """What is in a repository now: {"head", "private", "tree"}; None if there is none. Raises PublishError.
+
+    That is where it is another's, has moved on, or is seen by more than it should be.
+    """
+    id, asked = repository.id, f"looking at {repository.id}"
+    try:
+        info = hub.call(asked, lambda: hub.api.model_info(id))
+    except RepositoryNotFoundError:
+        return None
+    entries = hub.call(asked, lambda: list(hub.api.list_repo_tree(id, recursive=True)))
+    tree = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+    known = published(plan.run).get(id, {})
+    ours = known.get("endpoint") == constants.ENDPOINT
+    unmoved = ours and (info.sha == known.get("commit") or (not known.get("commit") and not tree.keys() - {ATTRIBUTES}))
+    if not unmoved and not _holds(tree, repository) and not overwrite:
+        if not ours:
+            raise PublishError(f"{id} is there already, and this run did not make it", fix=LOOK)
+        since = f"since this run published {known['commit'][:8]}" if known.get("commit") else "since this run made it"
+        raise PublishError(f"{id} has moved on {since}: it is at {str(info.sha)[:8]}", fix=LOOK)
+    if not info.private and not plan.public:
+        what = f"{id} is public on the Hub, and was to be published privately"
+        raise PublishError(what, fix="say --public, or make it private in its settings there")
+    return {"head": info.sha, "private": bool(info.private), "tree": tree}
+
+
+def _holds(tree: Mapping[str, RepoFile], repository: Repository) -> bool:
+    """Whether a repository holds all these files as they are: then it is as this run left it."""
+    return all(file.name in tree and _is_same(tree[file.name], file) for file in repository.files)
+
+
+def _is_same(there: RepoFile, file: Sent) -> bool:
+    """Whether a file on the Hub has these bytes, by the sha256 of a large one, and git's own digest of a small one."""
+    if there.lfs:
+        return bool(there.lfs.sha256 == file.sha256)
+    if there.size != file.size:
+        return False
+    content = file.read()
+    return bool(there.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest())
+
+
+def _published(hub: HubClient, plan: Plan, repository: Repository, state: Mapping[str, Any] | None) -> str:
+    """Do one repository; what is to be said of it."""
+    id, run = repository.id, plan.run
+    if state is None:
+        _keep(run, id, commit=None, files={}, private=not plan.public)  # first: a kill now leaves it known as ours
+        hub.call(f"making {id}", lambda: hub.api.create_repo(id, private=not plan.public))
+        head = hub.call(f"looking at {id}", lambda: hub.api.model_info(id)).sha
+        state = {"head": head, "private": not plan.public, "tree": {}}
+    gone = sorted(
+        published(run).get(id, {}).get("files", {}).keys() - _digests(repository).keys() & state["tree"].keys()
+    )
+    head, how = state["head"], "already there"
+    if gone or not _holds(state["tree"], repository):
+        head, how = _commit(hub, repository, state, gone), "published"
+    if plan.public and state["private"]:
+        hub.call(f"making {id} public", lambda: hub.api.update_repo_settings(id, private=False))
+    _keep(run, id, commit=head, files=_digests(repository), private=not plan.public)
+    size = f"{len(repository.files)} files, {repository.size / 1e6:,.1f} MB"
+    return f"{how}: {constants.ENDPOINT}/{id} ({plan.visibility}), {size}, commit {head}"
+
+
+def _commit(hub: HubClient, repository: Repository, state: Mapping[str, Any], gone: list[str]) -> str:
+    """Send the files that are not there, one after the other, then commit all at once; the commit."""
+    id = repository.id
+    left = [file for file in repository.files if not (
+        file.name in state["tree"] and _is_same(state["tree"][file.name], file))]  # fmt: skip
+    with contextlib.ExitStack() as opened:
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [CommitOperationDelete(name) for name in gone]
+        for file in left:
+            operations.append(_sent(hub, id, file, opened))
+        done = hub.call(
+            f"committing {id}",
+            lambda: hub.api.create_commit(
+                id, operations, commit_message=f"Published by tunesmith {__version__}", parent_commit=state["head"]
+            ),
+        )
+    return str(done.oid)
+
+
+def _sent(hub: HubClient, id: str, file: Sent, opened: contextlib.ExitStack) -> CommitOperationAdd:
+    """Send one file, where it is a large one that the Hub does not have; what the commit says of it."""
+    source = opened.enter_context(Upload(file.path)) if file.path else file.content
+    operation = addition(file.name, source)
+    if operation.upload_info.sha256.hex() != file.sha256:
+        what = f"{file.path} is not as it was written: it was changed just now"
+        raise ResumeError(what, fix=f"put it back, or make it anew; then {AGAIN}")
+    asked = f"sending {file.name} to {id}"
+    if not isinstance(source, Upload):
+        hub.call(asked, lambda: hub.api.preupload_lfs_files(id, [operation], free_memory=False))
+        return operation
+    before = source.bytes_read
+    with progress(f"{id}: {file.name}", file.size / 1e6, unit="MB") as source.told:
+        hub.call(asked, lambda: hub.api.preupload_lfs_files(id, [operation], free_memory=False))
+    if source.bytes_read > before or file.size >= ALWAYS_LFS:
+        say(f"publish: {id}: {file.name} {'sent' if source.bytes_read > before else 'was there already'}")
+    return operation
