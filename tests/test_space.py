@@ -127,15 +127,18 @@ def test_the_dockerfile_needs_no_root_compiles_nothing_and_finds_its_files(alone
     assert all(len(str(value)) <= 60 for value in front_matter((space / "README.md").read_text()).values())
 
 
-def test_a_published_model_is_fetched_by_commit_and_digest(alone, tmp_path):
+def test_a_published_model_is_fetched_by_commit_and_digest(alone, tmp_path, capsys):
     place = f"me/demo-GGUF/resolve/{'a' * 40}/demo.gguf"
-    model = make_space(shipped(alone.gguf, "demo", published=place, licence="apache-2.0"), tmp_path / "space")
+    more = {"licence": {"license": "apache-2.0"}, "duties": ["Built with Llama"], "texts": {"NOTICE": b"so it is"}}
+    model = make_space(shipped(alone.gguf, "demo", published=place, private=True, **more), tmp_path / "space")
+    assert "secret HF_TOKEN that may read it" in capsys.readouterr().err
     assert not list((tmp_path / "space").glob("*.gguf"))
     steps = dockerfile.steps((tmp_path / "space" / "Dockerfile").read_text())
     (step,) = [step for step in steps if "space.fetch" in step.text]
     assert step.text.split()[-3:] == [place, hashlib.sha256(GGUF).hexdigest(), model.file]
     assert step.flags == (("mount", "type=secret,id=HF_TOKEN,mode=0444,required=false"),)
-    front = front_matter((tmp_path / "space" / "README.md").read_text())
+    front = front_matter(page := (tmp_path / "space" / "README.md").read_text())
+    assert "\nBuilt with Llama\n" in page and (tmp_path / "space" / "NOTICE").read_bytes() == b"so it is"
     assert front["models"] == ["me/demo-GGUF"] and front["license"] == "apache-2.0"
 
 

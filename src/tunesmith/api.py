@@ -197,12 +197,14 @@ def to_ship(model: Path, gguf: str | None) -> "Shipped":
     from tunesmith.decides import prompts_of
     from tunesmith.recipe import EvaluateConfig
     from tunesmith.release.space.folder import Shipped
+    from tunesmith.release.space.origin import of_run
 
     served = to_serve(model, gguf, ())
-    recipe, run = opened(model) if model.is_dir() else (None, None)
-    asked = recipe.evaluate if recipe else EvaluateConfig()
-    base = (recipe.base if not Path(recipe.base).exists() else Path(recipe.base).name) if recipe else ""
-    return Shipped(served.gguf, served.alias, model, prompts_of(asked), asked.max_tokens, run=run, base=base)
+    if model.is_file():
+        asked = EvaluateConfig()
+        return Shipped(served.gguf, served.alias, model, prompts_of(asked), asked.max_tokens)
+    recipe, run = opened(model)
+    return of_run(recipe, run, served.gguf, gguf or "")
 
 
 def _refuse_no_run(model: Path) -> None:

@@ -20,9 +20,14 @@ PIECE_BYTES = 1 << 20
 TOKEN = "if the repository is private, add a token that may read it to the Space's secrets as HF_TOKEN"
 
 
+def endpoint() -> str:
+    """Where the Hub is; the variable HF_ENDPOINT names another than the public one."""
+    return os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
+
+
 def fetch(path: str, sha256: str, target: Path) -> None:
     """Fetch a file into `target`, which is whole or absent. Raises BaseError if it cannot be had or is another one."""
-    request = urllib.request.Request(f"{os.environ.get('HF_ENDPOINT', HUB).rstrip('/')}/{path}")
+    request = urllib.request.Request(f"{endpoint()}/{path}")
     token = SECRET.read_text().strip() if SECRET.is_file() else os.environ.get("HF_TOKEN", "")
     if token:  # not to be sent on to the host of large files, which an address of the answer names
         request.add_unredirected_header("Authorization", f"Bearer {token}")

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,17 @@ class Shipped:
     max_tokens: int
     run: Run | None = None
     base: str = ""
-    licence: str = ""
+    licence: Mapping[str, str] = field(default_factory=dict)
+    duties: Sequence[str] = ()
+    """Sentences that the licence of the base asks for on the Space's page."""
+    texts: Mapping[str, bytes] = field(default_factory=dict)
+    """Files that it asks to go along, by name."""
+    chosen: str = ""
+    """The type that the user has chosen with --gguf."""
     published: str = ""
     """Path of the same file on the Hub, USER/NAME/resolve/COMMIT/FILE, where it is published."""
+    private: bool = False
+    """Whether only who has a token may fetch it there."""
 
 
 def make_space(shipped: Shipped, folder: Path, address: str = "") -> Model:
@@ -64,6 +72,7 @@ def make_space(shipped: Shipped, folder: Path, address: str = "") -> Model:
         WHEEL: wheel(),
         ".gitattributes": texts.ATTRIBUTES.encode(),
         ".dockerignore": texts.IGNORED.encode(),
+        **shipped.texts,
     }
     if not model.published:
         files[model.file] = shipped.gguf
@@ -146,7 +155,7 @@ def _looked_at(shipped: Shipped) -> Model:
     if size > MOST_BYTES:
         what = f"{shipped.gguf} has {size / 1e9:.1f} GB, and a free Space has 16 GB of memory for it and its context"
         raise ResourceError(what, fix=f"choose a smaller type with --gguf; at most {MOST_BYTES / 1e9:.0f} GB fit")
-    read_singles(shipped.gguf)
+    said = read_singles(shipped.gguf)
     digest, proofs, unproved = digest_file(shipped.gguf), [], []
     for folder in (shipped.run.model, shipped.run.gguf) if shipped.run else ():
         if record := read_record(folder):
@@ -168,8 +177,14 @@ def _looked_at(shipped: Shipped) -> Model:
         warn(f"{what}: publish the model first, and the Space fetches it; or choose a smaller type with --gguf")
     return Model(
         name=shipped.name, file=plain(shipped.gguf.stem) + ".gguf", sha256=digest, file_bytes=size, base=shipped.base,
-        published=shipped.published, licence=shipped.licence, proofs=proofs, unproved=unproved,
+        published=shipped.published, private=shipped.private, licence=dict(shipped.licence) or _own_licence(said),
+        duties=list(shipped.duties), proofs=proofs, unproved=unproved,
     )  # fmt: skip
+
+
+def _own_licence(said: Mapping[str, Any]) -> dict[str, str]:
+    """The licence that the file's own metadata name."""
+    return {"license": str(said["general.license"])} if said.get("general.license") else {}
 
 
 def _is_of_another(proof: str, gguf: Path, record: Record) -> bool:
@@ -217,5 +232,5 @@ def _say_made(folder: Path, model: Model, made: Mapping[str, Any]) -> None:
     total = sum(entry["bytes"] for entry in made.values())
     say(f"space: {len(made)} files, {total / 1e6:,.0f} MB, in {folder}")
     if model.published:
-        secret = "if that is private, give the Space a secret HF_TOKEN that may read it"
-        say(f"space: {model.file} is fetched from {model.repository} as the Space is built; {secret}")
+        secret = "; that is private: give the Space a secret HF_TOKEN that may read it" if model.private else ""
+        say(f"space: {model.file} is fetched from {model.repository} as the Space is built{secret}")

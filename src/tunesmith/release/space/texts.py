@@ -4,7 +4,7 @@ import json
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
@@ -35,8 +35,12 @@ class Model:
     published: str = ""
     """Path on the Hub, USER/NAME/resolve/COMMIT/FILE; empty: the file is in the Space itself."""
     base: str = ""
-    licence: str = ""
-    """The Hub's name of it, such as apache-2.0."""
+    licence: Mapping[str, str] = field(default_factory=dict)
+    """What the Hub's settings say of it, such as {"license": "apache-2.0"}."""
+    duties: Sequence[str] = ()
+    """Sentences that the licence of the base asks for."""
+    private: bool = False
+    """Whether the published file is to be fetched with a token."""
     proofs: Sequence[str] = ()
     unproved: Sequence[str] = ()
 
@@ -101,7 +105,7 @@ def readme(model: Model, tried: Mapping[str, Any] | None, address: str = "") -> 
         "title": model.name, "emoji": "\N{SPEECH BALLOON}", "colorFrom": "gray", "colorTo": "blue", "sdk": "docker",
         "app_port": PORT, "short_description": f"Chat with {model.name} on two CPUs"[:SHORT], "pinned": False,
     }  # fmt: skip
-    front |= {"license": model.licence} if model.licence else {}
+    front |= model.licence
     front |= {"models": [model.repository]} if model.repository else {}
     head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
     parts = [
@@ -123,7 +127,7 @@ def _about(model: Model) -> str:
         *([("base", f"`{model.base}`")] if model.base else []),
         ("made by", f"tunesmith {__version__}; served by llama.cpp, without a GPU"),
     ]
-    return _table(("", ""), rows)
+    return _table(("", ""), rows) + "".join(f"\n{duty}\n" for duty in model.duties)
 
 
 def _speed(tried: Mapping[str, Any] | None) -> str:

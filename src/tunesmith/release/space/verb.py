@@ -25,7 +25,10 @@ def space(shipped: Shipped, out: Path | None, *, attempt: bool = False) -> None:
         keep_tried(out, tried)
         say(f"space: {tried_in_words(tried)}; written to {out / 'README.md'}")
     else:
-        say(f"space: `{to_type('space', shipped.source, '--out', out, '--try')}` does its steps here, without Docker")
+        chosen = ["--gguf", shipped.chosen] if shipped.chosen else []
+        say(
+            f"space: `{to_type('space', shipped.source, *chosen, '--out', out, '--try')}` does its steps here, without Docker"
+        )
     say(f"next: make an empty Space with the SDK Docker at {NEW}, then put these files into it:")
     say("      git clone https://huggingface.co/spaces/USER/NAME my-space")
     say(f"      cp -r {shlex.quote(str(out))}/. my-space && cd my-space && git lfs install && git add .")

@@ -1,0 +1,69 @@
+"""What a run's Space is made of: its GGUF file, where that is published, and what the licence of its base asks."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tunesmith.console import warn
+from tunesmith.decides import prompts_of
+from tunesmith.errors import TunesmithError
+from tunesmith.files import digest_file
+from tunesmith.gguf.read import convert
+from tunesmith.json_file import OTHER_JSON, json_object
+from tunesmith.recipe import Recipe
+from tunesmith.release.licences import Terms, terms_of
+from tunesmith.release.space.fetch import HUB, endpoint
+from tunesmith.release.space.folder import Shipped
+from tunesmith.runs import Run
+from tunesmith.weights.locate import small_files
+
+
+def of_run(recipe: Recipe, run: Run, gguf: Path, chosen: str) -> Shipped:
+    """A run's file, by reference where the run has published just these bytes."""
+    terms = _terms(recipe)
+    place, private = published_at(run, gguf)
+    base = Path(recipe.base).name if Path(recipe.base).exists() else recipe.base
+    return Shipped(
+        gguf, recipe.name, run.path, prompts_of(recipe.evaluate), recipe.evaluate.max_tokens, run=run, base=base,
+        licence=terms.metadata() if terms else {}, duties=_duties(terms, base) if terms else (),
+        texts=terms.files if terms else {}, published=place, private=private, chosen=chosen,
+    )  # fmt: skip
+
+
+def _terms(recipe: Recipe) -> Terms | None:
+    """The terms of the base; None, with a warning, where they are not known."""
+    try:
+        return terms_of(small_files(recipe.base, convert), recipe.publish, recipe.base)
+    except TunesmithError as error:
+        warn(f"the Space says nothing of a licence: {error}")
+        return None
+
+
+def _duties(terms: Terms, base: str) -> list[str]:
+    own = terms.licence
+    changed = f"The model was changed from {base} by fine-tuning; its licence is [{own.title}]({terms.link})."
+    return [part for part in (own.built_with, changed, own.limits) if part]
+
+
+def published_at(run: Run, gguf: Path) -> tuple[str, bool]:
+    """Path of a published file on the Hub, pinned by its commit, and whether it is private; ("", False) if there is
+    none with these bytes.
+    """
+    for name, said in _published(run).items():
+        if said.get("commit") and gguf.name in said.get("files", {}):
+            if said["files"][gguf.name] == digest_file(gguf):
+                return f"{name}/resolve/{said['commit']}/{gguf.name}", bool(said.get("private"))
+            warn(f"{name} has another {gguf.name} than this run now: publish it anew, or the Space carries its own")
+    return "", False
+
+
+def _published(run: Run) -> Mapping[str, Any]:
+    """What the run has published on the Hub itself: what is elsewhere, a Space's machine does not reach."""
+    try:
+        known = json_object(run.published.read_bytes())["repositories"]
+        return {name: said for name, said in known.items() if said.get("endpoint", HUB) == endpoint()}
+    except FileNotFoundError:
+        return {}
+    except OTHER_JSON:
+        warn(f"{run.published} is damaged: the model goes into the Space itself")
+        return {}
