@@ -57,13 +57,15 @@ def chat(
     `changes`: to the recipe's chat section. `origins`: of web pages that may use it beside its own, such as
     https://hub.example. Raises TunesmithError.
     """
+    from tunesmith.server.door import checked_door
     from tunesmith.server.handle import Chat
 
     if threads < 1:
         raise RecipeError(f"threads is {threads}, the chat needs at least 1", fix="leave it out, or say threads=2")
     if port is not None and not 0 <= port <= MAX_PORT:
         raise RecipeError(f"port is {port}, ports are 0 to {MAX_PORT}", fix="leave it out: any free one is taken")
-    return Chat(to_serve(Path(model), gguf, changes), port=port, threads=threads, origins=origins)
+    door = checked_door(port=port, origins=origins)
+    return Chat(to_serve(Path(model), gguf, changes), threads=threads, door=door)
 
 
 def compare(runs: Sequence[Named] | Named, report: Named | None = None, *, measure: bool = False) -> Path:

@@ -139,12 +139,23 @@ for _stage in STAGES:
 
 
 @app.command()
-def chat(
-    model: Annotated[Path, typer.Argument(metavar="RUN_OR_GGUF", help="The folder of a run, or a GGUF file.")],
-    port: Annotated[int, _number("--port", 65535, "Port on 127.0.0.1.")] = 7860,
+def chat(  # noqa: PLR0913, PLR0917 - one argument an option
+    model: Annotated[
+        Path, typer.Argument(metavar="RUN_OR_GGUF", help="A run's folder, a GGUF file, or a Hub repository of them.")
+    ],
+    port: Annotated[int, _number("--port", 65535, "Port to listen at.")] = 7860,
     cli: Annotated[bool, typer.Option("--cli", help="Chat in the terminal, without the page.")] = False,
     gguf: Annotated[str | None, typer.Option(metavar="TYPE", help="F16, Q8_0 or Q4_K_M.")] = None,
     threads: Annotated[int, _number("--threads", MOST, "CPU threads.")] = 2,
+    host: Annotated[str, typer.Option(help="Address to listen at; others than this machine need a key.")] = "127.0.0.1",
+    api_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File with the key that lets in; or TUNESMITH_API_KEY.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Let everybody in, without a key, within limits.")] = False,
+    queue: Annotated[int | None, _number("--queue", MOST, "Requests that may wait; default 32.")] = None,
+    rate: Annotated[int | None, _number("--rate", MOST, "Requests a minute of one address; 20 if --public.")] = None,
+    max_tokens: Annotated[int | None, _number("--max-tokens", MOST, "Of an answer; 1024 if --public.")] = None,
+    log_texts: Annotated[bool, typer.Option("--log-texts", help="Print what is asked and answered.")] = False,
     allow_origin: Annotated[
         list[str] | None,
         typer.Option(metavar="ORIGIN", help="A web page's origin that may use it too, as https://hub.example."),
@@ -155,9 +166,13 @@ def chat(
     _begin("chat", f"opening {model}")
     from tunesmith.api import to_serve
     from tunesmith.server.app import chat as serve
+    from tunesmith.server.door import checked_door
 
-    served = to_serve(model, gguf, changes or ())
-    serve(served, port=port, threads=threads, cli=cli, origins=allow_origin or ())
+    door = checked_door(
+        host=host, port=port, public=public, key_file=api_key, origins=allow_origin or (), waiting=queue, rate=rate,
+        answer=max_tokens, log_texts=log_texts,
+    )  # fmt: skip
+    serve(to_serve(model, gguf, changes or ()), door=door, threads=threads, cli=cli)
 
 
 @app.command()

@@ -26,9 +26,8 @@ def space(shipped: Shipped, out: Path | None, *, attempt: bool = False) -> None:
         say(f"space: {tried_in_words(tried)}; written to {out / 'README.md'}")
     else:
         chosen = ["--gguf", shipped.chosen] if shipped.chosen else []
-        say(
-            f"space: `{to_type('space', shipped.source, *chosen, '--out', out, '--try')}` does its steps here, without Docker"
-        )
+        command = to_type("space", shipped.source, *chosen, "--out", out, "--try")
+        say(f"space: `{command}` does its steps here, without Docker")
     say(f"next: make an empty Space with the SDK Docker at {NEW}, then put these files into it:")
     say("      git clone https://huggingface.co/spaces/USER/NAME my-space")
     say(f"      cp -r {shlex.quote(str(out))}/. my-space && cd my-space && git lfs install && git add .")
