@@ -38,13 +38,18 @@ def run(
 
     The result says whether all is done or training has paused; the same call goes on. A change of what holds for one
     call (train.stop_after, checkpoint, chat slots) is forgotten after it. `fresh` deletes what was trained, once the
-    rows stand, and trains anew. Raises TunesmithError.
+    rows stand, and trains anew. What is done is published where the recipe says publish.to. Raises TunesmithError.
     """
+    from tunesmith.console import say
     from tunesmith.fresh import NewStart
     from tunesmith.pipeline import run_stages
 
     asked, place = opened(recipe, changes, run_dir)
-    return run_stages(asked, place, anew=NewStart(place, True, lambda _: True) if fresh else None)
+    refuse_early(asked)
+    result = run_stages(asked, place, anew=NewStart(place, True, lambda _: True) if fresh else None)
+    if said := published_as_asked(result):
+        say(said)
+    return result
 
 
 def chat(
@@ -122,14 +127,35 @@ def publish(
         if cards:
             write_drafts(plan, Path(cards))
         lines = list(plan.lines())
-        if not send:
-            said = f"cards: {cards}" if cards else "to read the cards first: --cards FOLDER"
-            return "\n".join(
-                ["nothing is sent yet; this would be published:", *lines, said, f"to do it: {how_to(plan, recipe)}"]
-            )
-        for line in lines:
-            say(line)
-        return "\n".join(upload(plan, overwrite))
+        if send:
+            say("\n".join(lines))
+            return "\n".join(upload(plan, overwrite))
+    read = f"cards: {cards}" if cards else "to read the cards first: --cards FOLDER"
+    return "\n".join(["nothing is sent; this would be published:", *lines, read, f"to do it: {how_to(plan, recipe)}"])
+
+
+def refuse_early(recipe: "Recipe") -> None:
+    """Raise TunesmithError, before hours of work, for what would keep a run from being published as publish.to says."""
+    if recipe.publish.to:
+        from tunesmith.release.hub_client import HubClient
+        from tunesmith.release.publish import refuse_terms
+
+        HubClient()
+        refuse_terms(recipe)
+
+
+def published_as_asked(result: "Result") -> str:
+    """Publish a run that has ended where its recipe says publish.to; what is to be said, nothing where it does not."""
+    if not (result.done and result.recipe.publish.to):
+        return ""
+    from tunesmith.pipeline import locked
+    from tunesmith.release.publish import make_plan
+    from tunesmith.release.upload import stands_published, upload
+
+    with locked(result.run):
+        plan = make_plan(result.recipe, result.run)
+        done = [f"{each.id} is published already" for each in plan.repositories] if stands_published(plan) else []
+        return "\n".join(done or upload(plan))
 
 
 def opened(target: "Recipe | Named", changes: Sequence[str] = (), run_dir: Named | None = None) -> "tuple[Recipe, Run]":

@@ -117,7 +117,12 @@ def run_all(
     recipe: Target, changes: Changes = None, run_dir: RunDir = None, fresh: Fresh = False, yes: Yes = False
 ) -> None:
     """All stages in order; finished ones are skipped."""
-    _print(_do(STAGES, recipe, changes, run_dir, fresh=fresh, yes=yes))
+    result = _do(STAGES, recipe, changes, run_dir, fresh=fresh, yes=yes)
+    _print(result)
+    from tunesmith.api import published_as_asked
+
+    if said := published_as_asked(result):
+        _print(said)
 
 
 def _add_stage(stage: Stage) -> None:
@@ -352,12 +357,14 @@ def _do(
 ) -> "Result":  # fmt: skip
     """Do some stages, `fresh`: without what was trained; a pause ends the process with its exit code."""
     _begin(stages[0].verb if len(stages) == 1 else "run", f"reading {target}")
-    from tunesmith.api import opened
+    from tunesmith.api import opened, refuse_early
     from tunesmith.fresh import NewStart
     from tunesmith.pipeline import run_stages
     from tunesmith.training.stop import signals_heeded
 
     recipe, run = opened(target, changes or (), run_dir)
+    if len(stages) > 1:
+        refuse_early(recipe)
     anew = NewStart(run, yes, typer.confirm) if fresh else None
     with signals_heeded(), _answered():
         result = run_stages(recipe, run, stages, anew=anew)

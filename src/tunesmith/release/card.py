@@ -181,6 +181,7 @@ def _gguf_files(recipe: Recipe, run: Run, record: Record | None) -> list[dict[st
     found = []
     for kind in recipe.export.gguf:
         name = run.gguf_file(recipe.name, kind).name
+        assert name in record.outputs, "a type of the recipe has no file, and the run was taken for what it says"
         said, against = measured.get(kind, {}), measured.get(kind, {}).get("against_F16") or {}
         held_out = said.get("held_out") or {}
         found.append({

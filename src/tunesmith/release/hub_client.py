@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import huggingface_hub
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from huggingface_hub.utils import logging as hub_logging
 from huggingface_hub.utils._http import default_client_factory  # what set_client_factory replaces
 
@@ -78,8 +79,9 @@ class HubClient:
     def _explained(self, error: Exception, what: str) -> PublishError:
         http = next((one for one in _chain(error) if isinstance(one, HfHubHTTPError)), None)
         status = http.response.status_code if http else None
-        message = str((http and http.server_message) or next(iter(str(error).strip().splitlines()), ""))
-        reason, fix = _reason(status, message, error)
+        first = list(_chain(error))[-1]  # what it began with says most: a connection refused, a name not known
+        message = str((http and http.server_message) or next(iter(str(http or first).strip().splitlines()), ""))
+        reason, fix = _reason(status, message, first)
         text = SECRET.sub("***", f"{what}: {reason}".replace(self._token or "\0", "***"))
         return PublishError(text, fix=fix)
 
@@ -105,7 +107,7 @@ REFUSALS = {
 """HTTP status of the Hub -> why, and the fix."""
 
 
-def _reason(status: int | None, message: str, error: Exception) -> tuple[str, str]:
+def _reason(status: int | None, message: str, error: BaseException) -> tuple[str, str]:
     """Why the Hub did not do it, and the fix."""
     said = f" ({message})" if message else ""
     if isinstance(error, OfflineModeIsEnabled):
@@ -141,13 +143,17 @@ def _heeded() -> Iterator[None]:
         made.event_hooks = {**made.event_hooks, "response": [_heed]}
         return made
 
+    bars = not are_progress_bars_disabled()
     hub_logging.set_verbosity_error()
+    disable_progress_bars()
     huggingface_hub.set_client_factory(client)
     try:
         yield
     finally:
         huggingface_hub.set_client_factory(default_client_factory)
         hub_logging.set_verbosity(verbosity)
+        if bars:
+            enable_progress_bars()
 
 
 def _heed(response: Any) -> None:
@@ -165,21 +171,17 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 class Upload(io.BufferedReader):
-    """A file that tells how much of it was read. As an open file it goes by LFS, whatever else is installed."""
+    """A file that tells how much of it was read.
+
+    huggingface_hub sends an open file by LFS, whatever else is installed; a path or bytes go by Xet where it can.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(io.FileIO(path))
-        self.told: Callable[[float, str], None] = lambda _, __: None
-        self.bytes_read = 0
+        self.told: Callable[[float], None] = lambda _: None
 
     def read(self, size: int | None = -1, /) -> bytes:
         """As every file's; `told` gets the MB."""
         data = super().read(size)
-        self.bytes_read += len(data)
-        self.told(len(data) / 1e6, "")
+        self.told(len(data) / 1e6)
         return data
-
-
-def addition(name: str, content: bytes | Upload) -> CommitOperationAdd:
-    """A file of a commit; reads it to take its sha256."""
-    return CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)

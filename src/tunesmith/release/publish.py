@@ -18,8 +18,8 @@ from tunesmith.files import PROOFS, digest_file, never, write_user_file
 from tunesmith.gguf.read import convert
 from tunesmith.recipe import Part, Recipe
 from tunesmith.record import Proof, read_record, refuse_damaged, refuse_lost_measures
-from tunesmith.release.card import PLOT, STAGES_OF, Published, draw_losses, origin_of, write_card
-from tunesmith.release.licences import refuse_name, terms_of
+from tunesmith.release.card import PLOT, STAGES_OF, SUFFIXES, Published, draw_losses, origin_of, write_card
+from tunesmith.release.licences import Terms, refuse_name, terms_of
 from tunesmith.runs import Run
 from tunesmith.stages import stage_at
 from tunesmith.stale import stale
@@ -106,16 +106,23 @@ def make_plan(recipe: Recipe, run: Run) -> Plan:
         raise RecipeError("publish.to says no repository, USER/NAME on the Hub", fix=fix)
     origin = origin_of(recipe)
     parts, remarks = _parts(recipe, origin.id is not None)
+    terms = refuse_terms(recipe)
     _refuse_unfinished(recipe, run, parts)
     skipped = _refuse_unproved(run, parts, config.unproved)
-    base = recipe.base
-    terms = terms_of(small_files(base, convert), config, base)
     published = Published(recipe, run, config.to, parts, config, terms, origin)
-    for part in parts:
-        _refuse_id(published.repository(part))
-    refuse_name(terms, config.to.partition("/")[2])
     repositories = tuple(Repository(published.repository(part), part, _files(published, part)) for part in parts)
     return Plan(run, repositories, config.public, tuple(terms.duties()), tuple(map(str, skipped)), tuple(remarks))
+
+
+def refuse_terms(recipe: Recipe) -> Terms:
+    """The terms of the base. Raises RecipeError for one, or a name, that will not do: known before anything is made."""
+    config = recipe.publish
+    assert config.to
+    for suffix in SUFFIXES.values():
+        _refuse_id(f"{config.to}{suffix}")
+    terms = terms_of(small_files(recipe.base, convert), config, recipe.base)
+    refuse_name(terms, config.to.partition("/")[2])
+    return terms
 
 
 def write_drafts(plan: Plan, folder: Path) -> None:
@@ -135,20 +142,20 @@ def how_to(plan: Plan, recipe: Recipe) -> str:
 
 
 def _parts(recipe: Recipe, on_hub: bool) -> tuple[tuple[Part, ...], list[str]]:
-    """The parts that can be published, and why one that nobody named cannot."""
-    parts, remarks = list(dict.fromkeys(recipe.publish.parts)), []
-    named = "parts" in recipe.publish.model_fields_set
-    if "gguf" in parts and not recipe.export.gguf and not named:
-        parts.remove("gguf")
-        remarks.append("the GGUF files are left out: export.gguf asks for none")
-    if "lora" in parts and not on_hub:
+    """The parts that can be published, and why another one cannot. Raises RecipeError where none is left."""
+    lacking: dict[Part, tuple[str, str]] = {}
+    if not recipe.export.gguf:
+        fix = f"name types, as in --set export.gguf=[Q8_0], and type `tunesmith run` for {recipe.name} first"
+        lacking["gguf"] = ("the GGUF files are left out: export.gguf asks for none", fix)
+    if not on_hub:
         what = f"the adapter is left out: its base, {Path(recipe.base).name}, is on this machine alone"
-        fix = "name the model on the Hub that it is, publish.base=OWNER/NAME@COMMIT"
-        if parts == ["lora"]:
-            raise RecipeError(what, fix=fix)
-        parts.remove("lora")
-        remarks.append(f"{what}; {fix}")
-    return tuple(parts), remarks
+        lacking["lora"] = (what, "name the model on the Hub that it is: --set publish.base=OWNER/NAME@COMMIT")
+    asked = dict.fromkeys(recipe.publish.parts)
+    parts = tuple(part for part in asked if part not in lacking)
+    left_out = [lacking[part] for part in asked if part in lacking]
+    if not parts:
+        raise RecipeError(left_out[0][0], fix=left_out[0][1])
+    return parts, [f"{what}; {fix}" for what, fix in left_out]
 
 
 def _refuse_unfinished(recipe: Recipe, run: Run, parts: Sequence[Part]) -> None:

@@ -7,7 +7,7 @@ it is seen.
 
 import contextlib
 import hashlib
-import json
+import io
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,11 +18,9 @@ from huggingface_hub.hf_api import RepoFile
 from tunesmith import __version__
 from tunesmith.console import progress, say
 from tunesmith.errors import PublishError, ResumeError
-from tunesmith.files import write_file
-from tunesmith.json_file import OTHER_JSON, json_object
-from tunesmith.release.hub_client import AGAIN, HubClient, Upload, addition
+from tunesmith.release.hub_client import AGAIN, HubClient, Upload
 from tunesmith.release.publish import Plan, Repository, Sent
-from tunesmith.runs import Run
+from tunesmith.release.published import keep_published, published
 
 ATTRIBUTES = ".gitattributes"
 """What the Hub itself puts into a repository that is new."""
@@ -42,15 +40,6 @@ def upload(plan: Plan, overwrite: bool = False) -> list[str]:
     return [_published(hub, plan, repository, state) for repository, state in states]
 
 
-def published(run: Run) -> dict[str, Any]:
-    """What this run has published: repository -> its last commit and the digests of its files."""
-    try:
-        return dict(json_object(run.published.read_bytes())["repositories"]) if run.published.exists() else {}
-    except OTHER_JSON as error:
-        fix = "move it elsewhere; --overwrite then goes on with the repositories that are there"
-        raise ResumeError(f"{run.published} is damaged", fix=fix) from error
-
-
 def stands_published(plan: Plan) -> bool:
     """Whether this run's record says that just these files are on the Hub, in all repositories."""
     known = published(plan.run)
@@ -63,14 +52,6 @@ def stands_published(plan: Plan) -> bool:
 
 def _digests(repository: Repository) -> dict[str, str]:
     return {file.name: file.sha256 for file in repository.files}
-
-
-def _keep(run: Run, id: str, **said: Any) -> None:
-    """Write into the run what is known of a repository."""
-    known = published(run)
-    known[id] = known.get(id, {}) | said | {"endpoint": constants.ENDPOINT}
-    text = json.dumps({"made_by": f"tunesmith {__version__}", "repositories": known}, indent=1) + "\n"
-    write_file(run.published, text)
 
 
 def _refuse_other_account(hub: HubClient, plan: Plan) -> None:
@@ -131,19 +112,20 @@ def _published(hub: HubClient, plan: Plan, repository: Repository, state: Mappin
     """Do one repository; what is to be said of it."""
     id, run = repository.id, plan.run
     if state is None:
-        _keep(run, id, commit=None, files={}, private=not plan.public)  # first: a kill now leaves it known as ours
+        keep_published(
+            run, id, constants.ENDPOINT, commit=None, files={}, private=not plan.public
+        )  # ours, if killed now
         hub.call(f"making {id}", lambda: hub.api.create_repo(id, private=not plan.public))
         head = hub.call(f"looking at {id}", lambda: hub.api.model_info(id)).sha
         state = {"head": head, "private": not plan.public, "tree": {}}
-    gone = sorted(
-        published(run).get(id, {}).get("files", {}).keys() - _digests(repository).keys() & state["tree"].keys()
-    )
+    earlier = published(run).get(id, {}).get("files", {})
+    gone = sorted((earlier.keys() - _digests(repository).keys()) & state["tree"].keys())
     head, how = state["head"], "already there"
     if gone or not _holds(state["tree"], repository):
         head, how = _commit(hub, repository, state, gone), "published"
     if plan.public and state["private"]:
         hub.call(f"making {id} public", lambda: hub.api.update_repo_settings(id, private=False))
-    _keep(run, id, commit=head, files=_digests(repository), private=not plan.public)
+    keep_published(run, id, constants.ENDPOINT, commit=head, files=_digests(repository), private=not plan.public)
     size = f"{len(repository.files)} files, {repository.size / 1e6:,.1f} MB"
     return f"{how}: {constants.ENDPOINT}/{id} ({plan.visibility}), {size}, commit {head}"
 
@@ -168,18 +150,24 @@ def _commit(hub: HubClient, repository: Repository, state: Mapping[str, Any], go
 
 def _sent(hub: HubClient, id: str, file: Sent, opened: contextlib.ExitStack) -> CommitOperationAdd:
     """Send one file, where it is a large one that the Hub does not have; what the commit says of it."""
-    source = opened.enter_context(Upload(file.path)) if file.path else file.content
-    operation = addition(file.name, source)
+    source = opened.enter_context(Upload(file.path) if file.path else io.BytesIO(file.content))
+    operation = CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=source)  # reads all, for its sha256
     if operation.upload_info.sha256.hex() != file.sha256:
         what = f"{file.path} is not as it was written: it was changed just now"
         raise ResumeError(what, fix=f"put it back, or make it anew; then {AGAIN}")
-    asked = f"sending {file.name} to {id}"
-    if not isinstance(source, Upload):
-        hub.call(asked, lambda: hub.api.preupload_lfs_files(id, [operation], free_memory=False))
-        return operation
-    before = source.bytes_read
-    with progress(f"{id}: {file.name}", file.size / 1e6, unit="MB") as source.told:
-        hub.call(asked, lambda: hub.api.preupload_lfs_files(id, [operation], free_memory=False))
-    if source.bytes_read > before or file.size >= ALWAYS_LFS:
-        say(f"publish: {id}: {file.name} {'sent' if source.bytes_read > before else 'was there already'}")
+    sent_mb = 0.0
+    with progress(f"{id}: {file.name}", file.size / 1e6, unit="MB") as advance:
+
+        def told(more_mb: float) -> None:
+            nonlocal sent_mb
+            sent_mb += more_mb
+            advance(more_mb, "")
+
+        if isinstance(source, Upload):
+            source.told = told
+        hub.call(
+            f"sending {file.name} to {id}", lambda: hub.api.preupload_lfs_files(id, [operation], free_memory=False)
+        )
+    if sent_mb or file.size >= ALWAYS_LFS:
+        say(f"publish: {id}: {file.name} {'sent' if sent_mb else 'was there already'}")
     return operation
