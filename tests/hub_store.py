@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import http.server
 import json
+import re
 import socket
 import threading
 import urllib.parse
@@ -108,7 +109,9 @@ class HubStore:
             return of_account[path.removeprefix("api/")](request, json.loads(body or "{}"))
         if path.endswith(".git/info/lfs/objects/batch"):
             return self.batch(request, json.loads(body))
-        id, rest = "/".join((parts := path.removeprefix("api/models/").split("/"))[:2]), parts[2:]
+        space = path.startswith(("api/spaces/", "spaces/"))
+        parts = re.sub("^(api/models/|api/spaces/|spaces/)", "", path).split("/")
+        id, rest = ("spaces/" if space else "") + "/".join(parts[:2]), parts[2:]
         if id not in self.repos:
             return self.send(request, {"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
         if path.startswith("api/"):
@@ -125,10 +128,14 @@ class HubStore:
 
     def create(self, request, asked):
         id = f"{asked['organization']}/{asked['name']}"
+        if asked.get("type") == "space":
+            id = f"spaces/{id}"
+            assert asked["sdk"] == "docker"
         if id in self.repos:
             return self.send(request, {"error": "You already created this model repo"}, 409)
         self.repos[id] = Repo(private=asked.get("visibility") == "private")
-        self.repos[id].commit({".gitattributes": b"*.safetensors filter=lfs\n"})
+        more = {"README.md": b"---\nsdk: docker\n---\n"} if id.startswith("spaces/") else {}
+        self.repos[id].commit({".gitattributes": b"*.safetensors filter=lfs\n", **more})
         return self.send(request, {"url": f"{self.url}/{id}"})
 
     def batch(self, request, asked):
@@ -163,7 +170,13 @@ class HubStore:
         elif verb == "tree":
             answer = [entry(name, content) for name, content in sorted(repo.files.items())]
         else:
-            info = {"_id": "1", "id": id, "modelId": id, "sha": repo.head, "private": repo.private}
+            info = {
+                "_id": "1",
+                "id": id.removeprefix("spaces/"),
+                "modelId": id,
+                "sha": repo.head,
+                "private": repo.private,
+            }
             answer = info | {"siblings": [{"rfilename": name} for name in repo.files]}
         return self.send(request, answer)
 

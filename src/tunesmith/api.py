@@ -4,9 +4,11 @@ They raise TunesmithErrors, never end the interpreter, and leave its signals alo
 A recipe or a run may be named by its path, or by what an earlier call returned.
 """
 
+import contextlib
 import os
 import shlex
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -16,7 +18,7 @@ from tunesmith.errors import RecipeError, ResumeError, TunesmithError
 if TYPE_CHECKING:
     from tunesmith.pipeline import Result
     from tunesmith.recipe import Recipe
-    from tunesmith.release.space.folder import Shipped
+    from tunesmith.release.space.verb import Wanted
     from tunesmith.runs import Run
     from tunesmith.server.handle import Chat, Served
 
@@ -220,19 +222,35 @@ def to_serve(model: Path, gguf: str | None, changes: Sequence[str]) -> "Served":
     return Served(file, recipe.name, recipe.chat)
 
 
-def to_ship(model: Path, gguf: str | None) -> "Shipped":
-    """What a Space is made of, and what it is asked. Raises as `to_serve`."""
+def space(model: Path, wanted: "Wanted", gguf: str | None = None) -> None:
+    """Make a Space of a run, or a GGUF file, as `wanted` says. Raises as `to_serve`, and TunesmithErrors of its own."""
     from tunesmith.decides import prompts_of
+    from tunesmith.pipeline import locked
     from tunesmith.recipe import EvaluateConfig
     from tunesmith.release.space.folder import Shipped
-    from tunesmith.release.space.origin import of_run
+    from tunesmith.release.space.verb import space as make
 
     served = to_serve(model, gguf, ())
-    if model.is_file():
-        asked = EvaluateConfig()
-        return Shipped(served.gguf, served.alias, model, prompts_of(asked), asked.max_tokens)
-    recipe, run = opened(model)
-    return of_run(recipe, run, served.gguf, gguf or "")
+    wanted.check(model.is_dir())
+    to_hub = None
+    with contextlib.ExitStack() as held:
+        if model.is_file():
+            asked = EvaluateConfig()
+            shipped = Shipped(served.gguf, served.alias, model, prompts_of(asked), asked.max_tokens)
+        else:
+            from tunesmith.release.space.origin import of_run
+
+            recipe, run = opened(model)
+            if wanted.send:
+                held.enter_context(locked(run))
+            shipped = of_run(recipe, run, served.gguf, gguf or "", strict=bool(wanted.to))
+        if wanted.to:
+            from tunesmith.release.publish import refuse_id
+            from tunesmith.release.space.push import to_hub as send
+
+            refuse_id(wanted.to)
+            to_hub = partial(send, shipped, wanted)
+        make(shipped, wanted, to_hub)
 
 
 def _refuse_no_run(model: Path) -> None:

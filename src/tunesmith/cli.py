@@ -181,18 +181,24 @@ def chat(  # noqa: PLR0913, PLR0917 - one argument an option
 
 
 @app.command()
-def space(
+def space(  # noqa: PLR0913, PLR0917 - a command has the options that it has
     model: Annotated[Path, typer.Argument(metavar="RUN_OR_GGUF", help="The folder of a run, or a GGUF file.")],
     out: Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="Write the Space here.")] = None,
+    to: Annotated[str, typer.Option("--to", metavar="USER/NAME", help="Send it to the Hub.")] = "",
     gguf: Annotated[str | None, typer.Option(metavar="TYPE", help="F16, Q8_0 or Q4_K_M.")] = None,
     attempt: Annotated[bool, typer.Option("--try", help="Do its steps here, and measure its speed.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Send it; without it nothing is sent.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="For everybody to see; private otherwise.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Also where others have written since, or made the Space.")
+    ] = False,
 ) -> None:
-    """A chatbot for a free Space of the Hub, on two CPUs."""
+    """A chatbot for a free Space of the Hub, on two CPUs; a dry run of --to unless --yes."""
     _begin("space", f"reading {model}")
-    from tunesmith.api import to_ship
-    from tunesmith.release.space.verb import space as make
+    from tunesmith.api import space as make
+    from tunesmith.release.space.verb import Wanted
 
-    make(to_ship(model, gguf), out, attempt=attempt)
+    make(model, Wanted(out, to, attempt, send=yes, public=public, overwrite=overwrite), gguf)
 
 
 @app.command()

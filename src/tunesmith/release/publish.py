@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -28,7 +29,9 @@ from tunesmith.weights.small_files import CARD, TEMPLATE, TOKENIZER_CONFIG
 
 OWN_FOLDER: dict[Part, str] = {"model": "model", "lora": "adapter", "gguf": "gguf"}
 """What is published -> the folder that it comes from."""
-IN_WORDS: dict[Part, str] = {"model": "the merged model", "lora": "the adapter", "gguf": "the GGUF files"}
+IN_WORDS: dict[Part | Literal["space"], str] = {
+    "model": "the merged model", "lora": "the adapter", "gguf": "the GGUF files", "space": "the chatbot",
+}  # fmt: skip
 ADAPTER_CONFIG = "adapter_config.json"  # as model/adapter.py names it, which needs torch
 TOKENIZER = ("tokenizer.json", TOKENIZER_CONFIG, TEMPLATE)
 """What goes with an adapter too: its chat template is the run's, not the base's."""
@@ -55,13 +58,29 @@ class Repository:
     """One repository, and all that it is to hold."""
 
     id: str
-    part: Part
+    part: Part | Literal["space"]
     files: tuple[Sent, ...]
 
     @property
     def size(self) -> int:
         """Bytes of all files."""
         return sum(file.size for file in self.files)
+
+    @property
+    def kind(self) -> str:
+        """What the Hub calls such a repository."""
+        return "space" if self.part == "space" else "model"
+
+    @property
+    def place(self) -> str:
+        """Its address below the Hub's: a Space and a model may have one id."""
+        return f"spaces/{self.id}" if self.kind == "space" else self.id
+
+    def lines(self, visibility: str) -> Iterator[str]:
+        """Every file with its size, where it goes and who may see it."""
+        yield f"{self.place} ({visibility}): {IN_WORDS[self.part]}"
+        yield from (f"  {file.size:>15,}  {file.name}" for file in self.files)
+        yield f"  {self.size:>15,}  bytes in {len(self.files)} files"
 
 
 @dataclass(frozen=True)
@@ -84,9 +103,7 @@ class Plan:
     def lines(self) -> Iterator[str]:
         """Every file with its size, where it goes and who may see it, and what the licence asks."""
         for repository in self.repositories:
-            yield f"{repository.id} ({self.visibility}): {IN_WORDS[repository.part]}"
-            yield from (f"  {file.size:>15,}  {file.name}" for file in repository.files)
-            yield f"  {repository.size:>15,}  bytes in {len(repository.files)} files"
+            yield from repository.lines(self.visibility)
         licence, *duties = self.duties
         yield f"licence: {licence}"
         yield from (f"  - {duty}" for duty in duties)
@@ -119,7 +136,7 @@ def refuse_terms(recipe: Recipe) -> Terms:
     config = recipe.publish
     assert config.to
     for suffix in SUFFIXES.values():
-        _refuse_id(f"{config.to}{suffix}")
+        refuse_id(f"{config.to}{suffix}")
     terms = terms_of(small_files(recipe.base, convert), config, recipe.base)
     refuse_name(terms, config.to.partition("/")[2])
     return terms
@@ -193,7 +210,8 @@ def _refuse_unproved(run: Run, parts: Sequence[Part], unproved: bool) -> list[Pr
     return skipped
 
 
-def _refuse_id(id: str) -> None:
+def refuse_id(id: str) -> None:
+    """Raise RecipeError for what can be no repository's name on the Hub."""
     try:
         validate_repo_id(id)
     except HFValidationError as error:

@@ -22,7 +22,7 @@ from tunesmith.release.hub_client import AGAIN, HubClient, Upload
 from tunesmith.release.publish import Plan, Repository, Sent
 from tunesmith.release.published import keep_published, published
 
-ATTRIBUTES = ".gitattributes"
+OF_THE_HUB = {"model": {".gitattributes"}, "space": {".gitattributes", "README.md"}}
 """What the Hub itself puts into a repository that is new."""
 ALWAYS_LFS = 10_000_000
 """Bytes from which on a file is a large one, on the Hub, whatever is in it: git takes none of these."""
@@ -44,7 +44,7 @@ def stands_published(plan: Plan) -> bool:
     """Whether this run's record says that just these files are on the Hub, in all repositories."""
     known = published(plan.run)
     return all(
-        (said := known.get(repository.id, {})).get("commit") and said.get("endpoint") == constants.ENDPOINT
+        (said := known.get(repository.place, {})).get("commit") and said.get("endpoint") == constants.ENDPOINT
         and said.get("files") == _digests(repository) and said.get("private") is not plan.public
         for repository in plan.repositories
     )  # fmt: skip
@@ -72,23 +72,25 @@ def _state(hub: HubClient, plan: Plan, repository: Repository, overwrite: bool) 
 
     That is where it is another's, has moved on, or is seen by more than it should be.
     """
-    id, asked = repository.id, f"looking at {repository.id}"
+    id, kind, asked = repository.id, repository.kind, f"looking at {repository.place}"
     try:
-        info = hub.call(asked, lambda: hub.api.model_info(id))
+        info = hub.call(asked, lambda: hub.api.repo_info(id, repo_type=kind))
     except RepositoryNotFoundError:
         return None
-    entries = hub.call(asked, lambda: list(hub.api.list_repo_tree(id, recursive=True)))
+    entries = hub.call(asked, lambda: list(hub.api.list_repo_tree(id, recursive=True, repo_type=kind)))
     tree = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
-    known = published(plan.run).get(id, {})
+    known = published(plan.run).get(repository.place, {})
     ours = known.get("endpoint") == constants.ENDPOINT
-    unmoved = ours and (info.sha == known.get("commit") or (not known.get("commit") and not tree.keys() - {ATTRIBUTES}))
+    unmoved = ours and (
+        info.sha == known.get("commit") or (not known.get("commit") and not tree.keys() - OF_THE_HUB[kind])
+    )
     if not unmoved and not _holds(tree, repository) and not overwrite:
         if not ours:
-            raise PublishError(f"{id} is there already, and this run did not make it", fix=LOOK)
+            raise PublishError(f"{repository.place} is there already, and this run did not make it", fix=LOOK)
         since = f"since this run published {known['commit'][:8]}" if known.get("commit") else "since this run made it"
-        raise PublishError(f"{id} has moved on {since}: it is at {str(info.sha)[:8]}", fix=LOOK)
+        raise PublishError(f"{repository.place} has moved on {since}: it is at {str(info.sha)[:8]}", fix=LOOK)
     if not info.private and not plan.public:
-        what = f"{id} is public on the Hub, and was to be published privately"
+        what = f"{repository.place} is public on the Hub, and was to be published privately"
         raise PublishError(what, fix="say --public, or make it private in its settings there")
     return {"head": info.sha, "private": bool(info.private), "tree": tree}
 
@@ -110,46 +112,53 @@ def _is_same(there: RepoFile, file: Sent) -> bool:
 
 def _published(hub: HubClient, plan: Plan, repository: Repository, state: Mapping[str, Any] | None) -> str:
     """Do one repository; what is to be said of it."""
-    id, run = repository.id, plan.run
+    id, kind, place, run = repository.id, repository.kind, repository.place, plan.run
     if state is None:
         keep_published(
-            run, id, constants.ENDPOINT, commit=None, files={}, private=not plan.public
+            run, place, constants.ENDPOINT, commit=None, files={}, private=not plan.public
         )  # ours, if killed now
-        hub.call(f"making {id}", lambda: hub.api.create_repo(id, private=not plan.public))
-        head = hub.call(f"looking at {id}", lambda: hub.api.model_info(id)).sha
+        sdk = "docker" if kind == "space" else None
+        make = lambda: hub.api.create_repo(id, private=not plan.public, repo_type=kind, space_sdk=sdk)  # noqa: E731
+        hub.call(f"making {place}", make)
+        head = hub.call(f"looking at {place}", lambda: hub.api.repo_info(id, repo_type=kind)).sha
         state = {"head": head, "private": not plan.public, "tree": {}}
-    earlier = published(run).get(id, {}).get("files", {})
+    earlier = published(run).get(place, {}).get("files", {})
     gone = sorted((earlier.keys() - _digests(repository).keys()) & state["tree"].keys())
     head, how = state["head"], "already there"
     if gone or not _holds(state["tree"], repository):
         head, how = _commit(hub, repository, state, gone), "published"
     if plan.public and state["private"]:
-        hub.call(f"making {id} public", lambda: hub.api.update_repo_settings(id, private=False))
-    keep_published(run, id, constants.ENDPOINT, commit=head, files=_digests(repository), private=not plan.public)
+        hub.call(f"making {place} public", lambda: hub.api.update_repo_settings(id, private=False, repo_type=kind))
+    keep_published(run, place, constants.ENDPOINT, commit=head, files=_digests(repository), private=not plan.public)
     size = f"{len(repository.files)} files, {repository.size / 1e6:,.1f} MB"
-    return f"{how}: {constants.ENDPOINT}/{id} ({plan.visibility}), {size}, commit {head}"
+    return f"{how}: {constants.ENDPOINT}/{place} ({plan.visibility}), {size}, commit {head}"
 
 
 def _commit(hub: HubClient, repository: Repository, state: Mapping[str, Any], gone: list[str]) -> str:
     """Send the files that are not there, one after the other, then commit all at once; the commit."""
-    id = repository.id
+    id, kind = repository.id, repository.kind
     left = [file for file in repository.files if not (
         file.name in state["tree"] and _is_same(state["tree"][file.name], file))]  # fmt: skip
     with contextlib.ExitStack() as opened:
         operations: list[CommitOperationAdd | CommitOperationDelete] = [CommitOperationDelete(name) for name in gone]
         for file in left:
-            operations.append(_sent(hub, id, file, opened))
+            operations.append(_sent(hub, repository, file, opened))
         done = hub.call(
-            f"committing {id}",
+            f"committing {repository.place}",
             lambda: hub.api.create_commit(
-                id, operations, commit_message=f"Published by tunesmith {__version__}", parent_commit=state["head"]
+                id,
+                operations,
+                commit_message=f"Published by tunesmith {__version__}",
+                parent_commit=state["head"],
+                repo_type=kind,
             ),
         )
     return str(done.oid)
 
 
-def _sent(hub: HubClient, id: str, file: Sent, opened: contextlib.ExitStack) -> CommitOperationAdd:
+def _sent(hub: HubClient, repository: Repository, file: Sent, opened: contextlib.ExitStack) -> CommitOperationAdd:
     """Send one file, where it is a large one that the Hub does not have; what the commit says of it."""
+    id, kind = repository.id, repository.kind
     source = opened.enter_context(Upload(file.path) if file.path else io.BytesIO(file.content))
     operation = CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=source)  # reads all, for its sha256
     if operation.upload_info.sha256.hex() != file.sha256:
@@ -166,7 +175,8 @@ def _sent(hub: HubClient, id: str, file: Sent, opened: contextlib.ExitStack) -> 
         if isinstance(source, Upload):
             source.told = told
         hub.call(
-            f"sending {file.name} to {id}", lambda: hub.api.preupload_lfs_files(id, [operation], free_memory=False)
+            f"sending {file.name} to {repository.place}",
+            lambda: hub.api.preupload_lfs_files(id, [operation], free_memory=False, repo_type=kind),
         )
     if sent_mb or file.size >= ALWAYS_LFS:
         say(f"publish: {id}: {file.name} {'sent' if sent_mb else 'was there already'}")

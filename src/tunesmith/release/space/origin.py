@@ -9,18 +9,21 @@ from tunesmith.decides import prompts_of
 from tunesmith.errors import TunesmithError
 from tunesmith.files import digest_file
 from tunesmith.gguf.read import convert
-from tunesmith.json_file import OTHER_JSON, json_object
 from tunesmith.recipe import Recipe
 from tunesmith.release.licences import Terms, terms_of
-from tunesmith.release.space.fetch import HUB, endpoint
+from tunesmith.release.published import published
+from tunesmith.release.space.fetch import endpoint
 from tunesmith.release.space.folder import Shipped
 from tunesmith.runs import Run
 from tunesmith.weights.locate import small_files
 
 
-def of_run(recipe: Recipe, run: Run, gguf: Path, chosen: str) -> Shipped:
-    """A run's file, by reference where the run has published just these bytes."""
-    terms = _terms(recipe)
+def of_run(recipe: Recipe, run: Run, gguf: Path, chosen: str, *, strict: bool) -> Shipped:
+    """A run's file, by reference where the run has published just these bytes.
+
+    `strict`: raises RecipeError where the licence of the base is not known.
+    """
+    terms = _terms(recipe, strict)
     place, private = published_at(run, gguf)
     base = Path(recipe.base).name if Path(recipe.base).exists() else recipe.base
     return Shipped(
@@ -30,11 +33,13 @@ def of_run(recipe: Recipe, run: Run, gguf: Path, chosen: str) -> Shipped:
     )  # fmt: skip
 
 
-def _terms(recipe: Recipe) -> Terms | None:
-    """The terms of the base; None, with a warning, where they are not known."""
+def _terms(recipe: Recipe, strict: bool) -> Terms | None:
+    """The terms of the base; None, with a warning, where they are not known and need not be."""
     try:
         return terms_of(small_files(recipe.base, convert), recipe.publish, recipe.base)
     except TunesmithError as error:
+        if strict:
+            raise
         warn(f"the Space says nothing of a licence: {error}")
         return None
 
@@ -58,12 +63,9 @@ def published_at(run: Run, gguf: Path) -> tuple[str, bool]:
 
 
 def _published(run: Run) -> Mapping[str, Any]:
-    """What the run has published on the Hub itself: what is elsewhere, a Space's machine does not reach."""
-    try:
-        known = json_object(run.published.read_bytes())["repositories"]
-        return {name: said for name, said in known.items() if said.get("endpoint", HUB) == endpoint()}
-    except FileNotFoundError:
-        return {}
-    except OTHER_JSON:
-        warn(f"{run.published} is damaged: the model goes into the Space itself")
-        return {}
+    """The models that the run has published on the Hub that is asked now, by their ids."""
+    return {
+        name: said
+        for name, said in published(run).items()
+        if said.get("endpoint") == endpoint() and not name.startswith("spaces/")
+    }

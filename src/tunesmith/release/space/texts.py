@@ -1,6 +1,7 @@
 """The texts of a Space: its Dockerfile, its README, and what git and Docker are told. Nothing is looked up here."""
 
 import json
+import re
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ import yaml
 
 from tunesmith import __version__
 from tunesmith.errors import ResourceError
+from tunesmith.release.space.fetch import HUB
 from tunesmith.release.space.wheel import FILE as WHEEL
 
 PORT, UID, HOME = 7860, 1000, "/home/user"
@@ -50,6 +52,16 @@ class Model:
         return "/".join(self.published.split("/")[:2]) if self.published else ""
 
 
+def page_of(to: str) -> str:
+    """Where the Hub shows the Space."""
+    return f"{HUB}/spaces/{to}"
+
+
+def address_of(to: str) -> str:
+    """Where the Space's chat itself answers."""
+    return f"https://{re.sub('[^a-z0-9]+', '-', to.lower())}.hf.space"
+
+
 def image() -> str:
     """Docker's image of the Python that runs here. Raises ResourceError for a Python that there is no tag for."""
     if sys.version_info[1] not in IMAGES:
@@ -70,6 +82,7 @@ def dockerfile(model: Model) -> str:
     else:
         weights = [f"COPY --chown={UID}:{UID} {model.file} ./"]
     start = ["tunesmith", "chat", model.file, "--host", "0.0.0.0", "--port", str(PORT), "--public"]
+    start += ["--allow-origin", HUB]  # whose page shows the chat in a frame
     health = f"import urllib.request; urllib.request.urlopen('http://127.0.0.1:{PORT}/health', timeout=5)"
     lines = [
         f"# A chat on two CPUs, made by tunesmith {__version__}. Nothing is compiled; it runs without root.",

@@ -23,8 +23,6 @@ NAME = "tunesmith"
 PACKAGE = Path(__file__).parents[2]
 FILE = f"{NAME}-{__version__}-py3-none-any.whl"
 INFO = f"{NAME}-{__version__}.dist-info"
-SERVING = ("chat",)
-"""Extras that a chat needs; `train` is none of them."""
 LEFT_OUT = re.compile(r"__pycache__|\..*|.*~|.*\.(?:pyc|pyo|orig|rej)")
 NEED = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[([^\]]*)\])?")
 EXTRA = re.compile(r"""extra\s*==\s*['"]([^'"]+)['"]""")
@@ -116,13 +114,13 @@ def _digest(content: bytes) -> str:
 
 
 def pinned() -> list[str]:
-    """`name==version` of every package that serving needs, as it is installed here: what is tried is what is shipped.
+    """`name==version` of every package that serving needs, without any extra of tunesmith's, as it is installed here.
 
     What a condition asks for, such as another system, counts where it is installed. Raises ResourceError for a
     package that is needed and is not there.
     """
     found: dict[str, str] = {}
-    _follow(declared().needs, SERVING, found, set())
+    _follow(declared().needs, (), found, set())
     return [f"{name}=={found[name]}" for name in sorted(found)]
 
 
@@ -143,7 +141,6 @@ def _follow(needs: Iterable[str], extras: Sequence[str], found: dict[str, str], 
         except metadata.PackageNotFoundError as error:
             if marker and not asked:  # for another system or version of Python
                 continue
-            fix = "pip install 'tunesmith[chat]'" if asked else INSTALL
-            raise ResourceError(f"{name} is not installed, and a chat needs it", fix=fix) from error
+            raise ResourceError(f"{name} is not installed, and a chat needs it", fix=INSTALL) from error
         found[name] = installed.version
         _follow(installed.requires or (), more, found, seen)
