@@ -55,12 +55,15 @@ def test_a_hub_model_is_fetched_pinned_and_then_found_offline(hub, tmp_path, tin
     (extra / "original").mkdir()
     for name in ("pytorch_model.bin", "original/w.safetensors", "consolidated.safetensors"):
         (extra / name).write_text("not needed")
+    for name in ("LICENSE.txt", "NOTICE", "USE_POLICY.md"):
+        (extra / name).write_text("to be passed on with what is made from it")
     hub.models["org/tiny"] = extra
     found = locate_in_child("org/tiny@main", hub.url, tmp_path)
     assert f"'revision': '{COMMIT}'" in found and "'name': 'org/tiny'" in found
     assert not any(
         "not needed" in path or ".bin" in path or "consolidated" in path or "original" in path for path in hub.paths
     )
+    assert all(any(path.endswith(name) for path in hub.paths) for name in ("LICENSE.txt", "NOTICE", "USE_POLICY.md"))
     asked = len(hub.paths)
     offline = locate_in_child("org/tiny@main", "http://127.0.0.1:1", tmp_path)
     assert offline == found and len(hub.paths) == asked

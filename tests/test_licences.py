@@ -111,6 +111,8 @@ def fill(folder, _=None):
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "/tmp/base"}')
     (folder / "tiny-Q8_0.gguf").write_text("GGUF")
     (folder / "proof.json").write_text(json.dumps(PROOF))
+    (folder / "Modelfile").write_text("FROM ./tiny-Q8_0.gguf")
+    (folder / "tiny-lora-F16.gguf").write_text("GGUF")
     return {}
 
 
@@ -155,6 +157,8 @@ def test_the_card_says_what_the_records_say(plan):
     assert {"type": "loss", "value": 1.5, "name": "Held-out loss, nats per token (Q8_0)"} in measured
     assert "| 0.0032 | 98.7% | 1.5000 | 0.5000 |" in texts["gguf"] and "1.7e-05 | 0.0001 | 64 |" in texts["gguf"]
     assert "1.7e-05" not in texts["model"] and "llama-cli -hf me/Llama-mine-GGUF:Q8_0" in texts["model"]
+    assert "Modelfile" in files["gguf"] and "ollama create tiny -f Modelfile" in texts["gguf"]
+    assert "--lora tiny-lora-F16.gguf" in texts["gguf"] and "ollama create" not in texts["model"]
     assert "hf.co/me/Llama-mine-GGUF:Q8_0" in texts["gguf"] and "AutoPeftModelForCausalLM" in texts["lora"]
 
 

@@ -22,7 +22,7 @@ from tunesmith.inventory import standing_of
 from tunesmith.pipeline import run_stages
 from tunesmith.recipe_file import read_recipe
 from tunesmith.record import read_record
-from tunesmith.release import hub_client
+from tunesmith.release import hub_client, upload
 from tunesmith.release.published import published
 from tunesmith.runs import Run
 
@@ -52,6 +52,8 @@ def run(made, tmp_path):
 def hub(monkeypatch, tmp_path):
     with HubStore().running() as store:
         monkeypatch.setattr(constants, "ENDPOINT", store.url)
+        template = store.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)  # read at import
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
         yield store
@@ -159,10 +161,6 @@ def test_a_repository_that_others_wrote_to_is_left_alone(run, hub):
     assert "--overwrite" in said.value.fix and repo.files["README.md"].endswith(b"mine")
     sent(run, "publish.parts=[model]", overwrite=True)
     assert repo.files["mine.txt"] == b"mine" and b"fine-tuned" in repo.files["README.md"]
-    hub.refusals["small/commit"] = [(412, {}, "A commit has happened since")]
-    repo.commit(repo.files | {"README.md": b"---\nlicense: mit\n---\nmine"})
-    with pytest.raises(PublishError, match="has moved on while this was sent"):
-        sent(run, "publish.parts=[model]", overwrite=True)
 
 
 def test_a_repository_that_is_not_ours_is_refused_before_anything_is_sent(run, hub):
@@ -234,6 +232,27 @@ def test_a_token_that_does_not_do_is_refused_first(run, hub, monkeypatch):
     with pytest.raises(PublishError, match="needs a token of the Hub"):
         sent(run)
     assert not hub.repos and not [path for _, path in hub.log if "create" in path]
+
+
+def test_a_token_that_the_hub_repeats_is_not_shown(run, hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "a-token-of-another-form")
+    hub.refusals["whoami"] = [(400, {}, "what is a-token-of-another-form, and hf_othersothers?")]
+    with pytest.raises(PublishError, match=r"what is \*\*\*, and \*\*\*\?"):
+        sent(run)
+
+
+def test_a_commit_goes_on_top_of_the_one_that_was_seen(run, hub, monkeypatch):
+    real = upload._sent
+
+    def pushed_to_meanwhile(client, id, file, opened):
+        if "mine.txt" not in hub.repos[id].files:
+            hub.repos[id].commit(hub.repos[id].files | {"mine.txt": b"mine"})
+        return real(client, id, file, opened)
+
+    monkeypatch.setattr(upload, "_sent", pushed_to_meanwhile)
+    with pytest.raises(PublishError, match="has moved on while this was sent"):
+        sent(run, "publish.parts=[model]")
+    assert set(hub.repos["me/small"].files) == {".gitattributes", "mine.txt"}
 
 
 def test_without_a_network_it_is_said(run, hub, monkeypatch):

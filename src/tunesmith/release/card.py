@@ -55,8 +55,8 @@ def origin_of(recipe: Recipe) -> Origin:
     """Where others find the base of a run."""
     if recipe.base.startswith(builtin.SCHEME):
         remark = (
-            f"It was trained on a 4-bit file (Q4_1) of {builtin.HUB_ID}, unpacked to 32 bits: these weights are near "
-            "those on the Hub, and not the same."
+            f"Its base is a 4-bit file (Q4_1) of {builtin.HUB_ID}, unpacked to 32 bits: near the weights on the Hub, "
+            "and not the same."
         )
         return Origin(builtin.HUB_ID, None, False, remark)
     match = HUB_ID.fullmatch(recipe.publish.base or recipe.base)
@@ -115,6 +115,7 @@ def write_card(published: Published, part: Part) -> str:
         version=records["adapter"].versions["tunesmith"],
         proofs=[(name, proof) for name in STAGES_OF[part] if name in records for proof in records[name].proofs],
         files=files,
+        others=_others(records.get("gguf"), files),
         scores=evaluation.counts if evaluation else {},
         metrics=run.metrics.exists(),
         plot=PLOT,
@@ -189,6 +190,11 @@ def _gguf_files(recipe: Recipe, run: Run, record: Record | None) -> list[dict[st
             "top1": against.get("top1"), "loss": held_out.get("loss"), "bits_per_byte": held_out.get("bits_per_byte"),
         })  # fmt: skip
     return found
+
+
+def _others(record: Record | None, files: list[dict[str, Any]]) -> list[str]:
+    """What else lies beside the GGUF files of the model, such as a Modelfile, or the adapter as GGUF."""
+    return sorted(set(record.outputs if record else ()) - {file["name"] for file in files} - {PROOFS})
 
 
 def _sources(recipe: Recipe, data: Record) -> Iterator[tuple[str, str | None, bool]]:

@@ -127,7 +127,8 @@ def make_plan(recipe: Recipe, run: Run) -> Plan:
     _refuse_unfinished(recipe, run, parts)
     skipped = _refuse_unproved(run, parts, config.unproved)
     published = Published(recipe, run, config.to, parts, config, terms, origin)
-    repositories = tuple(Repository(published.repository(part), part, _files(published, part)) for part in parts)
+    plot = draw_losses(run) if run.metrics.exists() else None
+    repositories = tuple(Repository(published.repository(part), part, _files(published, part, plot)) for part in parts)
     return Plan(run, repositories, config.public, tuple(terms.duties()), tuple(map(str, skipped)), tuple(remarks))
 
 
@@ -221,7 +222,7 @@ def refuse_id(id: str) -> None:
         raise RecipeError(f"{id} can be no repository on the Hub: {error}", fix=fix) from None
 
 
-def _files(published: Published, part: Part) -> tuple[Sent, ...]:
+def _files(published: Published, part: Part, plot: bytes | None) -> tuple[Sent, ...]:
     """All files of a repository, by name: those of the run as its records list them, and those made for the Hub."""
     run, folder = published.run, published.run.path / OWN_FOLDER[part]
     found = {file.name: file for file in _recorded(folder)}
@@ -231,8 +232,8 @@ def _files(published: Published, part: Part) -> tuple[Sent, ...]:
     if part == "gguf" and (run.gguf / PROOFS).is_file():
         found[PROOFS] = _on_disk(run.gguf / PROOFS)
     found |= {name: _made(name, content) for name, content in published.terms.files.items()}
-    if run.metrics.exists():
-        found[PLOT] = _made(PLOT, draw_losses(run))
+    if plot:
+        found[PLOT] = _made(PLOT, plot)
     found[CARD] = _made(CARD, write_card(published, part).encode())
     return tuple(found[name] for name in sorted(found))
 
