@@ -244,10 +244,11 @@ def test_a_token_that_the_hub_repeats_is_not_shown(run, hub, monkeypatch):
 def test_a_commit_goes_on_top_of_the_one_that_was_seen(run, hub, monkeypatch):
     real = upload._sent
 
-    def pushed_to_meanwhile(client, id, file, opened):
-        if "mine.txt" not in hub.repos[id].files:
-            hub.repos[id].commit(hub.repos[id].files | {"mine.txt": b"mine"})
-        return real(client, id, file, opened)
+    def pushed_to_meanwhile(client, repository, file, opened):
+        repo = hub.repos[repository.id]
+        if "mine.txt" not in repo.files:
+            repo.commit(repo.files | {"mine.txt": b"mine"})
+        return real(client, repository, file, opened)
 
     monkeypatch.setattr(upload, "_sent", pushed_to_meanwhile)
     with pytest.raises(PublishError, match="has moved on while this was sent"):

@@ -28,7 +28,7 @@ from study_runs import SKIPPED, finished_run
 from training_runs import recipe_with
 
 from tunesmith.api import space
-from tunesmith.errors import BaseError, DataError, PublishError, ResourceError, ResumeError
+from tunesmith.errors import BaseError, DataError, PublishError, RecipeError, ResourceError, ResumeError
 from tunesmith.files import digest_folder
 from tunesmith.release.published import keep_published
 from tunesmith.release.space import attempt, dockerfile, folder, limits, texts, wheel
@@ -298,19 +298,21 @@ def test_a_model_too_large_for_a_free_space_is_refused_before_it_is_read(alone, 
     assert not (tmp_path / "space").exists()
 
 
-def test_arguments_that_name_nothing_are_refused(tmp_path):
-    for arguments, code, said in (
-        (["nowhere", "--out", "s"], 2, "there is no run and no file nowhere"),
-        (["model.gguf"], 2, "nothing says where the Space is to be"),
-        (["model.gguf", "--to", "me/x"], 2, "has no run that knows what was sent"),
-        (["model.gguf", "--to", "x", "--out", "s"], 2, "is no USER/NAME"),
-        (["model.gguf", "--to", "me/-x-", "--out", "s"], 2, "can be no repository"),
-        (["model.gguf", "--out", "file"], ResumeError.exit_code, "is a file, so no Space"),
+def test_arguments_that_name_nothing_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("model.gguf").write_bytes(GGUF)
+    Path("file").write_text("")
+    for model, wanted, said in (
+        ("nowhere", Wanted(Path("s")), "there is no run and no file nowhere"),
+        ("model.gguf", Wanted(), "nothing says where the Space is to be"),
+        ("model.gguf", Wanted(to="me/x"), "has no run that knows what was sent"),
+        ("model.gguf", Wanted(Path("s"), "x"), "is no USER/NAME"),
+        ("model.gguf", Wanted(Path("s"), "me/-x-"), "can be no repository"),
     ):
-        (tmp_path / "model.gguf").write_bytes(GGUF)
-        (tmp_path / "file").write_text("")
-        done = completed("space", *arguments, cwd=tmp_path)
-        assert done.returncode == code and said in done.stderr and "fix: " in done.stderr, done.stderr
+        with pytest.raises(RecipeError, match=said):
+            space(Path(model), wanted)
+    done = completed("space", "model.gguf", "--out", "file", "--try")
+    assert done.returncode == ResumeError.exit_code and "is a file, so no Space" in done.stderr, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "model.gguf"]
 
 
