@@ -33,15 +33,14 @@ class Engine(Client):
     neither at Origin nor at Host. What people and their programs ask goes through server/front.py.
     """
 
-    def __init__(  # noqa: PLR0913 - what llama.cpp is told
+    def __init__(
         self, gguf: Path, *, threads: int, context: int, slots: int = 1,
         alias: str | None = None, chat: ChatConfig | None = None, own_sampling: bool = False,
-        longest_answer: int | None = None,
     ) -> None:  # fmt: skip
         """Load `gguf`; `slots` conversations of `context` tokens each; `chat`: sampling where a request names none.
 
-        `own_sampling`: what the file's metadata say of sampling goes before `chat`. `longest_answer`: in tokens,
-        whatever a request asks for. Raises BaseError for a file that is no GGUF or cannot be loaded.
+        `own_sampling`: what the file's metadata say of sampling goes before `chat`. Raises BaseError for a file that is
+        no GGUF or cannot be loaded.
         """
         _check_version(xllamacpp.__version__)
         need_utf8(gguf)
@@ -56,7 +55,6 @@ class Engine(Client):
         params.n_parallel = slots
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
         params.n_gpu_layers = 0
-        params.n_predict = longest_answer or -1  # -1: until the context is full
         params.fit_params = False  # it would shrink the context without a word
         params.cache_ram_mib = PROMPT_CACHE_MIB
         params.default_template_kwargs = {"tools": "null"}  # the page offers tools, which would enter every prompt

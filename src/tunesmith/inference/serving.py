@@ -18,7 +18,7 @@ def serve(job: dict[str, Any]) -> None:
     chat = ChatConfig.model_validate(job["chat"])
     engine = Engine(
         Path(job["gguf"]), threads=job["threads"], context=chat.context, slots=chat.slots, alias=job["alias"],
-        chat=chat, own_sampling=job["own_sampling"], longest_answer=job["longest_answer"],
+        chat=chat, own_sampling=job["own_sampling"],
     )  # fmt: skip
     own, sampling = engine.own_system(), engine.sampling()
     tell({"url": engine.url, "key": engine.key, "own_system": own, "sampling": sampling})

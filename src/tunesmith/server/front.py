@@ -4,6 +4,7 @@ What browsers are told of who may read, frame and run an answer is put on each. 
 that nothing unjudged can follow a judged request.
 """
 
+import errno
 import socket
 from collections.abc import Callable, MutableMapping
 from email.message import Message
@@ -230,8 +231,8 @@ def _listening(door: Door) -> socket.socket:
         listening = socket.create_server((door.host, door.port or 0), family=family, backlog=256)
         listening.setblocking(False)
         return listening
-    except (OSError, OverflowError) as error:
-        if isinstance(error, socket.gaierror):
+    except OSError as error:
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
             fix = "name an address of this machine, such as 0.0.0.0 for all of them"
             raise ResourceError(f"--host {door.host} is no address of this machine", fix=fix) from error
         fix = f"choose another one, such as --port {(door.port or 0) % 65000 + 1}"

@@ -37,7 +37,6 @@ class Chat:
         """
         engine = asdict(served) | {
             "gguf": str(served.gguf), "chat": served.chat.model_dump(), "threads": threads,
-            "longest_answer": door.limits.answer if door else None,
         }  # fmt: skip
         job = {"engine": engine, "door": asdict(door)} if door else engine
         warn_of_threads(threads, "threads")
