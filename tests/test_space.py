@@ -24,6 +24,7 @@ from hub_store import TOKEN, HubStore
 from huggingface_hub import constants
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from playwright.sync_api import sync_playwright
 from study_runs import SKIPPED, finished_run
 from training_runs import recipe_with
 
@@ -36,6 +37,7 @@ from tunesmith.release.space.fetch import fetch
 from tunesmith.release.space.folder import Shipped, keep_tried, make_space
 from tunesmith.release.space.verb import Wanted
 from tunesmith.runs import MADE_BY, Run
+from tunesmith.server.page import described, with_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub to its client
 ROOT = Path(__file__).parents[1]
@@ -507,3 +509,41 @@ def test_the_published_file_is_fetched_whole_or_not_at_all(tmp_path, monkeypatch
 
 def test_the_python_that_runs_here_has_an_image():
     assert texts.image().startswith(f"python:3.{sys.version_info[1]}.")
+
+
+class Sites(http.server.BaseHTTPRequestHandler):
+    """A page with the chat in a frame, and the chat's page; they are told apart by the name of this machine."""
+
+    def do_GET(self):
+        name, _, port = self.headers["Host"].partition(":")
+        chat = with_run(b"<!doctype html><html><head></head><body>the chat</body></html>", described("demo", None))
+        frame = f'<iframe src="http://127.0.0.1:{port}/"></iframe>'.encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(chat if name == "127.0.0.1" else frame)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_browser_that_stores_nothing_in_a_frame_gets_a_link():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Sites)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with sync_playwright() as playwright:
+            flags = ["--no-sandbox", "--test-third-party-cookie-phaseout"]
+            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
+            page = browser.new_page()
+            page.goto(f"http://localhost:{server.server_port}/")
+            link = page.frame_locator("iframe").get_by_role("link", name="Open the chat in a tab of its own")
+            link.wait_for(timeout=20_000)
+            with page.context.expect_page() as opened:
+                link.click()
+            opened.value.wait_for_load_state()
+            assert opened.value.url == f"http://127.0.0.1:{server.server_port}/"
+            assert opened.value.locator("body").inner_text() == "the chat"  # where it may store, it stays as it is
+            browser.close()
+    finally:
+        server.shutdown()
+        server.server_close()
