@@ -74,10 +74,9 @@ def image() -> str:
 def dockerfile(model: Model) -> str:
     """Steps that compile nothing and need no root once the image is made."""
     if model.published:
-        fetch = json.dumps(["python", "-m", "tunesmith.release.space.fetch", model.published, model.sha256, model.file])
         weights = [
             "# The model, pinned by commit and digest; a private repository needs the Space's secret HF_TOKEN.",
-            f"RUN --mount=type=secret,id=HF_TOKEN,mode=0444,required=false {' '.join(json.loads(fetch))}",
+            f"RUN --mount=type=secret,id=HF_TOKEN,mode=0444,required=false python {_fetch(model)}",
         ]
     else:
         weights = [f"COPY --chown={UID}:{UID} {model.file} ./"]
@@ -171,30 +170,36 @@ def _proofs(model: Model) -> str:
 
 
 def _use(model: Model, address: str) -> str:
-    fetched = "" if model.published else " (the file is in this Space)"
+    tag = re.sub("[^a-z0-9]+", "-", model.name.lower()).strip("-") or "chat"
     url = address or f"http://127.0.0.1:{PORT}"
     ask = json.dumps({"messages": [{"role": "user", "content": "Hello"}]})
+    fetch = f"venv/bin/python {_fetch(model)}\n" if model.published else ""
     return f"""## Use it from a program, or elsewhere
 
 ```sh
 curl {url}/v1/chat/completions -H "Content-Type: application/json" -d '{ask}'
 ```
 
-With Docker{fetched}:
+With Docker:
 
 ```sh
-docker build -t {model.name.lower()} . && docker run -p {PORT}:{PORT} {model.name.lower()}
+docker build -t {tag} . && docker run -p {PORT}:{PORT} {tag}
 ```
 
 Without it, with Python {image().split(":")[1].rsplit(".", 1)[0]} on Linux:
 
 ```sh
 python -m venv venv && venv/bin/pip install --only-binary :all: -r requirements.txt
-venv/bin/tunesmith chat {model.file}
+{fetch}venv/bin/tunesmith chat {model.file}
 ```
 
 Anybody can use a public Space: what is typed there is bounded in length and rate, and nobody has to log in.
 """
+
+
+def _fetch(model: Model) -> str:
+    """What Python is told to fetch the published file."""
+    return f"-m tunesmith.release.space.fetch {model.published} {model.sha256} {model.file}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
