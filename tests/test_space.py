@@ -342,17 +342,32 @@ def contents(path):
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-def test_an_installed_package_without_a_checkout_makes_the_same_wheel(tmp_path):
+INSTALLED = """\
+import sys
+from pathlib import Path
+
+class Absent:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] in ("torch", "transformers", "tokenizers", "huggingface_hub", "pyarrow", "jinja2"):
+            raise ModuleNotFoundError(name, name=name)
+
+sys.meta_path.insert(0, Absent())
+from tunesmith.api import space
+from tunesmith.release.space.verb import Wanted
+
+space(Path("model.gguf"), Wanted(Path("space")))
+"""
+
+
+def test_an_installed_package_without_a_checkout_or_torch_makes_the_same_wheel(tmp_path):
     path = tmp_path / wheel.FILE
     path.write_bytes(wheel.wheel())
+    (tmp_path / "model.gguf").write_bytes(GGUF)
     with zipfile.ZipFile(path) as archive:
         archive.extractall(tmp_path / "site")
-    code = "import sys; from tunesmith.release.space import wheel; sys.stdout.buffer.write(wheel.wheel())"
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code], env=os.environ | {"PYTHONPATH": str(tmp_path / "site")}, check=True,
-        capture_output=True, cwd=tmp_path,
-    )  # fmt: skip
-    assert done.stdout == path.read_bytes()
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    subprocess.run([sys.executable, "-P", "-c", INSTALLED], env=environment, check=True, cwd=tmp_path)
+    assert (tmp_path / "space" / wheel.FILE).read_bytes() == path.read_bytes()
 
 
 def test_the_pinned_versions_are_all_that_serving_needs_and_no_more():

@@ -225,7 +225,6 @@ def to_serve(model: Path, gguf: str | None, changes: Sequence[str]) -> "Served":
 def space(model: Path, wanted: "Wanted", gguf: str | None = None) -> None:
     """Make a Space of a run, or a GGUF file, as `wanted` says. Raises as `to_serve`, and TunesmithErrors of its own."""
     from tunesmith.decides import prompts_of
-    from tunesmith.pipeline import locked
     from tunesmith.recipe import EvaluateConfig
     from tunesmith.release.space.folder import Shipped
     from tunesmith.release.space.verb import space as make
@@ -242,6 +241,8 @@ def space(model: Path, wanted: "Wanted", gguf: str | None = None) -> None:
 
             recipe, run = opened(model)
             if wanted.send:
+                from tunesmith.pipeline import locked
+
                 held.enter_context(locked(run))
             shipped = of_run(recipe, run, served.gguf, gguf or "", strict=bool(wanted.to))
         if wanted.to:
