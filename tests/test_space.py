@@ -1,5 +1,6 @@
 """A Space: what is written, what is refused, its wheel, and its steps as --try does them. No network, no pip."""
 
+import contextlib
 import hashlib
 import http.server
 import json
@@ -11,6 +12,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from dataclasses import replace
 from email.parser import Parser
@@ -31,6 +33,7 @@ from training_runs import recipe_with
 from tunesmith.api import space
 from tunesmith.errors import BaseError, DataError, PublishError, RecipeError, ResourceError, ResumeError
 from tunesmith.files import digest_folder
+from tunesmith.machine import group_limits
 from tunesmith.release.published import keep_published
 from tunesmith.release.space import attempt, dockerfile, folder, limits, texts, wheel
 from tunesmith.release.space.fetch import fetch
@@ -433,7 +436,7 @@ def test_a_space_is_tried_as_its_dockerfile_says(tried, tmp_path, capsys):
     found = tried(f'RUN python -c "{code}" > {note}', 'HEALTHCHECK --interval=1s CMD ["python", "-c", "pass"]')
     here, where, home, cores = note.read_text().split()
     assert here == where == f"{home}/app" and home.startswith(str(tmp_path)) and int(cores) <= limits.CORES
-    assert found["prompts"] == 3 and 0.01 <= found["first_token_s"] < 5 and 0 < found["tokens_per_s"] < 301
+    assert found["prompts"] == 3 and 0.01 <= found["first_token_s"] < 5 and found["tokens_per_s"] > 0
     assert found["peak_memory_bytes"] is None or found["peak_memory_bytes"] > 1_000_000
     said = capsys.readouterr().err
     assert "your own user" in said and "16 GB of" in said and "not done here, where no image is made: line 2" in said
@@ -483,6 +486,35 @@ def test_root_starts_another_user_with_less_memory():
     assert ("address space" in limited.says) == (str(limits.MEMORY_BYTES) in rest)
     with pytest.raises(ResourceError, match=r"no Python 2\.7 here"):
         limits.python_for("2.7", 12345, [python, "no-such-python"])
+
+
+KILLED = """\
+import subprocess, sys, time
+from tunesmith.release.space.limits import limits
+
+with limits(12345) as limited:
+    print(subprocess.Popen(["/bin/sleep", "60"], cwd="/", **limited.start).pid, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_is_tried_does_not_outlive_a_command_that_is_killed():
+    with subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, text=True) as command:
+        started = int(command.stdout.readline())
+        assert Path(f"/proc/{started}").exists()
+        command.kill()
+    deadline = time.monotonic() + 10
+    while is_running(started):
+        assert time.monotonic() < deadline, "it goes on"
+        time.sleep(0.02)
+    with limits.limits(12345):  # which clears the group that is left
+        assert not any((place / f"{limits.GROUP}{command.pid}").exists() for place, _ in group_limits())
+
+
+def is_running(pid):
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    return False
 
 
 class Files(http.server.BaseHTTPRequestHandler):

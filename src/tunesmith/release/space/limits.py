@@ -1,9 +1,11 @@
 """What a free Space has, as far as it can be had here: another user, two cores, 16 GB of memory."""
 
 import contextlib
+import ctypes
 import os
 import resource
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +16,8 @@ from tunesmith.errors import ResourceError
 from tunesmith.machine import group_limits
 
 CORES, MEMORY_BYTES = 2, 16 << 30
+GROUP = "tunesmith-space-"
+PR_SET_PDEATHSIG = 1  # its number in linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,11 @@ def limits(uid: int) -> Iterator[Limits]:
 
 def _limiter(cores: list[int], members: int | None) -> Callable[[], None]:
     """What a new process does before its program begins."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux alone has it
 
     def limit() -> None:
+        if prctl:
+            prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # nothing goes on answering where we were killed
         if cores:
             os.sched_setaffinity(0, cores)
         if members is not None:
@@ -65,7 +72,10 @@ def _limiter(cores: list[int], members: int | None) -> Callable[[], None]:
 def _group() -> Iterator[int | None]:
     """The open list of members of a new control group with the memory limit; None where none can be made."""
     for folder, limit in group_limits():
-        group = folder / f"tunesmith-space-{os.getpid()}"
+        for left in folder.glob(f"{GROUP}*"):
+            if not Path(f"/proc/{left.name.removeprefix(GROUP)}").exists():  # of a command that was killed
+                _remove(left)
+        group = folder / f"{GROUP}{os.getpid()}"
         try:
             group.mkdir()
         except OSError:
