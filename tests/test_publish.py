@@ -214,7 +214,7 @@ def test_what_the_hub_refuses_is_said_with_a_fix(run, hub, refusal, said, fix):
     hub.refusals["repos/create"] = [refusal]
     with pytest.raises(PublishError, match=said) as caught:
         sent(run, "publish.parts=[model]")
-    assert f"HTTP {refusal[0]}" in str(caught.value) and fix in caught.value.fix and TOKEN not in str(caught.value)
+    assert refusal[2] in str(caught.value) and fix in caught.value.fix and TOKEN not in str(caught.value)
 
 
 def test_a_token_that_does_not_do_is_refused_first(run, hub, monkeypatch):
@@ -239,6 +239,16 @@ def test_a_token_that_the_hub_repeats_is_not_shown(run, hub, monkeypatch):
     hub.refusals["whoami"] = [(400, {}, "what is a-token-of-another-form, and hf_othersothers?")]
     with pytest.raises(PublishError, match=r"what is \*\*\*, and \*\*\*\?"):
         sent(run)
+
+
+def test_a_repository_that_is_deleted_meanwhile_and_a_full_store_are_said(run, hub):
+    hub.refusals["preupload"] = [(404, {"X-Error-Code": "RepoNotFound"}, "Repository not found")]
+    with pytest.raises(PublishError, match="does not find it"):
+        sent(run, "publish.parts=[model]")
+    hub.full = "Storage limit reached for me"
+    with pytest.raises(PublishError, match=r"no room left \(.*Storage limit reached for me") as caught:
+        sent(run, "publish.parts=[model]")
+    assert "billing" in caught.value.fix
 
 
 def test_a_commit_goes_on_top_of_the_one_that_was_seen(run, hub, monkeypatch):

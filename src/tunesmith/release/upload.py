@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, constants
-from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
 from tunesmith import __version__
@@ -73,9 +72,8 @@ def _state(hub: HubClient, plan: Plan, repository: Repository, overwrite: bool) 
     That is where it is another's, has moved on, or is seen by more than it should be.
     """
     id, asked = repository.id, f"looking at {repository.id}"
-    try:
-        info = hub.call(asked, lambda: hub.api.model_info(id))
-    except RepositoryNotFoundError:
+    info = hub.find(asked, lambda: hub.api.model_info(id))
+    if info is None:
         return None
     entries = hub.call(asked, lambda: list(hub.api.list_repo_tree(id, recursive=True)))
     tree = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
@@ -112,9 +110,8 @@ def _published(hub: HubClient, plan: Plan, repository: Repository, state: Mappin
     """Do one repository; what is to be said of it."""
     id, run = repository.id, plan.run
     if state is None:
-        keep_published(
-            run, id, constants.ENDPOINT, commit=None, files={}, private=not plan.public
-        )  # ours, if killed now
+        # first, so that after a kill it is known as ours
+        keep_published(run, id, constants.ENDPOINT, commit=None, files={}, private=not plan.public)
         hub.call(f"making {id}", lambda: hub.api.create_repo(id, private=not plan.public))
         head = hub.call(f"looking at {id}", lambda: hub.api.model_info(id)).sha
         state = {"head": head, "private": not plan.public, "tree": {}}
