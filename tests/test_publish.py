@@ -4,11 +4,13 @@ that has moved on leaves both sides whole. The real client of the Hub, against a
 
 import hashlib
 import json
+import shlex
 import shutil
 from pathlib import Path
 
 import huggingface_hub
 import pytest
+from forked import completed
 from hub_store import TOKEN, HubStore
 from huggingface_hub import constants
 from small_project import write_project
@@ -76,7 +78,7 @@ def test_a_dry_run_says_all_and_sends_nothing(run, monkeypatch, tmp_path):
         assert f"  {name}\n" in said
     assert f"{read_record(run.model).outputs['model.safetensors']['bytes']:,}" in said
     assert "Apache License 2.0" in said and "proofs: all hold" in said
-    assert said.endswith(f"publish {run.path} --to me/small --yes") and not run.published.exists()
+    assert said.endswith(f"publish {run.path} --set {TO} --yes") and not run.published.exists()
     assert (tmp_path / "cards" / "small-GGUF" / "README.md").read_text().startswith("---\nbase_model: me/small\n")
     assert "(public)" in publish(run.path, [TO, "publish.public=true"])
     only = publish(run.path, [TO, "publish.parts=[gguf]"])
@@ -294,6 +296,15 @@ def test_nothing_is_published_that_is_not_proved_whole_and_new(run):
     with pytest.raises(ResumeError, match="has no whole gguf/"):
         publish(run.path, [TO])
     assert "me/small (private)" in publish(run.path, [TO, "publish.parts=[model]"])
+
+
+def test_what_is_printed_to_be_typed_says_what_was_typed(run):
+    words = ("publish", run.path, "--to", "me/small", "--public", "--only", "gguf", "--set", "publish.language=[en]")
+    done = completed(*words)
+    assert done.returncode == 0, done.stderr
+    assert "me/small-GGUF (public)" in done.stdout and "me/small-lora" not in done.stdout
+    assert done.stdout.rstrip().endswith(shlex.join([*map(str, words), "--yes"]))
+    assert "publish.parts.0" in completed(*words[:4], "--only", "all").stderr
 
 
 def test_names_and_parts_that_do_not_do(run, tmp_path):

@@ -12,7 +12,6 @@ from pathlib import Path
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from tunesmith.command import to_type
 from tunesmith.errors import ProofError, RecipeError, ResumeError
 from tunesmith.files import PROOFS, digest_file, never, write_user_file
 from tunesmith.gguf.read import convert
@@ -133,13 +132,6 @@ def write_drafts(plan: Plan, folder: Path) -> None:
         for file in repository.files:
             if file.path is None:
                 write_user_file(folder / repository.id.partition("/")[2] / file.name, file.content)
-
-
-def how_to(plan: Plan, recipe: Recipe) -> str:
-    """What to type to publish it."""
-    public = ["--public"] if plan.public else []
-    to = recipe.publish.to or ""
-    return to_type("publish", plan.run.path, "--to", to, *public, "--yes")
 
 
 def _parts(recipe: Recipe, on_hub: bool) -> tuple[tuple[Part, ...], list[str]]:
