@@ -2,6 +2,8 @@
 that has moved on leaves both sides whole. The real client of the Hub, against a stand-in over real HTTP.
 """
 
+import datetime
+import email.utils
 import hashlib
 import json
 import shlex
@@ -152,6 +154,18 @@ def test_the_hub_is_waited_for_as_it_asks_and_not_for_ever(run, hub, monkeypatch
     hub.refusals["whoami"] = [(429, {"Retry-After": "3600"}, "slow down")]
     with pytest.raises(PublishError, match=r"no more requests from this account for 3600 s \(HTTP 429\)"):
         sent(run, "publish.parts=[model]")
+
+
+def test_how_long_the_hub_asks_to_wait():
+    soon = email.utils.format_datetime(datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=30))
+    for headers, seconds in (
+        ({"Retry-After": "7"}, 7),
+        ({"Retry-After": soon}, 29),
+        ({"RateLimit": '"api";r=0;t=55'}, 56),
+        ({"Retry-After": "soon"}, hub_client.UNSAID_WAIT_S),
+        ({}, hub_client.UNSAID_WAIT_S),
+    ):
+        assert abs(hub_client.wait_asked(headers) - seconds) < 2, headers
 
 
 def test_a_repository_that_others_wrote_to_is_left_alone(run, hub):

@@ -8,7 +8,8 @@ import contextlib
 import io
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +36,7 @@ LONGEST = 300
 """Letters of what the Hub says that are shown."""
 TOKENS = "https://huggingface.co/settings/tokens"
 AGAIN = "type the same again: what is there already is not sent again"
+RESET = re.compile(r";\s*t\s*=\s*(\d{1,9})\b")
 QUOTA = re.compile(r"(?i)storage|quota|limit reached")
 
 
@@ -174,8 +176,22 @@ def _heeded() -> Iterator[None]:
 
 def _heed(response: Any) -> None:
     if response.status_code == 429:
-        said = response.headers.get("Retry-After", "")
-        raise Busy(float(said) if said.isdecimal() else UNSAID_WAIT_S)
+        raise Busy(wait_asked(response.headers))
+
+
+def wait_asked(headers: Mapping[str, str]) -> float:
+    """Seconds that an answer asks to wait: Retry-After, as a number or a date (RFC 9110, 10.2.3), or the Hub's own
+    RateLimit, as in `"api";r=0;t=55` (draft-ietf-httpapi-ratelimit-headers-09).
+    """
+    said = headers.get("Retry-After", "").strip()
+    if said.isdecimal():
+        return float(said)
+    if found := RESET.search(headers.get("RateLimit", "")):
+        return float(found[1]) + 1  # whole seconds, rounded down
+    try:
+        return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
+    except ValueError:
+        return UNSAID_WAIT_S
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
