@@ -138,7 +138,7 @@ def plan(tiny_base, tmp_path, monkeypatch):
 
     def made(card=LLAMA, **publish):
         (folder / "README.md").write_text(card)
-        config = PublishConfig(**({"to": "me/Llama-mine", "base": "org/llama"} | publish))
+        config = PublishConfig(**({"to": "me/Llama-mine", "base_on_hub": "org/llama"} | publish))
         return make_plan(recipe.model_copy(update={"publish": config}), run)
 
     return made

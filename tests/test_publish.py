@@ -42,7 +42,7 @@ def made(tiny_base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     base = shutil.copytree(tiny_base, folder / "base")
     (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
-    path = write_project(folder, base, publish=f"{{base: org/tiny@{BASE_COMMIT}}}")
+    path = write_project(folder, base, publish=f"{{base_on_hub: org/tiny@{BASE_COMMIT}}}")
     assert run_stages(read_recipe(path), Run(folder / "run")).done
     return folder / "run"
 
@@ -328,10 +328,10 @@ def test_names_and_parts_that_do_not_do(run, tmp_path):
         publish(run.path, ["publish.to=me/small--model"])
     with pytest.raises(RecipeError, match=r"publish\.to"):
         publish(run.path, ["publish.to=small"])
-    said = publish(run.path, [TO, "publish.base=null"])
+    said = publish(run.path, [TO, "publish.base_on_hub=null"])
     assert "me/small-lora" not in said and "the adapter is left out" in said
     with pytest.raises(RecipeError, match="the adapter is left out"):
-        publish(run.path, [TO, "publish.base=null", "publish.parts=[lora]"])
+        publish(run.path, [TO, "publish.base_on_hub=null", "publish.parts=[lora]"])
     with pytest.raises(ResumeError, match="is there already"):
         publish(run.path, [TO], cards=tmp_path)
 

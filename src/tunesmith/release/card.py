@@ -59,13 +59,14 @@ def origin_of(recipe: Recipe) -> Origin:
             "and not the same."
         )
         return Origin(builtin.HUB_ID, None, False, remark)
-    match = HUB_ID.fullmatch(recipe.publish.base or recipe.base)
+    named = recipe.publish.base_on_hub if is_local(recipe.base) else recipe.base
+    match = HUB_ID.fullmatch(named or "")
     if match and not is_local(recipe.base):
         return Origin(match[1], match[2], True)
     from_gguf = os.path.isfile(os.path.expanduser(recipe.base))
     kept = "unpacked from a GGUF file on its author's machine" if from_gguf else "in a folder on its author's machine"
-    remark = f"Its base was {kept}" + (", named as this model by the author." if recipe.publish.base else ".")
-    if recipe.publish.base and match:
+    remark = f"Its base was {kept}" + (", named as this model by the author." if match else ".")
+    if match:
         return Origin(match[1], match[2], not from_gguf, remark)
     return Origin(None, None, False, remark)
 

@@ -142,7 +142,7 @@ def _parts(recipe: Recipe, on_hub: bool) -> tuple[tuple[Part, ...], list[str]]:
         lacking["gguf"] = ("the GGUF files are left out: export.gguf asks for none", fix)
     if not on_hub:
         what = f"the adapter is left out: its base, {Path(recipe.base).name}, is on this machine alone"
-        lacking["lora"] = (what, "name the model on the Hub that it is: --set publish.base=OWNER/NAME@COMMIT")
+        lacking["lora"] = (what, "name the model on the Hub that it is: --set publish.base_on_hub=OWNER/NAME@COMMIT")
     asked = dict.fromkeys(recipe.publish.parts)
     parts = tuple(part for part in asked if part not in lacking)
     left_out = [lacking[part] for part in asked if part in lacking]
