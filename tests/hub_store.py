@@ -51,6 +51,7 @@ class HubStore:
     def __init__(self):
         self.repos, self.objects, self.refusals, self.log = {}, {}, {}, []
         self.cut_after, self.role, self.tokens, self.lock = None, "write", set(), threading.Lock()
+        self.full = ""
         store = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -142,7 +143,9 @@ class HubStore:
         objects = []
         for item in asked["objects"]:
             entry = {"oid": item["oid"], "size": item["size"]}
-            if item["oid"] not in self.objects:
+            if self.full:
+                entry["error"] = {"code": 422, "message": self.full}
+            elif item["oid"] not in self.objects:
                 entry["actions"] = {"upload": {"href": f"{self.url}/lfs/{item['oid']}"}}
             objects.append(entry)
         return self.send(request, {"transfer": "basic", "objects": objects})

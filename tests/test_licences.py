@@ -12,7 +12,7 @@ from hub_store import card_problems
 from training_runs import recipe_with
 
 from tunesmith.errors import RecipeError
-from tunesmith.recipe import ExportConfig, PublishConfig
+from tunesmith.recipe import ExportConfig, PublishConfig, Source
 from tunesmith.release.card import draw_losses, origin_of
 from tunesmith.release.licences import LICENCES, refuse_name, terms_of
 from tunesmith.release.publish import make_plan
@@ -122,16 +122,23 @@ def plan(tiny_base, tmp_path, monkeypatch):
     folder = shutil.copytree(tiny_base, tmp_path / "Llama-mine")
     (folder / "LICENSE").write_text("the agreement")
     export = ExportConfig(gguf=("Q8_0",))
-    recipe = recipe_with().model_copy(update={"base": str(folder), "export": export})
+    sources = (Source(path="/home/anna/rows.jsonl"), Source(path="org/rows"))
+    data = recipe_with().data.model_copy(update={"sources": sources})
+    recipe = recipe_with().model_copy(update={"base": str(folder), "export": export, "data": data})
     monkeypatch.setattr(study_runs, "_adapter", fill)
     monkeypatch.setattr(study_runs, "_proved", fill)
     run = Run(study_runs.finished_run(tmp_path / "run", folder, recipe, loss=1.25))
-    study_runs.change(run.data, lambda was: {"counts": was["counts"] | {"read": 33, "dropped": {"said twice": 3}}})
+    study_runs.change(
+        run.data,
+        lambda was: {
+            "counts": was["counts"] | {"read": 33, "dropped": {"said twice": 3}, "revisions": {"org/rows": "d" * 40}}
+        },
+    )
     study_runs.change(run.adapter, lambda was: {"counts": was["counts"] | COUNTS})
 
     def made(card=LLAMA, **publish):
         (folder / "README.md").write_text(card)
-        config = PublishConfig(**({"to": "me/Llama-mine", "base": "org/llama"} | publish))
+        config = PublishConfig(**({"to": "me/Llama-mine", "base_on_hub": "org/llama"} | publish))
         return make_plan(recipe.model_copy(update={"publish": config}), run)
 
     return made
@@ -153,6 +160,9 @@ def test_the_card_says_what_the_records_say(plan):
         assert "| left out: said twice | 3 |" in texts[part] and heads[part]["language"] == ["en"]
         assert "author's machine" in texts[part] and "/tmp" not in texts[part]
     assert heads["gguf"]["base_model"] == "me/Llama-mine" and heads["lora"]["base_model"] == "org/llama"
+    assert all(head["datasets"] == ["org/rows"] for head in heads.values())
+    assert "- `rows.jsonl`, of the author's\n" in texts["model"] and "anna" not in "".join(texts.values())
+    assert f"[org/rows](https://huggingface.co/datasets/org/rows/tree/{'d' * 40})" in texts["model"]
     measured = heads["gguf"]["model-index"][0]["results"][0]["metrics"]
     assert {"type": "loss", "value": 1.5, "name": "Held-out loss, nats per token (Q8_0)"} in measured
     assert "| 0.0032 | 98.7% | 1.5000 | 0.5000 |" in texts["gguf"] and "1.7e-05 | 0.0001 | 64 |" in texts["gguf"]

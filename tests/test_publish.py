@@ -2,13 +2,17 @@
 that has moved on leaves both sides whole. The real client of the Hub, against a stand-in over real HTTP.
 """
 
+import datetime
+import email.utils
 import hashlib
 import json
+import shlex
 import shutil
 from pathlib import Path
 
 import huggingface_hub
 import pytest
+from forked import completed
 from hub_store import TOKEN, HubStore
 from huggingface_hub import constants
 from small_project import write_project
@@ -38,7 +42,7 @@ def made(tiny_base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     base = shutil.copytree(tiny_base, folder / "base")
     (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
-    path = write_project(folder, base, publish=f"{{base: org/tiny@{BASE_COMMIT}}}")
+    path = write_project(folder, base, publish=f"{{base_on_hub: org/tiny@{BASE_COMMIT}}}")
     assert run_stages(read_recipe(path), Run(folder / "run")).done
     return folder / "run"
 
@@ -76,7 +80,7 @@ def test_a_dry_run_says_all_and_sends_nothing(run, monkeypatch, tmp_path):
         assert f"  {name}\n" in said
     assert f"{read_record(run.model).outputs['model.safetensors']['bytes']:,}" in said
     assert "Apache License 2.0" in said and "proofs: all hold" in said
-    assert said.endswith(f"publish {run.path} --to me/small --yes") and not run.published.exists()
+    assert said.endswith(f"publish {run.path} --set {TO} --yes") and not run.published.exists()
     assert (tmp_path / "cards" / "small-GGUF" / "README.md").read_text().startswith("---\nbase_model: me/small\n")
     assert "(public)" in publish(run.path, [TO, "publish.public=true"])
     only = publish(run.path, [TO, "publish.parts=[gguf]"])
@@ -152,6 +156,18 @@ def test_the_hub_is_waited_for_as_it_asks_and_not_for_ever(run, hub, monkeypatch
         sent(run, "publish.parts=[model]")
 
 
+def test_how_long_the_hub_asks_to_wait():
+    soon = email.utils.format_datetime(datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=30))
+    for headers, seconds in (
+        ({"Retry-After": "7"}, 7),
+        ({"Retry-After": soon}, 29),
+        ({"RateLimit": '"api";r=0;t=55'}, 56),
+        ({"Retry-After": "soon"}, hub_client.UNSAID_WAIT_S),
+        ({}, hub_client.UNSAID_WAIT_S),
+    ):
+        assert abs(hub_client.wait_asked(headers) - seconds) < 2, headers
+
+
 def test_a_repository_that_others_wrote_to_is_left_alone(run, hub):
     sent(run, "publish.parts=[model]")
     repo = hub.repos["me/small"]
@@ -214,7 +230,7 @@ def test_what_the_hub_refuses_is_said_with_a_fix(run, hub, refusal, said, fix):
     hub.refusals["repos/create"] = [refusal]
     with pytest.raises(PublishError, match=said) as caught:
         sent(run, "publish.parts=[model]")
-    assert f"HTTP {refusal[0]}" in str(caught.value) and fix in caught.value.fix and TOKEN not in str(caught.value)
+    assert refusal[2] in str(caught.value) and fix in caught.value.fix and TOKEN not in str(caught.value)
 
 
 def test_a_token_that_does_not_do_is_refused_first(run, hub, monkeypatch):
@@ -239,6 +255,16 @@ def test_a_token_that_the_hub_repeats_is_not_shown(run, hub, monkeypatch):
     hub.refusals["whoami"] = [(400, {}, "what is a-token-of-another-form, and hf_othersothers?")]
     with pytest.raises(PublishError, match=r"what is \*\*\*, and \*\*\*\?"):
         sent(run)
+
+
+def test_a_repository_that_is_deleted_meanwhile_and_a_full_store_are_said(run, hub):
+    hub.refusals["preupload"] = [(404, {"X-Error-Code": "RepoNotFound"}, "Repository not found")]
+    with pytest.raises(PublishError, match="does not find it"):
+        sent(run, "publish.parts=[model]")
+    hub.full = "Storage limit reached for me"
+    with pytest.raises(PublishError, match=r"no room left \(.*Storage limit reached for me") as caught:
+        sent(run, "publish.parts=[model]")
+    assert "billing" in caught.value.fix
 
 
 def test_a_commit_goes_on_top_of_the_one_that_was_seen(run, hub, monkeypatch):
@@ -287,6 +313,15 @@ def test_nothing_is_published_that_is_not_proved_whole_and_new(run):
     assert "me/small (private)" in publish(run.path, [TO, "publish.parts=[model]"])
 
 
+def test_what_is_printed_to_be_typed_says_what_was_typed(run):
+    words = ("publish", run.path, "--to", "me/small", "--public", "--only", "gguf", "--set", "publish.language=[en]")
+    done = completed(*words)
+    assert done.returncode == 0, done.stderr
+    assert "me/small-GGUF (public)" in done.stdout and "me/small-lora" not in done.stdout
+    assert done.stdout.rstrip().endswith(shlex.join([*map(str, words), "--yes"]))
+    assert "publish.parts.0" in completed(*words[:4], "--only", "all").stderr
+
+
 def test_names_and_parts_that_do_not_do(run, tmp_path):
     with pytest.raises(RecipeError, match=r"publish\.to says no repository"):
         publish(run.path)
@@ -294,10 +329,10 @@ def test_names_and_parts_that_do_not_do(run, tmp_path):
         publish(run.path, ["publish.to=me/small--model"])
     with pytest.raises(RecipeError, match=r"publish\.to"):
         publish(run.path, ["publish.to=small"])
-    said = publish(run.path, [TO, "publish.base=null"])
+    said = publish(run.path, [TO, "publish.base_on_hub=null"])
     assert "me/small-lora" not in said and "the adapter is left out" in said
     with pytest.raises(RecipeError, match="the adapter is left out"):
-        publish(run.path, [TO, "publish.base=null", "publish.parts=[lora]"])
+        publish(run.path, [TO, "publish.base_on_hub=null", "publish.parts=[lora]"])
     with pytest.raises(ResumeError, match="is there already"):
         publish(run.path, [TO], cards=tmp_path)
 

@@ -109,17 +109,18 @@ def compare(runs: Sequence[Named] | Named, report: Named | None = None, *, measu
 
 
 def publish(
-    run: Named, changes: Sequence[str] = (), *, send: bool = False, overwrite: bool = False, cards: Named | None = None
-) -> str:
+    run: Named, changes: Sequence[str] = (), *, send: bool = False, overwrite: bool = False, cards: Named | None = None,
+    typed: Sequence[str] = (),
+) -> str:  # fmt: skip
     """What publishing a run on the Hub would do, as its recipe and `changes` (publish.to=USER/NAME) say; with `send` it
     is done, and the text says where it is.
 
     `overwrite`: also into repositories that this run did not make, or that have moved on. `cards`: a new folder for the
-    cards, to be read before. Raises TunesmithError.
+    cards, to be read before. `typed`: the changes as the command line has them. Raises TunesmithError.
     """
     from tunesmith.console import say
     from tunesmith.pipeline import locked
-    from tunesmith.release.publish import how_to, make_plan, write_drafts
+    from tunesmith.release.publish import make_plan, write_drafts
     from tunesmith.release.upload import upload
 
     recipe, place = opened(run, changes)
@@ -133,7 +134,9 @@ def publish(
             say("\n".join(lines))
             return "\n".join(upload(plan, overwrite))
     read = f"cards: {cards}" if cards else "to read the cards first: --cards FOLDER"
-    return "\n".join(["nothing is sent; this would be published:", *lines, read, f"to do it: {how_to(plan, recipe)}"])
+    sets = [word for change in changes for word in ("--set", change)]
+    command = to_type("publish", place.path, *(typed or sets), "--yes")
+    return "\n".join(["nothing is sent; this would be published:", *lines, read, f"to do it: {command}"])
 
 
 def refuse_early(recipe: "Recipe") -> None:

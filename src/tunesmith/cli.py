@@ -237,10 +237,14 @@ def publish(  # noqa: PLR0913, PLR0917 - a command has the options that it has
     _begin("publish", f"reading {run}")
     from tunesmith.api import publish as send
 
-    own = [f"publish.to={to}"] if to else []
-    own += ["publish.public=true"] if public else []
-    own += [f"publish.parts=[{','.join(only)}]"] if only else []
-    _print(send(run, [*own, *(changes or ())], send=yes, overwrite=overwrite, cards=cards))
+    said = {
+        f"publish.to={to}": ["--to", to] if to else [],
+        "publish.public=true": ["--public"] if public else [],
+        f"publish.parts=[{','.join(only or ())}]": [word for part in only or () for word in ("--only", part)],
+    } | {change: ["--set", change] for change in changes or ()}
+    typed = [str(word) for words in said.values() for word in words]
+    own = [change for change, words in said.items() if words]
+    _print(send(run, own, send=yes, overwrite=overwrite, cards=cards, typed=typed))
 
 
 @app.command()

@@ -213,7 +213,7 @@ class PublishConfig(Section):
     """What is published: the merged `model` as NAME, the adapter as NAME-lora, the GGUF files as NAME-GGUF."""
     unproved: bool = False
     """Publish also where a proof was skipped, for want of memory say; the card tells which."""
-    base: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")] | None = None
+    base_on_hub: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")] | None = None
     """Hub id[@commit] of the base, where `base` is a folder or a file."""
     licence: Annotated[str, Field(min_length=1)] | None = None
     """Licence of the base, as its id on the Hub, where tunesmith does not know it."""

@@ -14,7 +14,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from tunesmith.decides import source_files, sources_of
+from tunesmith.decides import sources_of
 from tunesmith.files import PROOFS
 from tunesmith.json_file import json_object
 from tunesmith.recipe import Part, PublishConfig, Recipe, Source
@@ -59,13 +59,14 @@ def origin_of(recipe: Recipe) -> Origin:
             "and not the same."
         )
         return Origin(builtin.HUB_ID, None, False, remark)
-    match = HUB_ID.fullmatch(recipe.publish.base or recipe.base)
+    named = recipe.publish.base_on_hub if is_local(recipe.base) else recipe.base
+    match = HUB_ID.fullmatch(named or "")
     if match and not is_local(recipe.base):
         return Origin(match[1], match[2], True)
     from_gguf = os.path.isfile(os.path.expanduser(recipe.base))
     kept = "unpacked from a GGUF file on its author's machine" if from_gguf else "in a folder on its author's machine"
-    remark = f"Its base was {kept}" + (", named as this model by the author." if recipe.publish.base else ".")
-    if recipe.publish.base and match:
+    remark = f"Its base was {kept}" + (", named as this model by the author." if match else ".")
+    if match:
         return Origin(match[1], match[2], not from_gguf, remark)
     return Origin(None, None, False, remark)
 
@@ -105,7 +106,7 @@ def write_card(published: Published, part: Part) -> str:
         repository=published.repository(part),
         name=published.repository(part).partition("/")[2],
         recipe=recipe,
-        recipe_text=_recipe_text(recipe),
+        recipe_text=_recipe_text(recipe, records["data"]),
         origin=published.origin,
         terms=published.terms,
         config=published.config,
@@ -137,11 +138,11 @@ def _metadata(
     base, relation = published.origin.id, "adapter" if part == "lora" else "finetune"
     if part == "gguf" and "model" in published.parts:
         base, relation = published.repository("model"), "quantized"
-    hub_data = [source.path for source in sources_of(published.recipe) if not source_files(source)]
+    hub_data = list(_from_hub(records["data"]))
     more: dict[str, Any] = published.terms.metadata() | ({"base_model_relation": relation} if base else {})
     return ModelCardData(
         base_model=base,
-        datasets=list(dict.fromkeys(hub_data)) or None,
+        datasets=hub_data or None,
         eval_results=list(_results(part, records, files, hub_data)),
         language=list(published.config.language) or None,
         library_name=LIBRARIES[part],
@@ -197,26 +198,25 @@ def _others(record: Record | None, files: list[dict[str, Any]]) -> list[str]:
     return sorted(set(record.outputs if record else ()) - {file["name"] for file in files} - {PROOFS})
 
 
+def _from_hub(data: Record) -> dict[str, str]:
+    """The data sets that came from the Hub, with their commits."""
+    revisions: dict[str, str] = data.counts.get("revisions", {})
+    return revisions
+
+
 def _sources(recipe: Recipe, data: Record) -> Iterator[tuple[str, str | None, bool]]:
     """Each source: its id and commit on the Hub, or the name of its files; and whether it is held out alone."""
     for number, source in enumerate(sources_of(recipe)):
-        held_out = number >= len(recipe.data.sources)
-        if _is_file(source):
-            yield os.path.basename(source.path), None, held_out
-        else:
-            yield source.path, data.counts.get("revisions", {}).get(source.path) or source.revision, held_out
+        commit = _from_hub(data).get(source.path)
+        yield _named(source, data).path, commit, number >= len(recipe.data.sources)
 
 
-def _is_file(source: Source) -> bool:
-    return bool(source_files(source)) or os.path.isabs(source.path)
-
-
-def _recipe_text(recipe: Recipe) -> str:
+def _recipe_text(recipe: Recipe, data_record: Record) -> str:
     """The recipe without what is at its default, and without folders of this machine."""
     held_out = recipe.data.held_out
     data = recipe.data.model_copy(update={
-        "sources": tuple(_named(source) for source in recipe.data.sources),
-        "held_out": _named(held_out) if isinstance(held_out, Source) else held_out,
+        "sources": tuple(_named(source, data_record) for source in recipe.data.sources),
+        "held_out": _named(held_out, data_record) if isinstance(held_out, Source) else held_out,
     })  # fmt: skip
     prompts = os.path.basename(recipe.evaluate.prompts)
     base = (
@@ -228,5 +228,7 @@ def _recipe_text(recipe: Recipe) -> str:
     }))  # fmt: skip
 
 
-def _named(source: Source) -> Source:
-    return source.model_copy(update={"path": os.path.basename(source.path)}) if _is_file(source) else source
+def _named(source: Source, data: Record) -> Source:
+    """A source as others may know it: what came from the Hub by its id, a file by its name alone."""
+    on_hub = source.path in _from_hub(data)
+    return source if on_hub else source.model_copy(update={"path": os.path.basename(source.path)})

@@ -8,7 +8,8 @@ import contextlib
 import io
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,8 +31,12 @@ MOST_WAITING_S = 900.0
 """How long the Hub is waited for in one call; its limits are over five minutes."""
 UNSAID_WAIT_S = 60.0
 """Where a 429 does not say how long."""
+NOT_FOUND = 404
+LONGEST = 300
+"""Letters of what the Hub says that are shown."""
 TOKENS = "https://huggingface.co/settings/tokens"
 AGAIN = "type the same again: what is there already is not sent again"
+RESET = re.compile(r";\s*t\s*=\s*(\d{1,9})\b")
 QUOTA = re.compile(r"(?i)storage|quota|limit reached")
 
 
@@ -53,6 +58,19 @@ class HubClient:
         if not self._token:
             raise PublishError("publishing needs a token of the Hub, and there is none", fix=_TOKEN_FIX)
 
+    def find(self, what: str, do: Callable[[], Result]) -> Result | None:
+        """As `call`; None where the Hub has no such repository."""
+
+        def found() -> Result | None:
+            try:
+                return do()
+            except RepositoryNotFoundError as error:
+                if error.response.status_code != NOT_FOUND:  # 401: this token may not know
+                    raise
+                return None
+
+        return self.call(what, found)
+
     def call(self, what: str, do: Callable[[], Result]) -> Result:
         """What `do` returns; waits where the Hub asks to. Raises PublishError, without the token, where it fails."""
         until: float | None = None
@@ -64,7 +82,7 @@ class HubClient:
                 raise
             except Exception as error:  # of several libraries, and their texts can hold the token
                 busy = next((one for one in _chain(error) if isinstance(one, Busy)), None)
-                if busy is None and (is_of_this_machine(error) or isinstance(error, RepositoryNotFoundError)):
+                if busy is None and is_of_this_machine(error):
                     raise
                 said = None if busy else self._explained(error, what)
             if said:
@@ -80,7 +98,7 @@ class HubClient:
         http = next((one for one in _chain(error) if isinstance(one, HfHubHTTPError)), None)
         status = http.response.status_code if http else None
         first = list(_chain(error))[-1]  # what it began with says most: a connection refused, a name not known
-        message = str((http and http.server_message) or next(iter(str(http or first).strip().splitlines()), ""))
+        message = " ".join(str((http and http.server_message) or http or first).split())[:LONGEST]
         reason, fix = _reason(status, message, first)
         text = SECRET.sub("***", f"{what}: {reason}".replace(self._token or "\0", "***"))
         return PublishError(text, fix=fix)
@@ -112,13 +130,13 @@ def _reason(status: int | None, message: str, error: BaseException) -> tuple[str
     said = f" ({message})" if message else ""
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE says that there is no network", "unset it, and type the same again"
-    if status is None:
+    if status in (None, 402, 403) and QUOTA.search(message):
+        return f"the account has no room left{said}", _QUOTA_FIX
+    if status is None and (isinstance(error, OSError) or type(error).__module__.startswith("http")):
         what = f"the Hub cannot be reached, or was cut off ({type(error).__name__}: {message})"
         return what, f"check the network; {AGAIN}"
-    if status in (402, 403) and QUOTA.search(message):
-        return f"the account has no room left (HTTP {status}){said}", _QUOTA_FIX
-    what, fix = REFUSALS.get(status, ("the Hub did not do it", f"wait a little; then {AGAIN}"))
-    return f"{what} (HTTP {status}){said}", fix
+    what, fix = REFUSALS.get(status or 0, ("the Hub did not do it", f"wait a little; then {AGAIN}"))
+    return f"{what}{f' (HTTP {status})' if status else ''}{said}", fix
 
 
 def wait(seconds: float, why: str) -> None:
@@ -158,8 +176,22 @@ def _heeded() -> Iterator[None]:
 
 def _heed(response: Any) -> None:
     if response.status_code == 429:
-        said = response.headers.get("Retry-After", "")
-        raise Busy(float(said) if said.isdecimal() else UNSAID_WAIT_S)
+        raise Busy(wait_asked(response.headers))
+
+
+def wait_asked(headers: Mapping[str, str]) -> float:
+    """Seconds that an answer asks to wait: Retry-After, as a number or a date (RFC 9110, 10.2.3), or the Hub's own
+    RateLimit, as in `"api";r=0;t=55` (draft-ietf-httpapi-ratelimit-headers-09).
+    """
+    said = headers.get("Retry-After", "").strip()
+    if said.isdecimal():
+        return float(said)
+    if found := RESET.search(headers.get("RateLimit", "")):
+        return float(found[1]) + 1  # whole seconds, rounded down
+    try:
+        return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
+    except ValueError:
+        return UNSAID_WAIT_S
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

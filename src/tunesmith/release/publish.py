@@ -13,7 +13,6 @@ from typing import Literal
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from tunesmith.command import to_type
 from tunesmith.errors import ProofError, RecipeError, ResumeError
 from tunesmith.files import PROOFS, digest_file, never, write_user_file
 from tunesmith.gguf.read import convert
@@ -152,13 +151,6 @@ def write_drafts(plan: Plan, folder: Path) -> None:
                 write_user_file(folder / repository.id.partition("/")[2] / file.name, file.content)
 
 
-def how_to(plan: Plan, recipe: Recipe) -> str:
-    """What to type to publish it."""
-    public = ["--public"] if plan.public else []
-    to = recipe.publish.to or ""
-    return to_type("publish", plan.run.path, "--to", to, *public, "--yes")
-
-
 def _parts(recipe: Recipe, on_hub: bool) -> tuple[tuple[Part, ...], list[str]]:
     """The parts that can be published, and why another one cannot. Raises RecipeError where none is left."""
     lacking: dict[Part, tuple[str, str]] = {}
@@ -167,7 +159,7 @@ def _parts(recipe: Recipe, on_hub: bool) -> tuple[tuple[Part, ...], list[str]]:
         lacking["gguf"] = ("the GGUF files are left out: export.gguf asks for none", fix)
     if not on_hub:
         what = f"the adapter is left out: its base, {Path(recipe.base).name}, is on this machine alone"
-        lacking["lora"] = (what, "name the model on the Hub that it is: --set publish.base=OWNER/NAME@COMMIT")
+        lacking["lora"] = (what, "name the model on the Hub that it is: --set publish.base_on_hub=OWNER/NAME@COMMIT")
     asked = dict.fromkeys(recipe.publish.parts)
     parts = tuple(part for part in asked if part not in lacking)
     left_out = [lacking[part] for part in asked if part in lacking]

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, constants
-from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
 from tunesmith import __version__
@@ -73,9 +72,8 @@ def _state(hub: HubClient, plan: Plan, repository: Repository, overwrite: bool) 
     That is where it is another's, has moved on, or is seen by more than it should be.
     """
     id, kind, asked = repository.id, repository.kind, f"looking at {repository.place}"
-    try:
-        info = hub.call(asked, lambda: hub.api.repo_info(id, repo_type=kind))
-    except RepositoryNotFoundError:
+    info = hub.find(asked, lambda: hub.api.repo_info(id, repo_type=kind))
+    if info is None:
         return None
     entries = hub.call(asked, lambda: list(hub.api.list_repo_tree(id, recursive=True, repo_type=kind)))
     tree = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
@@ -114,12 +112,9 @@ def _published(hub: HubClient, plan: Plan, repository: Repository, state: Mappin
     """Do one repository; what is to be said of it."""
     id, kind, place, run = repository.id, repository.kind, repository.place, plan.run
     if state is None:
-        keep_published(
-            run, place, constants.ENDPOINT, commit=None, files={}, private=not plan.public
-        )  # ours, if killed now
-        sdk = "docker" if kind == "space" else None
-        make = lambda: hub.api.create_repo(id, private=not plan.public, repo_type=kind, space_sdk=sdk)  # noqa: E731
-        hub.call(f"making {place}", make)
+        # first, so that after a kill it is known as ours
+        keep_published(run, place, constants.ENDPOINT, commit=None, files={}, private=not plan.public)
+        hub.call(f"making {place}", lambda: _make(hub, repository, plan))
         head = hub.call(f"looking at {place}", lambda: hub.api.repo_info(id, repo_type=kind)).sha
         state = {"head": head, "private": not plan.public, "tree": {}}
     earlier = published(run).get(place, {}).get("files", {})
@@ -132,6 +127,11 @@ def _published(hub: HubClient, plan: Plan, repository: Repository, state: Mappin
     keep_published(run, place, constants.ENDPOINT, commit=head, files=_digests(repository), private=not plan.public)
     size = f"{len(repository.files)} files, {repository.size / 1e6:,.1f} MB"
     return f"{how}: {constants.ENDPOINT}/{place} ({plan.visibility}), {size}, commit {head}"
+
+
+def _make(hub: HubClient, repository: Repository, plan: Plan) -> Any:
+    sdk = "docker" if repository.kind == "space" else None
+    return hub.api.create_repo(repository.id, private=not plan.public, repo_type=repository.kind, space_sdk=sdk)
 
 
 def _commit(hub: HubClient, repository: Repository, state: Mapping[str, Any], gone: list[str]) -> str:
