@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tunesmith.errors import BaseError, DataError, ProofError, ResourceError
 from tunesmith.gguf.write import About, write_gguf
+from tunesmith.inference import engine
 from tunesmith.inference.engine import Engine, _check_version
 from tunesmith.recipe import ChatConfig
 from tunesmith.tokens.template import chat_template_with
@@ -235,3 +236,14 @@ def test_an_old_xllamacpp_and_a_missing_library(tmp_path):
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import tunesmith.inference.engine"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert "apt-get install libgomp1" in done.stderr
+
+
+def test_a_model_that_needs_more_memory_than_there_is_is_said_before_it_is_loaded(tiny_gguf, monkeypatch):
+    """The file, and for each token 2 layers x 2 heads x 16 numbers x 2 (keys and values) x 2 bytes."""
+    size = tiny_gguf.stat().st_size
+    for free, fits in ((size + 512 * 256, True), (size + 512 * 256 - 1, False)):
+        monkeypatch.setattr(engine, "free_memory_bytes", lambda free=free: free)
+        monkeypatch.setattr(engine.xllamacpp, "Server", lambda params: 1 / 0)
+        with pytest.raises(ZeroDivisionError if fits else ResourceError) as caught:
+            Engine(tiny_gguf, threads=1, context=256, slots=2)
+    assert "tiny.gguf needs" in caught.value.what and "smaller GGUF type" in caught.value.fix

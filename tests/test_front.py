@@ -51,9 +51,9 @@ def engine(gguf):
 
 
 @contextlib.contextmanager
-def opened(door, engine, name="sailor", slots=2, log=None):
+def opened(door, engine, name="sailor", slots=2, log=None, run=None):
     """A front of a door, whose engine is there already."""
-    front, page = Front(door, log=log), Page(name, described(name, 'Be </script> "brief".'))
+    front, page = Front(door, log=log), Page(name, run or described(name, 'Be </script> "brief".'))
     reached = Reached(engine.url, engine.headers) if engine else None
     keeper = SimpleNamespace(engine=reached, restarts=0)
     thread = threading.Thread(target=front.answer, args=(keeper, page, slots), daemon=True)

@@ -6,6 +6,7 @@ A recipe or a run may be named by its path, or by what an earlier call returned.
 
 import contextlib
 import os
+import re
 import shlex
 from collections.abc import Sequence
 from functools import partial
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
 Named = str | os.PathLike[str]
 """A file or folder. What `run` returns is one too: its run folder."""
 MAX_PORT = 65535
-RUN_OR_GGUF = "name the folder of a run, such as runs/NAME, or a GGUF file"
+EXAMPLES = ("Explain why the sky is blue.", "Write a short poem about the sea.", "How do I boil an egg?")
+"""Questions to begin with, where nobody knows what the model was made for."""
+LONGEST_EXAMPLE = 90  # letters: two lines of a phone
+RUN_OR_GGUF = "name the folder of a run, such as runs/NAME, a GGUF file, or a Hub repository of such (USER/NAME-GGUF)"
 
 
 def load_recipe(path: Named, changes: Sequence[str] = ()) -> "Recipe":
@@ -58,7 +62,7 @@ def chat(
     model: Named, port: int | None = None, *, gguf: str | None = None, threads: int = 2, changes: Sequence[str] = (),
     origins: Sequence[str] = (),
 ) -> "Chat":  # fmt: skip
-    """Serve a run, or a GGUF file, on this machine's CPU until the handle is closed or dropped, or Python ends.
+    """Serve a run, a GGUF file, or one of the Hub (USER/NAME), on the CPU until the handle is closed, or Python ends.
 
     `port`: of 127.0.0.1, None takes any free one. `gguf`: F16, Q8_0 or Q4_K_M instead of the recipe's evaluate.gguf.
     `changes`: to the recipe's chat section. `origins`: of web pages that may use it beside its own, such as
@@ -202,12 +206,14 @@ def to_serve(model: Path, gguf: str | None, changes: Sequence[str]) -> "Served":
     from tunesmith.server.handle import Served
 
     need_utf8(model)
+    if file := _from_hub(model, gguf, changes):
+        return Served(file, model.name.partition("@")[0], ChatConfig(), own_sampling=True, examples=EXAMPLES)
     if gguf is not None and gguf not in (types := get_args(GgufType)):
         raise RecipeError(f"{gguf or repr(gguf)} is no type of GGUF file", fix=f"choose one of {', '.join(types)}")
     if model.is_file() and model.suffix not in (".yaml", ".yml"):
         if changes or gguf:
             raise RecipeError("a GGUF file has no recipe to change or choose from", fix="leave out --set and --gguf")
-        return Served(model, model.stem, ChatConfig(), own_sampling=True)
+        return Served(model, model.stem, ChatConfig(), own_sampling=True, examples=EXAMPLES)
     _refuse_no_run(model)
     recipe, run = opened(model, changes)
     if not (recipe.export.gguf or gguf):
@@ -222,7 +228,33 @@ def to_serve(model: Path, gguf: str | None, changes: Sequence[str]) -> "Served":
         fix = f"choose one with --gguf, or {make} what is missing" if known else f"{make} it"
         raise ResumeError(f"there is no {file}; this run has {known or 'no GGUF file'}", fix=fix)
     _say_what_is_old(recipe, run, file, changes)
-    return Served(file, recipe.name, recipe.chat)
+    return Served(file, recipe.name, recipe.chat, examples=_examples(recipe))
+
+
+def _examples(recipe: "Recipe") -> tuple[str, ...]:
+    """Questions that the model was made for: its recipe's own prompts."""
+    from tunesmith.decides import read_prompts
+
+    if recipe.evaluate.prompts == "default":
+        return EXAMPLES
+    try:
+        return tuple(prompt for prompt in read_prompts(recipe) if len(prompt) <= LONGEST_EXAMPLE)[: len(EXAMPLES)]
+    except TunesmithError:  # the file is gone: it is not needed to chat
+        return EXAMPLES
+
+
+def _from_hub(model: Path, gguf: str | None, changes: Sequence[str]) -> Path | None:
+    """The GGUF file of a Hub repository; None for what is none, such as a run that is misspelt."""
+    named = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", str(model), re.ASCII)
+    if not named or model.exists() or model.parent.exists():
+        return None
+    try:
+        from tunesmith.weights.hub_gguf import fetch_gguf
+    except ImportError:  # huggingface_hub comes with the extra `train`
+        return None
+    if changes:
+        raise RecipeError("a GGUF file has no recipe to change", fix="leave out --set")
+    return fetch_gguf(named[1], named[2], gguf)
 
 
 def space(model: Path, wanted: "Wanted", gguf: str | None = None) -> None:

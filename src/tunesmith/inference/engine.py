@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Self
 
 from tunesmith.errors import BaseError, ResourceError
-from tunesmith.gguf.metadata import refuse_big_endian
+from tunesmith.gguf.metadata import read_singles, refuse_big_endian
 from tunesmith.inference.client import Client
 from tunesmith.inference.ended import MAKE_ANEW
-from tunesmith.machine import need_utf8
+from tunesmith.machine import free_memory_bytes, need_utf8
 from tunesmith.recipe import ChatConfig
 
 try:
@@ -45,6 +45,7 @@ class Engine(Client):
         _check_version(xllamacpp.__version__)
         need_utf8(gguf)
         _check_gguf(gguf)
+        _need_memory(gguf, context * slots)
         params = xllamacpp.CommonParams()
         params.model.path = str(gguf)
         params.model_alias = {alias or gguf.stem}
@@ -80,6 +81,26 @@ class Engine(Client):
     def close(self) -> None:
         """Stop the server and free the model; running answers are cut."""
         self._server = None
+
+
+def _need_memory(path: Path, tokens: int) -> None:
+    """Raise ResourceError where a file and the keys and values of `tokens` do not fit: the system would kill us.
+
+    Two numbers of 16 bits for each token, layer and width of a key-value head.
+    """
+    said = read_singles(path)
+    arch = said.get("general.architecture", "")
+
+    def number(name: str, otherwise: int) -> int:
+        found = said.get(f"{arch}.{name}", otherwise)
+        return found if isinstance(found, int) else otherwise
+
+    heads = number("attention.head_count", 1)
+    width = number("attention.key_length", number("embedding_length", 0) // max(heads, 1))
+    kept = 4 * tokens * number("block_count", 0) * number("attention.head_count_kv", heads) * width
+    if (needed := path.stat().st_size + kept) > (free := free_memory_bytes()):
+        what = f"{path.name} needs {needed / 1e9:.1f} GB of memory with {tokens:,} tokens, {free / 1e9:.1f} GB are free"
+        raise ResourceError(what, fix="take a smaller GGUF type, fewer chat.slots or a smaller chat.context")
 
 
 def _close_doors(params: "xllamacpp.CommonParams", key: str) -> None:

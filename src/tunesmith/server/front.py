@@ -36,7 +36,7 @@ from tunesmith.server.protocol import Protocol, problem
 
 MOST_TOLD = 8
 LOGINS = 10  # tries a minute of one address
-KEY_BYTES = 4096
+KEY_BYTES, TARGET_BYTES = 4096, 8192
 METHODS = ("GET", "HEAD", "POST", "DELETE")
 OPEN = ("/login", "/health", "/sw.js")  # answered without the key
 BOUNCE = (
@@ -123,6 +123,8 @@ class Front:
         if verdict.refused:
             self._tell(verdict.refused)
             return said("permission_error", 403, verdict.refused)
+        if len(asked.target) > TARGET_BYTES:
+            return said("invalid_request_error", 414, f"the address has more than {TARGET_BYTES:,} letters")
         if asked.method == "OPTIONS":
             return Response(status_code=204)
         if asked.method not in METHODS:
@@ -151,7 +153,7 @@ class Front:
         """Headers of ours on each answer: who may read, frame and run it."""
         framed = " ".join(["frame-ancestors 'self'", *self.door.origins])
         ours = [*_cors(verdict, asked.headers), ("X-Content-Type-Options", "nosniff"), ("Connection", "close"),
-                ("Referrer-Policy", "no-referrer")]  # fmt: skip
+                ("Referrer-Policy", "same-origin")]  # fmt: skip
 
         async def with_headers(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":

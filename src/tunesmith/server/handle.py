@@ -22,6 +22,8 @@ class Served:
     chat: ChatConfig
     own_sampling: bool = False
     """What the file's metadata say of sampling goes before `chat`."""
+    examples: tuple[str, ...] = ()
+    """Questions that the page offers to begin with."""
 
 
 class Chat:

@@ -5,6 +5,7 @@ import hashlib
 import html
 import json
 import re
+from collections.abc import Sequence
 from importlib.resources import files
 from textwrap import shorten
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import httpx2
 
 from tunesmith.errors import ResourceError
+from tunesmith.server.door import Limits
 from tunesmith.server.keeper import Reached
 
 SHELL = files("tunesmith.server").joinpath("shell.html")
@@ -79,11 +81,25 @@ def with_run(page: bytes, run: dict[str, Any]) -> bytes:
     return page.replace(HEAD, HEAD + shell.encode(), 1)
 
 
-def described(name: str, system: str | None) -> dict[str, Any]:
-    """What the page is told: the run's name, what it shows at the start, and the settings that belong to the run."""
+def described(
+    name: str, system: str | None, facts: Sequence[tuple[str, str]] = (), examples: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What the page is told: the run's name, what it shows of it, and the settings that belong to the run."""
     shown = ["System prompt:", shorten(system, MOST_SHOWN, placeholder=" ...")] if system else ["No system prompt"]
     settings = {
         "systemMessage": system or "", "showSystemMessage": True, "showRawModelNames": True,
         "pasteLongTextToFileLen": 0, "autoMicOnEmpty": False, "jsSandboxEnabled": False, "mcpServers": "[]",
     }  # fmt: skip
-    return {"name": name, "shown": shown, "settings": settings, "toolsOff": list(TOOLS)}
+    own = {"name": name, "settings": settings, "toolsOff": list(TOOLS)}
+    return own | {"shown": shown, "facts": list(facts), "examples": list(examples)}
+
+
+def said_limits(limits: Limits, context: int) -> list[tuple[str, str]]:
+    """How much may be asked, for the page."""
+    conversation = f"up to {context:,} tokens (some {context * 3 // 4:,} words)"
+    found = {
+        "Conversation": conversation,
+        "Answer": f"up to {limits.answer:,} tokens" if limits.answer else "",
+        "Requests": f"{limits.rate} a minute" if limits.rate else "",
+    }
+    return [(name, text) for name, text in found.items() if text]

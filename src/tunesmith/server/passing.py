@@ -5,6 +5,7 @@ import json
 import re
 import time
 from collections.abc import Callable
+from urllib.parse import unquote
 
 import httpx2
 from starlette.exceptions import HTTPException
@@ -22,7 +23,8 @@ OURS = {"host", "origin", "referer", "cookie", "authorization", "x-api-key", "co
         "x-ticket"}  # fmt: skip
 """Headers that go no further: of one connection (RFC 9110, section 7.6.1), the client's keys, and what was judged."""
 CHAT = ("/v1/chat/completions", "/chat/completions")
-CHEAP = ("/tokenize", "/detokenize", "/apply-template")  # no work for the model: they do not wait
+WORK = re.compile(r"(/v1|/api)?(/chat)?/(completions?|infill|embeddings?|re-?rank(ing)?|responses|messages|chat)/?")
+"""What makes the model work, and waits for its turn; tokenizing does not."""
 NEEDED = ("/props", "/v1/models", "/models")
 ASSET = re.compile(r"/(_app/[A-Za-z0-9_./-]+|[A-Za-z0-9_-]+\.(ico|svg|png|webmanifest))", re.ASCII)
 """What others than this machine may have of the engine beside answers: what its page needs, and no more."""
@@ -66,7 +68,7 @@ class Passing:
 
     async def _answer(self, answer: Answer) -> None:
         asked = answer.asked
-        if asked.method != "POST" or asked.path in CHEAP:
+        if asked.method != "POST" or not WORK.fullmatch(unquote(asked.path)):
             return await self._ask_engine(answer)
         if asked.path in CHAT:
             answer.body = _checked(answer.body, self._door.limits.answer)

@@ -4,14 +4,16 @@ It keeps the engine, which is one more process. Takes a job and tells (inference
 the engine answers, and later on what the user should know.
 """
 
+from pathlib import Path
 from typing import Any
 
 from tunesmith.inference.child import serve_parent, tell
 from tunesmith.recipe import ChatConfig
 from tunesmith.server.door import Door, Limits
+from tunesmith.server.facts import model_facts
 from tunesmith.server.front import Front
 from tunesmith.server.keeper import Keeper
-from tunesmith.server.page import Page, described
+from tunesmith.server.page import Page, described, said_limits
 
 
 def answer_requests(job: dict[str, Any]) -> None:
@@ -23,7 +25,10 @@ def answer_requests(job: dict[str, Any]) -> None:
     system = chat.system or keeper.first["own_system"]
     told = {"url": front.url, "own_system": keeper.first["own_system"], "sampling": keeper.first["sampling"]}
     tell(told | {"key": ""})
-    front.answer(keeper, Page(job["engine"]["alias"], described(job["engine"]["alias"], system)), chat.slots)
+    name, file = job["engine"]["alias"], Path(job["engine"]["gguf"])
+    facts = [*model_facts(file), *said_limits(door.limits, chat.context)]
+    page = Page(name, described(name, system, facts, job["engine"]["examples"]))
+    front.answer(keeper, page, chat.slots)
     if keeper.reason:
         raise keeper.reason
 
