@@ -589,7 +589,9 @@ def test_a_browser_that_stores_nothing_in_a_frame_gets_a_link():
                 link.click()
             opened.value.wait_for_load_state()
             assert opened.value.url == f"http://127.0.0.1:{server.server_port}/"
-            assert opened.value.locator("body").inner_text() == "the chat"  # where it may store, it stays as it is
+            assert (
+                opened.value.locator("body").inner_text().startswith("the chat")
+            )  # where it may store, it stays as it is
             browser.close()
     finally:
         server.shutdown()

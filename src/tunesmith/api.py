@@ -268,7 +268,7 @@ def space(model: Path, wanted: "Wanted", gguf: str | None = None) -> None:
     wanted.check(model.is_dir())
     to_hub = None
     with contextlib.ExitStack() as held:
-        if model.is_file():
+        if not model.is_dir():
             asked = EvaluateConfig()
             shipped = Shipped(served.gguf, served.alias, model, prompts_of(asked), asked.max_tokens)
         else:
