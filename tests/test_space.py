@@ -174,6 +174,13 @@ def test_what_the_run_has_published_is_fetched_from_there(run, hub, tmp_path, ca
     assert "has another tiny-Q4_K_M.gguf than this run now" in capsys.readouterr().err
 
 
+def test_a_file_of_the_hub_is_shipped_as_one_of_this_machine(alone, tmp_path, monkeypatch):
+    monkeypatch.setattr("tunesmith.api._from_hub", lambda *_: alone.gguf)
+    space(Path("me/x-GGUF@main"), Wanted(tmp_path / "space"))
+    assert (tmp_path / "space" / "my-model.gguf").read_bytes() == GGUF
+    assert front_matter((tmp_path / "space" / "README.md").read_text())["title"] == "x-GGUF"
+
+
 def test_a_licence_that_is_not_known_is_warned_of_and_not_sent(run, tmp_path, capsys):
     (tmp_path / "bare").mkdir()
     run.recipe.write_text(run.recipe.read_text().replace("/base\n", "/nowhere\n"))
