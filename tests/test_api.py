@@ -27,6 +27,7 @@ from tunesmith.recipe import ChatConfig
 from tunesmith.recipe_file import read_recipe
 from tunesmith.record import read_record
 from tunesmith.runs import MADE_BY, Run, commit_stage
+from tunesmith.server.door import Door
 from tunesmith.server.handle import Chat, Served
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -291,7 +292,7 @@ def test_arguments_of_chat_are_checked_here(project, arguments, said, fix):
 def test_an_engine_that_aborts_is_an_error_of_ours(project):
     file = project[1].run.gguf_file("small", "Q8_0")
     with pytest.raises(ResourceError, match="that answers with small ended with code -6"):
-        Chat(Served(file, "small", ChatConfig(context=256)), port=None, threads=0)
+        Chat(Served(file, "small", ChatConfig(context=256)), door=Door(), threads=0)
 
 
 @pytest.mark.parametrize("name", ["new\nline", "quo\"te's", "spa ce", "[b]{x}*?", "\U0001f642", "back\\slash"])

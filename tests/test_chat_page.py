@@ -70,10 +70,31 @@ def serving(run_folder):
             assert process.stderr.readline() == (
                 f"sailor answers at http://127.0.0.1:{port} (API: http://127.0.0.1:{port}/v1/chat/completions)\n"
             )
+            assert f"ssh -L {port}:localhost:{port} " in process.stderr.readline()
             assert process.stderr.readline() == "Ctrl+C stops it\n"
             yield process, port
         finally:
             process.kill()
+
+
+def child_of(pid):
+    """Number of the one process that another has started."""
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        (child,) = file.read().split()
+    return int(child)
+
+
+def engine_of(process):
+    """Number of the engine's process: the front's child, which is the command's."""
+    front = child_of(process.pid)
+    threads = os.listdir(f"/proc/{front}/task")
+    (child,) = [int(number) for thread in threads for number in children_of(front, thread)]
+    return child
+
+
+def children_of(pid, thread):
+    with open(f"/proc/{pid}/task/{thread}/children") as file:
+        return file.read().split()
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +111,7 @@ def server(serving_all):
 @pytest.fixture(scope="module")
 def idle(serving_all):
     """Whether the engine rests: it takes no time of the processor."""
-    with open(f"/proc/{serving_all[0].pid}/task/{serving_all[0].pid}/children") as file:
-        stat = f"/proc/{file.read().strip()}/stat"
+    stat = f"/proc/{engine_of(serving_all[0])}/stat"
 
     def ticks():
         with open(stat) as file:
@@ -325,20 +345,34 @@ def test_an_engine_that_is_killed_ends_the_terminal_chat_with_an_error(run_folde
     assert "error: the process that answers with sailor ended with code -9" in said and "Traceback" not in said
 
 
-def test_an_engine_that_is_killed_ends_the_chat_with_an_error(run_folder):
+def test_an_engine_that_is_killed_is_started_again_and_a_front_that_is_killed_ends_the_chat(run_folder):
     with serving(run_folder) as (process, port):
         for _ in range(2):  # said once
             with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
                 connection.request("GET", "/props", headers={"Origin": "http://evil.example"})
                 assert connection.getresponse().status == 403
-        children = f"/proc/{process.pid}/task/{process.pid}/children"
-        with open(children) as file:
-            (engine,) = file.read().split()
-        os.kill(int(engine), signal.SIGKILL)
+        body = {"messages": [{"role": "user", "content": LONG}], "stream": True}
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+            connection.request("POST", "/v1/chat/completions", json.dumps(body))
+            answer = connection.getresponse()
+            seen = answer.readline()
+            os.kill(engine_of(process), signal.SIGKILL)
+            seen += answer.read()
+        assert b'"type": "server_error"' in seen and b"it is started again" not in seen.partition(b"server_error")[0]
+        wait_until(lambda: status(port, "/health") == 200, "it does not come back")
+        assert status(port, "/v1/models") == 200
+        os.kill(child_of(process.pid), signal.SIGKILL)
         assert process.wait(timeout=20) == 7
         said = process.stderr.read()
         assert "error: the process that answers with sailor ended with code -9" in said and "Traceback" not in said
         assert said.count("warning: a request was refused: http://evil.example is another origin: ") == 1
+        assert "ended with code -9: it was killed" in said and "; it is started again" in said
+
+
+def status(port, path):
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
+        connection.request("GET", path)
+        return connection.getresponse().status
 
 
 def test_a_signal_while_it_loads_ends_it(run_folder):

@@ -17,7 +17,22 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FIRST = ROOT / "docs" / "first-run.md"
 PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").glob("*.md") if p != FIRST)]
-VERBS = ["run", "prepare", "train", "merge", "export", "evaluate", "chat", "compare", "check", "init", "list", "clean"]
+VERBS = [
+    "run",
+    "prepare",
+    "train",
+    "merge",
+    "export",
+    "evaluate",
+    "chat",
+    "compare",
+    "publish",
+    "space",
+    "check",
+    "init",
+    "list",
+    "clean",
+]
 SMOKE_LIMIT_S, CORES = 60.0, 2
 
 

@@ -13,8 +13,9 @@ from hub_server import COMMIT, HubServer
 from tiny import save_base
 
 from tunesmith import pipeline
+from tunesmith.api import to_serve
 from tunesmith.decides import as_begun, at_commits, data_needs, sources_of
-from tunesmith.errors import BaseError
+from tunesmith.errors import BaseError, RecipeError
 from tunesmith.gguf.read import convert
 from tunesmith.pipeline import run_stages
 from tunesmith.recipe import Recipe
@@ -22,6 +23,7 @@ from tunesmith.recipe_file import read_recipe
 from tunesmith.runs import Run, commit_stage
 from tunesmith.stages import STAGES
 from tunesmith.weights import hub as hub_module
+from tunesmith.weights import hub_gguf
 from tunesmith.weights.locate import locate_base
 
 TOKEN = "hf_secretsecretsecret"
@@ -55,12 +57,15 @@ def test_a_hub_model_is_fetched_pinned_and_then_found_offline(hub, tmp_path, tin
     (extra / "original").mkdir()
     for name in ("pytorch_model.bin", "original/w.safetensors", "consolidated.safetensors"):
         (extra / name).write_text("not needed")
+    for name in ("LICENSE.txt", "NOTICE", "USE_POLICY.md"):
+        (extra / name).write_text("to be passed on with what is made from it")
     hub.models["org/tiny"] = extra
     found = locate_in_child("org/tiny@main", hub.url, tmp_path)
     assert f"'revision': '{COMMIT}'" in found and "'name': 'org/tiny'" in found
     assert not any(
         "not needed" in path or ".bin" in path or "consolidated" in path or "original" in path for path in hub.paths
     )
+    assert all(any(path.endswith(name) for path in hub.paths) for name in ("LICENSE.txt", "NOTICE", "USE_POLICY.md"))
     asked = len(hub.paths)
     offline = locate_in_child("org/tiny@main", "http://127.0.0.1:1", tmp_path)
     assert offline == found and len(hub.paths) == asked
@@ -264,3 +269,38 @@ def test_a_run_that_began_without_commits_is_not_asked_for_any(tmp_path, tiny_ba
     monkeypatch.setattr(pipeline, "resolve_commit", lambda source: "d" * 40)
     done = run_stages(later, run, STAGES[:1], lambda stage: lambda recipe, run, base: (revisions(recipe), True))
     assert revisions(done.recipe) == ["d" * 40]  # its data are made anew, so they may as well have one
+
+
+SERVED = "from tunesmith.api import to_serve; from pathlib import Path; print(to_serve(Path({!r}), {!r}, ()))"
+
+
+def served_in_child(model, kind, hub_url, cache):
+    own = {"HF_ENDPOINT": hub_url, "HF_HOME": str(cache / "hf"), "HF_HUB_DISABLE_XET": "1"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    code = f"try:\n  {SERVED.format(model, kind)}\nexcept Exception as error: print(error)"
+    child = subprocess.run([sys.executable, "-c", code], env=kept | own, capture_output=True, text=True, check=False)
+    return child.stdout or child.stderr
+
+
+def test_a_chat_names_a_hub_repository_of_gguf_files(hub, tmp_path):
+    """The type that loses next to nothing, or the one that is asked for; found offline later on."""
+    (folder := tmp_path / "files").mkdir()
+    for name in ("bot-F16.gguf", "bot-Q8_0.gguf", "bot-Q4_K_M.gguf", "bot-lora-F16.gguf", "mmproj-Q8_0.gguf"):
+        (folder / name).write_bytes(b"GGUF" + name.encode())
+    hub.models["me/bot-GGUF"] = folder
+    found = served_in_child("me/bot-GGUF", None, hub.url, tmp_path)
+    assert f"{COMMIT}/bot-Q8_0.gguf'" in found and "alias='bot-GGUF'" in found and "own_sampling=True" in found
+    assert [path for path in hub.paths if "bot-F16" in path] == []
+    assert "/bot-Q4_K_M.gguf'" in served_in_child("me/bot-GGUF@main", "Q4_K_M", hub.url, tmp_path)
+    said = served_in_child("me/bot-GGUF", "Q6_K", hub.url, tmp_path)
+    assert "me/bot-GGUF has no GGUF file of type Q6_K; types there: F16, Q4_K_M, Q8_0" in said
+    assert "there is no model me/nothing on the Hub" in served_in_child("me/nothing", None, hub.url, tmp_path)
+    assert "/bot-Q8_0.gguf'" in served_in_child("me/bot-GGUF", None, "http://127.0.0.1:1", tmp_path)
+
+
+def test_a_run_that_is_misspelt_is_not_looked_for_on_the_hub(monkeypatch):
+    monkeypatch.setattr(hub_gguf, "fetch_gguf", lambda *_: 1 / 0)
+    Path("runs").mkdir()
+    with pytest.raises(RecipeError, match="there is no run and no file runs/dmeo") as caught:
+        to_serve(Path("runs/dmeo"), None, ())
+    assert "USER/NAME-GGUF" in caught.value.fix

@@ -4,9 +4,12 @@ They raise TunesmithErrors, never end the interpreter, and leave its signals alo
 A recipe or a run may be named by its path, or by what an earlier call returned.
 """
 
+import contextlib
 import os
+import re
 import shlex
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -16,13 +19,17 @@ from tunesmith.errors import RecipeError, ResumeError, TunesmithError
 if TYPE_CHECKING:
     from tunesmith.pipeline import Result
     from tunesmith.recipe import Recipe
+    from tunesmith.release.space.verb import Wanted
     from tunesmith.runs import Run
     from tunesmith.server.handle import Chat, Served
 
 Named = str | os.PathLike[str]
 """A file or folder. What `run` returns is one too: its run folder."""
 MAX_PORT = 65535
-RUN_OR_GGUF = "name the folder of a run, such as runs/NAME, or a GGUF file"
+EXAMPLES = ("Explain why the sky is blue.", "Write a short poem about the sea.", "How do I boil an egg?")
+"""Questions to begin with, where nobody knows what the model was made for."""
+LONGEST_EXAMPLE = 90  # letters: two lines of a phone
+RUN_OR_GGUF = "name the folder of a run, such as runs/NAME, a GGUF file, or a Hub repository of such (USER/NAME-GGUF)"
 
 
 def load_recipe(path: Named, changes: Sequence[str] = ()) -> "Recipe":
@@ -37,32 +44,39 @@ def run(
 
     The result says whether all is done or training has paused; the same call goes on. A change of what holds for one
     call (train.stop_after, checkpoint, chat slots) is forgotten after it. `fresh` deletes what was trained, once the
-    rows stand, and trains anew. Raises TunesmithError.
+    rows stand, and trains anew. What is done is published where the recipe says publish.to. Raises TunesmithError.
     """
+    from tunesmith.console import say
     from tunesmith.fresh import NewStart
     from tunesmith.pipeline import run_stages
 
     asked, place = opened(recipe, changes, run_dir)
-    return run_stages(asked, place, anew=NewStart(place, True, lambda _: True) if fresh else None)
+    refuse_early(asked)
+    result = run_stages(asked, place, anew=NewStart(place, True, lambda _: True) if fresh else None)
+    if said := published_as_asked(result):
+        say(said)
+    return result
 
 
 def chat(
     model: Named, port: int | None = None, *, gguf: str | None = None, threads: int = 2, changes: Sequence[str] = (),
     origins: Sequence[str] = (),
 ) -> "Chat":  # fmt: skip
-    """Serve a run, or a GGUF file, on this machine's CPU until the handle is closed or dropped, or Python ends.
+    """Serve a run, a GGUF file, or one of the Hub (USER/NAME), on the CPU until the handle is closed, or Python ends.
 
     `port`: of 127.0.0.1, None takes any free one. `gguf`: a type of export.gguf instead of the recipe's evaluate.gguf.
     `changes`: to the recipe's chat section. `origins`: of web pages that may use it beside its own, such as
     https://hub.example. Raises TunesmithError.
     """
+    from tunesmith.server.door import checked_door
     from tunesmith.server.handle import Chat
 
     if threads < 1:
         raise RecipeError(f"threads is {threads}, the chat needs at least 1", fix="leave it out, or say threads=2")
     if port is not None and not 0 <= port <= MAX_PORT:
         raise RecipeError(f"port is {port}, ports are 0 to {MAX_PORT}", fix="leave it out: any free one is taken")
-    return Chat(to_serve(Path(model), gguf, changes), port=port, threads=threads, origins=origins)
+    door = checked_door(port=port, origins=origins)
+    return Chat(to_serve(Path(model), gguf, changes), threads=threads, door=door)
 
 
 def compare(runs: Sequence[Named] | Named, report: Named | None = None, *, measure: bool = False) -> Path:
@@ -96,6 +110,61 @@ def compare(runs: Sequence[Named] | Named, report: Named | None = None, *, measu
     if path.resolve() == first.report.resolve():
         write_manifest(first)
     return path
+
+
+def publish(
+    run: Named, changes: Sequence[str] = (), *, send: bool = False, overwrite: bool = False, cards: Named | None = None,
+    typed: Sequence[str] = (),
+) -> str:  # fmt: skip
+    """What publishing a run on the Hub would do, as its recipe and `changes` (publish.to=USER/NAME) say; with `send` it
+    is done, and the text says where it is.
+
+    `overwrite`: also into repositories that this run did not make, or that have moved on. `cards`: a new folder for the
+    cards, to be read before. `typed`: the changes as the command line has them. Raises TunesmithError.
+    """
+    from tunesmith.console import say
+    from tunesmith.pipeline import locked
+    from tunesmith.release.publish import make_plan, write_drafts
+    from tunesmith.release.upload import upload
+
+    recipe, place = opened(run, changes)
+    place.refuse_none()
+    with locked(place):
+        plan = make_plan(recipe, place)
+        if cards:
+            write_drafts(plan, Path(cards))
+        lines = list(plan.lines())
+        if send:
+            say("\n".join(lines))
+            return "\n".join(upload(plan, overwrite))
+    read = f"cards: {cards}" if cards else "to read the cards first: --cards FOLDER"
+    sets = [word for change in changes for word in ("--set", change)]
+    command = to_type("publish", place.path, *(typed or sets), "--yes")
+    return "\n".join(["nothing is sent; this would be published:", *lines, read, f"to do it: {command}"])
+
+
+def refuse_early(recipe: "Recipe") -> None:
+    """Raise TunesmithError, before hours of work, for what would keep a run from being published as publish.to says."""
+    if recipe.publish.to:
+        from tunesmith.release.hub_client import HubClient
+        from tunesmith.release.publish import refuse_terms
+
+        HubClient()
+        refuse_terms(recipe)
+
+
+def published_as_asked(result: "Result") -> str:
+    """Publish a run that has ended where its recipe says publish.to; what is to be said, nothing where it does not."""
+    if not (result.done and result.recipe.publish.to):
+        return ""
+    from tunesmith.pipeline import locked
+    from tunesmith.release.publish import make_plan
+    from tunesmith.release.upload import stands_published, upload
+
+    with locked(result.run):
+        plan = make_plan(result.recipe, result.run)
+        done = [f"{each.id} is published already" for each in plan.repositories] if stands_published(plan) else []
+        return "\n".join(done or upload(plan))
 
 
 def opened(target: "Recipe | Named", changes: Sequence[str] = (), run_dir: Named | None = None) -> "tuple[Recipe, Run]":
@@ -137,12 +206,14 @@ def to_serve(model: Path, gguf: str | None, changes: Sequence[str]) -> "Served":
     from tunesmith.server.handle import Served
 
     need_utf8(model)
+    if file := _from_hub(model, gguf, changes):
+        return Served(file, model.name.partition("@")[0], ChatConfig(), own_sampling=True, examples=EXAMPLES)
     if gguf is not None and gguf not in (types := get_args(GgufType)):
         raise RecipeError(f"{gguf or repr(gguf)} is no type of GGUF file", fix=f"choose one of {', '.join(types)}")
     if model.is_file() and model.suffix not in (".yaml", ".yml"):
         if changes or gguf:
             raise RecipeError("a GGUF file has no recipe to change or choose from", fix="leave out --set and --gguf")
-        return Served(model, model.stem, ChatConfig(), own_sampling=True)
+        return Served(model, model.stem, ChatConfig(), own_sampling=True, examples=EXAMPLES)
     _refuse_no_run(model)
     recipe, run = opened(model, changes)
     if not (recipe.export.gguf or gguf):
@@ -158,7 +229,65 @@ def to_serve(model: Path, gguf: str | None, changes: Sequence[str]) -> "Served":
         fix = f"choose one with --gguf, or {make} what is missing" if known else f"{make} it"
         raise ResumeError(f"there is no {file}; this run has {known or 'no GGUF file'}", fix=fix)
     _say_what_is_old(recipe, run, file, changes)
-    return Served(file, recipe.name, recipe.chat)
+    return Served(file, recipe.name, recipe.chat, examples=_examples(recipe))
+
+
+def _examples(recipe: "Recipe") -> tuple[str, ...]:
+    """Questions that the model was made for: its recipe's own prompts."""
+    from tunesmith.decides import read_prompts
+
+    if recipe.evaluate.prompts == "default":
+        return EXAMPLES
+    try:
+        return tuple(prompt for prompt in read_prompts(recipe) if len(prompt) <= LONGEST_EXAMPLE)[: len(EXAMPLES)]
+    except TunesmithError:  # the file is gone: it is not needed to chat
+        return EXAMPLES
+
+
+def _from_hub(model: Path, gguf: str | None, changes: Sequence[str]) -> Path | None:
+    """The GGUF file of a Hub repository; None for what is none, such as a run that is misspelt."""
+    named = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", str(model), re.ASCII)
+    if not named or model.exists() or model.parent.exists():
+        return None
+    try:
+        from tunesmith.weights.hub_gguf import fetch_gguf
+    except ImportError:  # huggingface_hub comes with the extra `train`
+        return None
+    if changes:
+        raise RecipeError("a GGUF file has no recipe to change", fix="leave out --set")
+    return fetch_gguf(named[1], named[2], gguf)
+
+
+def space(model: Path, wanted: "Wanted", gguf: str | None = None) -> None:
+    """Make a Space of a run, or a GGUF file, as `wanted` says. Raises as `to_serve`, and TunesmithErrors of its own."""
+    from tunesmith.decides import prompts_of
+    from tunesmith.recipe import EvaluateConfig
+    from tunesmith.release.space.folder import Shipped
+    from tunesmith.release.space.verb import space as make
+
+    served = to_serve(model, gguf, ())
+    wanted.check(model.is_dir())
+    to_hub = None
+    with contextlib.ExitStack() as held:
+        if not model.is_dir():
+            asked = EvaluateConfig()
+            shipped = Shipped(served.gguf, served.alias, model, prompts_of(asked), asked.max_tokens)
+        else:
+            from tunesmith.release.space.origin import of_run
+
+            recipe, run = opened(model)
+            if wanted.send:
+                from tunesmith.pipeline import locked
+
+                held.enter_context(locked(run))
+            shipped = of_run(recipe, run, served.gguf, gguf or "", strict=bool(wanted.to))
+        if wanted.to:
+            from tunesmith.release.publish import refuse_id
+            from tunesmith.release.space.push import to_hub as send
+
+            refuse_id(wanted.to)
+            to_hub = partial(send, shipped, wanted)
+        make(shipped, wanted, to_hub)
 
 
 def _refuse_no_run(model: Path) -> None:

@@ -117,7 +117,12 @@ def run_all(
     recipe: Target, changes: Changes = None, run_dir: RunDir = None, fresh: Fresh = False, yes: Yes = False
 ) -> None:
     """All stages in order; finished ones are skipped."""
-    _print(_do(STAGES, recipe, changes, run_dir, fresh=fresh, yes=yes))
+    result = _do(STAGES, recipe, changes, run_dir, fresh=fresh, yes=yes)
+    _print(result)
+    from tunesmith.api import published_as_asked
+
+    if said := published_as_asked(result):
+        _print(said)
 
 
 def _add_stage(stage: Stage) -> None:
@@ -139,12 +144,23 @@ for _stage in STAGES:
 
 
 @app.command()
-def chat(
-    model: Annotated[Path, typer.Argument(metavar="RUN_OR_GGUF", help="The folder of a run, or a GGUF file.")],
-    port: Annotated[int, _number("--port", 65535, "Port on 127.0.0.1.")] = 7860,
+def chat(  # noqa: PLR0913, PLR0917 - one argument an option
+    model: Annotated[
+        Path, typer.Argument(metavar="RUN_OR_GGUF", help="A run's folder, a GGUF file, or a Hub repository of them.")
+    ],
+    port: Annotated[int, _number("--port", 65535, "Port to listen at.")] = 7860,
     cli: Annotated[bool, typer.Option("--cli", help="Chat in the terminal, without the page.")] = False,
     gguf: Annotated[str | None, typer.Option(metavar="TYPE", help="A type of export.gguf, as Q8_0.")] = None,
     threads: Annotated[int, _number("--threads", MOST, "CPU threads.")] = 2,
+    host: Annotated[str, typer.Option(help="Address to listen at; others than this machine need a key.")] = "127.0.0.1",
+    api_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File with the key that lets in; or TUNESMITH_API_KEY.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Let everybody in, without a key, within limits.")] = False,
+    queue: Annotated[int | None, _number("--queue", MOST, "Requests that may wait; default 32.")] = None,
+    rate: Annotated[int | None, _number("--rate", MOST, "Requests a minute of one address; 20 if --public.")] = None,
+    max_tokens: Annotated[int | None, _number("--max-tokens", MOST, "Of an answer; 1024 if --public.")] = None,
+    log_texts: Annotated[bool, typer.Option("--log-texts", help="Print what is asked and answered.")] = False,
     allow_origin: Annotated[
         list[str] | None,
         typer.Option(metavar="ORIGIN", help="A web page's origin that may use it too, as https://hub.example."),
@@ -155,9 +171,34 @@ def chat(
     _begin("chat", f"opening {model}")
     from tunesmith.api import to_serve
     from tunesmith.server.app import chat as serve
+    from tunesmith.server.door import checked_door
 
-    served = to_serve(model, gguf, changes or ())
-    serve(served, port=port, threads=threads, cli=cli, origins=allow_origin or ())
+    door = checked_door(
+        host=host, port=port, public=public, key_file=api_key, origins=allow_origin or (), waiting=queue, rate=rate,
+        answer=max_tokens, log_texts=log_texts,
+    )  # fmt: skip
+    serve(to_serve(model, gguf, changes or ()), door=door, threads=threads, cli=cli)
+
+
+@app.command()
+def space(  # noqa: PLR0913, PLR0917 - a command has the options that it has
+    model: Annotated[Path, typer.Argument(metavar="RUN_OR_GGUF", help="The folder of a run, or a GGUF file.")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="Write the Space here.")] = None,
+    to: Annotated[str, typer.Option("--to", metavar="USER/NAME", help="Send it to the Hub.")] = "",
+    gguf: Annotated[str | None, typer.Option(metavar="TYPE", help="F16, Q8_0 or Q4_K_M.")] = None,
+    attempt: Annotated[bool, typer.Option("--try", help="Do its steps here, and measure its speed.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Send it; without it nothing is sent.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="For everybody to see; private otherwise.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Also where others have written since, or made the Space.")
+    ] = False,
+) -> None:
+    """A chatbot for a free Space of the Hub, on two CPUs; a dry run of --to unless --yes."""
+    _begin("space", f"reading {model}")
+    from tunesmith.api import space as make
+    from tunesmith.release.space.verb import Wanted
+
+    make(model, Wanted(out, to, attempt, send=yes, public=public, overwrite=overwrite), gguf)
 
 
 @app.command()
@@ -173,6 +214,37 @@ def compare(
     from tunesmith.api import compare as write_report
 
     _print(f"report: {write_report(runs, report, measure=measure)}")
+
+
+@app.command()
+def publish(  # noqa: PLR0913, PLR0917 - a command has the options that it has
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
+    to: Annotated[str | None, typer.Option("--to", metavar="USER/NAME", help="Default: publish.to.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Publish; without it nothing is sent.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="For everybody to see; private otherwise.")] = False,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="PART", help="model, lora or gguf; may be repeated.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Also where others have written since, or made the repository.")
+    ] = False,
+    cards: Annotated[
+        Path | None, typer.Option("--cards", metavar="FOLDER", help="Write the model cards there, to read them.")
+    ] = None,
+    changes: Changes = None,
+) -> None:
+    """Model, adapter and GGUF to the Hugging Face Hub, with a model card; a dry run unless --yes."""
+    _begin("publish", f"reading {run}")
+    from tunesmith.api import publish as send
+
+    said = {
+        f"publish.to={to}": ["--to", to] if to else [],
+        "publish.public=true": ["--public"] if public else [],
+        f"publish.parts=[{','.join(only or ())}]": [word for part in only or () for word in ("--only", part)],
+    } | {change: ["--set", change] for change in changes or ()}
+    typed = [str(word) for words in said.values() for word in words]
+    own = [change for change, words in said.items() if words]
+    _print(send(run, own, send=yes, overwrite=overwrite, cards=cards, typed=typed))
 
 
 @app.command()
@@ -295,12 +367,14 @@ def _do(
 ) -> "Result":  # fmt: skip
     """Do some stages, `fresh`: without what was trained; a pause ends the process with its exit code."""
     _begin(stages[0].verb if len(stages) == 1 else "run", f"reading {target}")
-    from tunesmith.api import opened
+    from tunesmith.api import opened, refuse_early
     from tunesmith.fresh import NewStart
     from tunesmith.pipeline import run_stages
     from tunesmith.training.stop import signals_heeded
 
     recipe, run = opened(target, changes or (), run_dir)
+    if len(stages) > 1:
+        refuse_early(recipe)
     anew = NewStart(run, yes, typer.confirm) if fresh else None
     with signals_heeded(), _answered():
         result = run_stages(recipe, run, stages, anew=anew)

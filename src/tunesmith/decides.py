@@ -17,7 +17,7 @@ from tunesmith.boundary import why_unread
 from tunesmith.errors import DataError, RecipeError, ResumeError
 from tunesmith.files import digest_file, fingerprint, names_like
 from tunesmith.past import WORDS_OF_0_1, begun_by
-from tunesmith.recipe import Recipe, Source
+from tunesmith.recipe import EvaluateConfig, Recipe, Source
 from tunesmith.recipe_file import read_recipe
 from tunesmith.record import made_from, output_digest, read_record
 from tunesmith.runs import Run
@@ -260,7 +260,12 @@ def _may_be(revision: str, commit: str) -> bool:
 
 def read_prompts(recipe: Recipe) -> list[str]:
     """The evaluation prompts. Raises RecipeError if the file is not a YAML list of texts."""
-    path = DEFAULT_PROMPTS if recipe.evaluate.prompts == "default" else Path(recipe.evaluate.prompts)
+    return prompts_of(recipe.evaluate)
+
+
+def prompts_of(config: EvaluateConfig) -> list[str]:
+    """The same of `evaluate` alone."""
+    path = DEFAULT_PROMPTS if config.prompts == "default" else Path(config.prompts)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:

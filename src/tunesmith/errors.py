@@ -7,6 +7,7 @@ TunesmithError
   ResumeError      a checkpoint or run folder does not fit what was asked         (exit code 5)
   ProofError       two things that must be equal are not                          (exit code 6)
   ResourceError    the machine lacks disk, memory, a port or a device             (exit code 7)
+  PublishError     the Hub does not take what is to be published, or must not     (exit code 8)
   InternalError    a fault of tunesmith's own, as boundary.py says it                 (exit code 70)
 """
 
@@ -62,6 +63,12 @@ class ResourceError(TunesmithError):
     """The machine lacks something: disk, memory, a port, a device."""
 
     exit_code = 7
+
+
+class PublishError(TunesmithError):
+    """The Hub does not take what is to be published, or it must not be published so."""
+
+    exit_code = 8
 
 
 class InternalError(TunesmithError):

@@ -15,6 +15,7 @@ from tunesmith.files import RECORD
 from tunesmith.json_file import OTHER_JSON, json_object
 from tunesmith.recipe import Recipe
 from tunesmith.record import Record, lost_measures, read_record
+from tunesmith.release.published import published
 from tunesmith.runs import Run, checkpoint_folders
 from tunesmith.stages import STAGES
 from tunesmith.stale import stale
@@ -82,6 +83,7 @@ def standing_of(run: Run) -> Standing:
         trained = records[run.adapter.name]
         counts = trained.counts if trained else {}
         state, says = _state(run, recipe, records)
+        says += _where_published(run)
     except READ as error:
         file = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
         what = error.what if isinstance(error, TunesmithError) else file + why_unread(error)
@@ -110,6 +112,12 @@ def _state(run: Run, recipe: Recipe | None, records: dict[str, Record | None]) -
     if not records[run.adapter.name] and (saved := checkpoint_folders(run.checkpoints)):
         return "paused", f"paused at step {_step_of(saved[-1])}"
     return "begun", f"{done[-1].verb} is done, {_next(wanted, done)} comes next" if done else "nothing is done yet"
+
+
+def _where_published(run: Run) -> str:
+    """In which repositories of the Hub it was published last, in words; empty where in none."""
+    there = [id for id, said in published(run).items() if said["commit"]]
+    return f", published as {' and '.join(there)}" if there else ""
 
 
 def _next(wanted: list[Any], done: list[Any]) -> str:

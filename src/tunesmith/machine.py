@@ -110,6 +110,11 @@ def _container_free_bytes() -> list[int]:
     return found
 
 
+def group_limits() -> list[tuple[Path, str]]:
+    """(folder, file of the memory limit) of this process's control groups, innermost first."""
+    return [(folder, limit) for folder, limit, _ in _cgroup_files()]
+
+
 def _cgroup_files() -> list[tuple[Path, str, str]]:
     """(folder, file of the limit, file of the use) of this process's control groups, innermost first."""
     found = []
@@ -134,6 +139,23 @@ def peak_memory_bytes() -> int:
             return 1024 * int(found[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak  # bytes on macOS, KiB elsewhere
+
+
+def peak_memory_of(pid: int) -> int | None:
+    """The largest resident memory of a process and of those that it has started, summed; None where /proc is not."""
+    parents: dict[int, int] = {}
+    with contextlib.suppress(OSError):
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError, ValueError, IndexError):  # it ended meanwhile
+                parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    family, peak = {pid}, 0
+    while more := {child for child, parent in parents.items() if parent in family} - family:
+        family |= more
+    for each in family:
+        with contextlib.suppress(OSError):
+            found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{each}/status").read_text())
+            peak += 1024 * int(found[1]) if found else 0
+    return peak or None
 
 
 def give_back_what_is_freed() -> None:

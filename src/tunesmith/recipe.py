@@ -13,6 +13,7 @@ from tunesmith.values import Every, EverySteps, Section, cadence, date_text, swi
 
 GgufType = Literal["F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M"]
 Dedup = Literal["off", "exact", "words"]
+Part = Literal["model", "lora", "gguf"]
 LONGEST_NAME = 255 - len(".-lora-F16.gguf.draft")  # bytes of a file's name, less what is added to this one
 
 
@@ -224,6 +225,29 @@ class ChatConfig(Section):
     """Conversations the chat answers at the same time."""
 
 
+class PublishConfig(Section):
+    """Where the finished model goes on the Hugging Face Hub, and what its card says that no record knows."""
+
+    to: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
+    """USER/NAME on the Hub: `run` then ends with publishing, once every proof has passed; null publishes nothing."""
+    public: bool = False
+    """Whether everybody may see it; private otherwise."""
+    parts: Annotated[tuple[Part, ...], Field(min_length=1)] = ("model", "lora", "gguf")
+    """What is published: the merged `model` as NAME, the adapter as NAME-lora, the GGUF files as NAME-GGUF."""
+    unproved: bool = False
+    """Publish also where a proof was skipped, for want of memory say; the card tells which."""
+    base_on_hub: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")] | None = None
+    """Hub id[@commit] of the base, where `base` is a folder or a file."""
+    licence: Annotated[str, Field(min_length=1)] | None = None
+    """Licence of the base, as its id on the Hub, where tunesmith does not know it."""
+    licence_files: tuple[str, ...] = ()
+    """Files that the licence asks to go along, such as LICENSE and NOTICE, where they are not beside the base."""
+    language: tuple[Annotated[str, Field(pattern=r"^[a-z]{2,3}$")], ...] = ()
+    """Languages that the model was trained to speak, as in [en, de]."""
+    data: str | None = None
+    """A sentence on where the data come from and under which licence they are."""
+
+
 class Recipe(Section):
     """Everything that decides the result of a run."""
 
@@ -238,6 +262,7 @@ class Recipe(Section):
     export: ExportConfig = ExportConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     chat: ChatConfig = ChatConfig()
+    publish: PublishConfig = PublishConfig()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Start of every random choice."""
 

@@ -179,8 +179,10 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
     if not isinstance(held_out, float):
         held_out = held_out.model_copy(update={"path": anchor(held_out.path)})
     prompts = recipe.evaluate.prompts
+    licence_files = tuple(anchor(path) for path in recipe.publish.licence_files)
     return recipe.model_copy(
         update={
+            "publish": recipe.publish.model_copy(update={"licence_files": licence_files}),
             "data": data.model_copy(update={"sources": sources, "held_out": held_out}),
             "base": anchor(recipe.base),
             "evaluate": recipe.evaluate.model_copy(

@@ -75,6 +75,7 @@ class Run:
         self.loss_plot = path / "loss.png"
         self.report = path / "report.html"
         self.manifest = path / "manifest.json"
+        self.published = path / "published.json"
         self.lock = path / ".lock"
         self.scratch = path / "proof"
         """Never there itself: its draft holds what a proof needs for a moment."""
@@ -107,7 +108,7 @@ class Run:
     @property
     def files(self) -> list[Path]:
         """The files that are neither in a stage's folder nor hidden."""
-        return [self.recipe, self.metrics, self.samples, self.loss_plot, self.report, self.manifest]
+        return [self.recipe, self.metrics, self.samples, self.loss_plot, self.report, self.manifest, self.published]
 
     def refuse_strangers(self) -> None:
         """Raise ResumeError if the folder is there, not empty, and no run folder of ours; nothing is written."""

@@ -3,14 +3,16 @@
 import contextlib
 import http.client
 import io
+import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from tunesmith.console import say
 from tunesmith.gguf.metadata import read_singles
+from tunesmith.server.door import Door
 from tunesmith.server.handle import Chat, Served
 from tunesmith.server.terminal import Talk
 
@@ -21,16 +23,15 @@ OFF = {
 """What llama.cpp samples with, and the value at which each changes nothing."""
 
 
-def chat(served: Served, *, port: int, threads: int, cli: bool, origins: Sequence[str] = ()) -> None:
-    """Serve a model on 127.0.0.1:`port`, or chat with it in the terminal (`cli`), until told to stop.
+def chat(served: Served, *, door: Door, threads: int, cli: bool) -> None:
+    """Serve a model at a door, or chat with it in the terminal (`cli`), until told to stop.
 
-    `origins`: web pages that may use it beside its own. Raises BaseError for a file that is missing or no GGUF,
-    ResourceError for a port in use or a killed engine.
+    Raises BaseError for a file that is missing or no GGUF, ResourceError for a port in use or an engine that dies.
     """
     if cli:
         _take_any_bytes()
         alone = replace(served, chat=served.chat.model_copy(update={"slots": 1}))
-        with Chat(alone, port=None, threads=threads, front=False) as handle, _end_explained(handle):
+        with Chat(alone, threads=threads) as handle, _end_explained(handle):
             _say_settings(handle, served)
             say("/exit or Ctrl+D ends the chat, Ctrl+C cuts an answer short, /help shows what else there is")
             system, context = served.chat.system, served.chat.context
@@ -39,13 +40,29 @@ def chat(served: Served, *, port: int, threads: int, cli: bool, origins: Sequenc
     with (
         _sigterm_as_ctrl_c(),
         contextlib.suppress(KeyboardInterrupt),
-        Chat(served, port=port, threads=threads, origins=origins) as handle,
+        Chat(served, door=door, threads=threads) as handle,
     ):
         _say_settings(handle, served)
         say(repr(handle))
+        say(_who_gets_in(door, int(handle.url.rpartition(":")[2])))
         say("Ctrl+C stops it")
         handle.wait()
     say("stopped")
+
+
+def _who_gets_in(door: Door, port: int) -> str:
+    """Who can reach it, and how it is reached from elsewhere."""
+    limits = door.limits
+    if door.public:
+        return (
+            f"everybody who reaches it gets in: {limits.rate} requests a minute of one address, answers of "
+            f"{limits.answer} tokens, {limits.waiting} requests in the queue"
+        )
+    if door.beyond:
+        return "other machines get in with the key, in the page or as `Authorization: Bearer KEY`"
+    if "COLAB_RELEASE_TAG" in os.environ:
+        return f"from a cell: from google.colab import output; output.serve_kernel_port_as_window({port})"
+    return f"only this machine gets in; from another one: ssh -L {port}:localhost:{port} THIS_MACHINE"
 
 
 def _say_settings(handle: Chat, served: Served) -> None:

@@ -1,41 +1,49 @@
-"""The one door to the engine: a request is judged (guard.py), then passed on as it is; so is the answer, as it comes.
+"""The one door to the engine: a request is judged (guard.py), shows the key (login.py), and goes its way.
 
-The engine itself listens on a port that nobody knows and answers nobody without its key. Every answer ends its
-connection, so that nothing unjudged can follow a judged request; a client that hangs up ends its answer. One that
-closes its sending side only (RFC 9112, section 9.6, leaves it that) gets its answer.
+What browsers are told of who may read, frame and run an answer is put on each. Every answer ends its connection, so
+that nothing unjudged can follow a judged request.
 """
 
-import contextlib
-import http.client
-import io
-import json
-import select
+import errno
 import socket
-import socketserver
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, MutableMapping
 from email.message import Message
-from http.server import BaseHTTPRequestHandler
 from typing import Any
+from urllib.parse import parse_qs
+
+import httpx2
+import uvicorn
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.routing import Mount, Route
+from starlette.types import Receive, Scope, Send
 
 from tunesmith.boundary import why_unread
 from tunesmith.errors import ResourceError
-from tunesmith.inference.client import Client
-from tunesmith.server.guard import PAGE, Verdict, judge
-from tunesmith.server.page import POLICY
+from tunesmith.server.asked import Asked, read_body
+from tunesmith.server.door import Door
+from tunesmith.server.guard import Verdict, judge
+from tunesmith.server.keeper import Keeper
+from tunesmith.server.line import Line, Rates, TooMany
+from tunesmith.server.login import Login, login_page
+from tunesmith.server.metrics import Metrics
+from tunesmith.server.page import Page, own_policy
+from tunesmith.server.passing import Passing
+from tunesmith.server.protocol import Protocol, problem
 
-MOST_BYTES = 64 << 20  # of a request; a context of a million tokens has some five
-IDLE_S = 60.0  # for the rest of a request: who sends none holds a thread
-PIECE_BYTES = 1 << 16
-ASK_EVERY_S = 5.0  # whether a client that sends no more still waits
 MOST_TOLD = 8
-OURS = {"host", "origin", "referer", "cookie", "authorization", "x-api-key", "content-length", "transfer-encoding",
-        "connection", "keep-alive", "te", "trailer", "upgrade", "expect", "proxy-authorization"}  # fmt: skip
-"""Headers that go no further: of one connection (RFC 9110, section 7.6.1), the client's keys, and what was judged."""
+LOGINS = 10  # tries a minute of one address
+KEY_BYTES, TARGET_BYTES = 4096, 8192
+METHODS = ("GET", "HEAD", "POST", "DELETE")
+OPEN = ("/login", "/health", "/sw.js")  # answered without the key
 BOUNCE = (
-    b'<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0;url=./"><a href="./">To the chat</a>'
+    '<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0;url=./"><a href="./">To the chat</a>'
 )
 """The page once more, asked for by ourselves: what an address of another site told it to do is gone."""
-WORKER = b"""\
+WORKER = """\
 self.addEventListener("install", () => self.skipWaiting());
 self.addEventListener("activate", async () => {
   await self.registration.unregister();
@@ -46,191 +54,200 @@ self.addEventListener("activate", async () => {
 """Ends the service worker that llama.cpp's page left in a browser: it would show the page of another run."""
 
 
-class Front(socketserver.ThreadingTCPServer):
-    """Listens on 127.0.0.1 from the start; answers once it is told whose door it is."""
-
-    daemon_threads = True
-    allow_reuse_address = True  # a closed server's port is free at once
-    request_queue_size = 64
+class Front:
+    """Listens from the start; answers once it is told whose door it is."""
 
     def __init__(
-        self, port: int | None, origins: Sequence[str], on_refused: Callable[[str], None] = lambda _: None
+        self, door: Door, on_refused: Callable[[str], None] = lambda _: None, log: Callable[[str], None] | None = None
     ) -> None:
-        """`port`: None takes any free one. `on_refused` gets why, once for each reason, of the first few.
+        """`on_refused` gets why, once for each reason, of the first few; `log` a line for each answer.
 
-        Raises ResourceError for a port that is in use.
+        Raises ResourceError for a port that is in use, or a host that is not this machine's.
         """
-        try:
-            super().__init__(("127.0.0.1", port or 0), _Request)
-        except (OSError, OverflowError) as error:
-            fix = f"choose another one, such as --port {(port or 0) % 65000 + 1}"
-            raise ResourceError(f"port {port} cannot be used: {why_unread(error)}", fix=fix) from error
-        self.origins, self._on_refused, self._told = tuple(origins), on_refused, set[str]()
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
-        self.engine: Client
-        self.page: Callable[[bytes], bytes]
+        self.door, self._socket = door, _listening(door)
+        self.port: int = self._socket.getsockname()[1]
+        shown = "127.0.0.1" if door.host in ("0.0.0.0", "::") else door.host
+        self.url = f"http://{f'[{shown}]' if ':' in shown else shown}:{self.port}"
+        self._on_refused, self._told, self._log = on_refused, set[str](), log
+        self.metrics, self._login, self._tries = Metrics(), Login(door.key), Rates(LOGINS)
+        self.keeper: Keeper
+        self.line: Line
+        self._page: Page
+        self._uvicorn: uvicorn.Server
 
-    def answer(self, engine: Client, page: Callable[[bytes], bytes]) -> None:
-        """Pass on what may pass, for ever; `page` makes our page of the engine's."""
-        self.engine, self.page = engine, page
-        self.serve_forever()
+    def answer(self, keeper: Keeper, page: Page, slots: int) -> None:
+        """Pass on what may pass, until `stop`."""
+        self.keeper, self._page, self.line = keeper, page, Line(slots, self.door.limits)
+        passing = Passing(keeper, self.line, self.metrics, self.door, self._log)
+        routes = [
+            Route("/", self._show_page), Route("/index.html", self._show_page), Route("/sw.js", self._end_worker),
+            Route("/login", self._log_in, methods=["GET", "POST"]), Route("/health", self._tell_health),
+            Route("/metrics", self._tell_metrics), Route("/queue", self._tell_queue), Mount("/", passing),
+        ]  # fmt: skip
+        app = Starlette(routes=routes, exception_handlers={HTTPException: _said})  # type: ignore[dict-item]
+        config = uvicorn.Config(
+            self._judged(app), http=Protocol, ws="none", lifespan="off", log_config=None, access_log=False,
+            server_header=False, date_header=False, proxy_headers=False, log_level="critical", loop="asyncio",
+        )  # fmt: skip
+        self._uvicorn = uvicorn.Server(config)
+        self._uvicorn.run(sockets=[self._socket])
 
-    def tell(self, why: str) -> None:
+    def stop(self) -> None:
+        """End `answer`; running answers are cut."""
+        self._uvicorn.should_exit = self._uvicorn.force_exit = True
+
+    def close(self) -> None:
+        """Give the port back."""
+        self._socket.close()
+
+    def _judged(self, app: Starlette) -> Callable[[Scope, Receive, Send], Any]:
+        async def judged(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] != "http":
+                return
+            headers = Message()
+            for name, value in scope["headers"]:
+                headers[name.decode("latin-1")] = value.decode("latin-1")
+            target = scope["raw_path"].decode("ascii")
+            verdict = judge(scope["method"], target, headers, self.door.origins, self.door.names)
+            asked = Asked.of(scope, trusts_proxy=self.door.public)
+            scope["asked"] = asked
+            send = self._with_headers(send, verdict, asked)
+            if refused := self._refusal(asked, verdict):
+                return await refused(scope, receive, send)
+            await app(scope, receive, send)
+
+        return judged
+
+    def _refusal(self, asked: Asked, verdict: Verdict) -> Response | None:
+        """What is answered before any route is looked for; None: the request goes its way."""
+        if verdict.refused:
+            self._tell(verdict.refused)
+            return said("permission_error", 403, verdict.refused)
+        if len(asked.target) > TARGET_BYTES:
+            return said("invalid_request_error", 414, f"the address has more than {TARGET_BYTES:,} letters")
+        if asked.method == "OPTIONS":
+            return Response(status_code=204)
+        if asked.method not in METHODS:
+            return said("invalid_request_error", 405, f"there is no method {asked.method[:20]} here")
+        if verdict.from_outside:
+            return HTMLResponse(BOUNCE)
+        shown = asked.path in OPEN or self._login.lets_in(asked.headers)
+        return None if shown else self._ask_for_key(asked)
+
+    def _ask_for_key(self, asked: Asked) -> Response:
+        """Browsers are shown the page for it, programs get an error."""
+        self.metrics.refusals["key"] += 1
+        if asked.method == "GET" and "text/html" in asked.headers.get("accept", ""):
+            return RedirectResponse("./login", 303)
+        why = "the key of this chat is missing or wrong; send it as `Authorization: Bearer KEY`"
+        return said("authentication_error", 401, why, {"WWW-Authenticate": "Bearer"})
+
+    def _tell(self, why: str) -> None:
         """Say why a request was refused; a page that tries a thousand names is not told of for ever."""
+        self.metrics.refusals["origin"] += 1
         if why not in self._told and len(self._told) < MOST_TOLD:
             self._told.add(why)
             self._on_refused(why)
 
-    def handle_error(self, *_: Any) -> None:
-        """A client that hangs up is none of ours."""
+    def _with_headers(self, send: Send, verdict: Verdict, asked: Asked) -> Send:
+        """Headers of ours on each answer: who may read, frame and run it."""
+        framed = " ".join(["frame-ancestors 'self'", *self.door.origins])
+        ours = [*_cors(verdict, asked.headers), ("X-Content-Type-Options", "nosniff"), ("Connection", "close"),
+                ("Referrer-Policy", "same-origin")]  # fmt: skip
 
+        async def with_headers(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                self.metrics.requests[message["status"]] += 1
+                kept = [(name, value) for name, value in message["headers"] if not _is_ours(name)]
+                own = dict(message["headers"]).get(b"content-security-policy", b"default-src 'none'").decode()
+                added = [*ours, ("Content-Security-Policy", f"{own}; {framed}")]
+                more = [(name.lower().encode(), value.encode("latin-1")) for name, value in added]
+                message = {**message, "headers": [*kept, *more]}
+            await send(message)
 
-class _Request(BaseHTTPRequestHandler):
-    """One request of one client."""
+        return with_headers
 
-    server: Front
-    protocol_version = "HTTP/1.1"
-    timeout = IDLE_S
-    disable_nagle_algorithm = True  # a token is shown when it is there
-    _begun = False
-
-    def handle_any(self) -> None:
-        self.close_connection = True
-        self.verdict = judge(self.command, self.path, self.headers, self.server.origins)
-        if self.verdict.refused:
-            self.server.tell(self.verdict.refused)
-            return self._say(403, self.verdict.refused)
-        if self.command == "OPTIONS":
-            return self._reply(204, [])
-        if self.path == "/sw.js":
-            return self._reply(200, [("Content-Type", "text/javascript")], WORKER)
-        if self.verdict.from_outside:
-            return self._reply(200, [("Content-Type", "text/html; charset=utf-8")], BOUNCE)
-        size = self.headers.get("Content-Length", "0")
-        if "Transfer-Encoding" in self.headers or not (size.isascii() and size.isdigit()):
-            return self._say(411, "the length of the request is not stated")
-        if len(size) > 15 or int(size) > MOST_BYTES:
-            return self._say(413, f"the request has {size[:20]} bytes, {MOST_BYTES:,} is the most")
-        body = self.rfile.read(int(size))
-        if len(body) == int(size):
-            with contextlib.suppress(ConnectionResetError, BrokenPipeError):  # the client has hung up
-                self._ask_engine(body)
-
-    do_GET = do_HEAD = do_POST = do_DELETE = do_OPTIONS = handle_any
-
-    def log_message(self, *_: Any) -> None:
-        """Nothing: what is asked is the user's own."""
-
-    def _ask_engine(self, body: bytes) -> None:
+    async def _show_page(self, request: Request) -> Response:
+        if not (engine := self.keeper.engine):
+            return self._waiting()
         try:
-            if self.command == "GET" and self.path.partition("?")[0] in PAGE:
-                return self._show_page()
-            with self._sent(body) as engine:
-                self._pass_on(engine)
-        except (ConnectionRefusedError, http.client.HTTPException):
-            self._say(502, "the engine has ended")
+            html = await self._page.made(engine)
+        except httpx2.TransportError:
+            return self._waiting()
+        return HTMLResponse(html, headers={"Cache-Control": "no-store", "Content-Security-Policy": self._page.policy})
 
-    @contextlib.contextmanager
-    def _sent(self, body: bytes) -> Iterator[socket.socket]:
-        """A connection of its own to the engine, with the request."""
-        host, _, port = self.server.engine.url.removeprefix("http://").rpartition(":")
-        kept = [(name, value) for name, value in self.headers.items() if name.lower() not in OURS]
-        ours = [*self.server.engine.headers.items(), ("Host", f"{host}:{port}"), ("Connection", "close")]
-        if body or self.command == "POST":
-            ours.append(("Content-Length", str(len(body))))
-        lines = [f"{self.command} {self.path} HTTP/1.1", *(f"{name}: {value}" for name, value in [*kept, *ours])]
-        with socket.create_connection((host, int(port))) as engine:
-            engine.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            engine.sendall("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
-            yield engine
+    def _waiting(self) -> Response:
+        page = self._page.waiting
+        return HTMLResponse(page, 503, {"Retry-After": "2", "Content-Security-Policy": own_policy(page)})
 
-    def _pass_on(self, engine: socket.socket) -> None:
-        """The answer as it comes, with headers of ours."""
-        self.connection.settimeout(None)
-        head, pieces = b"", self._pieces(engine)
-        for piece in pieces:
-            head += piece
-            if b"\r\n\r\n" in head:
-                break
-        else:
-            raise http.client.BadStatusLine("")
-        first, _, rest = head.partition(b"\r\n")
-        lines, _, body = rest.partition(b"\r\n\r\n")
-        headers = http.client.parse_headers(io.BytesIO(lines + b"\r\n\r\n"))
-        own = {"connection", "keep-alive", "server"}
-        kept = [(name, value) for name, value in headers.items() if name.lower() not in own and not _is_cors(name)]
-        self._head(int(first.split(b" ")[1]), kept)
-        self.wfile.write(body)
-        for piece in pieces:
-            self.wfile.write(piece)
+    async def _end_worker(self, request: Request) -> Response:
+        return Response(WORKER, media_type="text/javascript")
 
-    def _pieces(self, engine: socket.socket) -> Iterator[bytes]:
-        """What the engine sends, until it ends. Raises ConnectionResetError when the client hangs up."""
-        client, either, wait_ms = self.connection, select.poll(), None
-        either.register(engine, select.POLLIN)
-        either.register(client, select.POLLIN)
-        while True:
-            ready = dict(either.poll(wait_ms))
-            if ready.get(client.fileno(), 0) & (select.POLLERR | select.POLLHUP):
-                raise ConnectionResetError
-            if engine.fileno() in ready:
-                if not (piece := engine.recv(PIECE_BYTES)):
-                    return
-                yield piece
-            elif not ready or not client.recv(PIECE_BYTES):  # more than was judged is read and forgotten
-                self._ask_whether_it_reads()
-                either.modify(client, 0)  # that it has gone is told all the same
-                wait_ms = 1000 * ASK_EVERY_S
+    async def _log_in(self, request: Request) -> Response:
+        asked: Asked = request.scope["asked"]
+        wrong = False
+        if request.method == "POST":
+            try:
+                self._tries.count(asked.address)
+            except TooMany as full:
+                self.metrics.refusals["login"] += 1
+                return said("rate_limit_error", 429, str(full), {"Retry-After": str(full.retry_after_s)})
+            form = parse_qs((await read_body(asked, request.receive, KEY_BYTES)).decode("latin-1"), max_num_fields=4)
+            if self._login.is_key(form.get("key", [""])[0]):
+                secure = asked.headers.get("origin", "").startswith("https:")
+                return RedirectResponse("./", 303, {"Set-Cookie": self._login.cookie(secure=secure)})
+            wrong = True
+        html = login_page(self._page.name, wrong)
+        headers = {"Cache-Control": "no-store", "Content-Security-Policy": own_policy(html)}
+        return HTMLResponse(html, 401 if wrong else 200, headers)
 
-    def _ask_whether_it_reads(self) -> None:
-        """Of a client that sends no more: has it hung up, or does it wait for its answer? Only a write can tell.
+    async def _tell_health(self, request: Request) -> Response:
+        up = self.keeper.engine is not None
+        return JSONResponse({"status": "ok" if up else "the engine is started again"}, 200 if up else 503)
 
-        Each client of HTTP/1.1 takes a 100 before its answer (RFC 9110, section 15.2); the system of one that has gone
-        resets the connection, at once on this machine. Once an answer flows, that is such a write itself.
-        """
-        if self.request_version != "HTTP/1.1":
-            raise ConnectionResetError
-        if not self._begun:
-            self.connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+    async def _tell_metrics(self, request: Request) -> Response:
+        self.metrics.restarts = self.keeper.restarts
+        text = self.metrics.text(self.line, self.keeper.engine is not None)
+        return Response(text, media_type="text/plain; version=0.0.4")
 
-    def _show_page(self) -> None:
-        page = self.server.page(self.server.engine.fetch("/"))
-        headers = [("Content-Type", "text/html; charset=utf-8"), ("Cache-Control", "no-store")]
-        self._reply(200, [*headers, ("Content-Security-Policy", POLICY)], page)
-
-    def _say(self, code: int, problem: str) -> None:
-        """An error as the API writes it."""
-        body = json.dumps({"error": {"code": code, "message": problem, "type": "tunesmith_front"}}).encode()
-        self._reply(code, [("Content-Type", "application/json; charset=utf-8")], body)
-
-    def _reply(self, code: int, headers: Sequence[tuple[str, str]], body: bytes = b"") -> None:
-        self._head(code, [*headers, *([("Content-Length", str(len(body)))] if code != 204 else [])])
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def _head(self, code: int, headers: Sequence[tuple[str, str]]) -> None:
-        """Status and headers, with what tells browsers who may read and frame the answer."""
-        self._begun = True
-        framed = " ".join(["frame-ancestors 'self'", *self.server.origins])
-        self.send_response_only(code)
-        for name, value in [*headers, *_cors(self.verdict, self.headers), ("Content-Security-Policy", framed),
-                            ("X-Content-Type-Options", "nosniff"), ("Connection", "close")]:  # fmt: skip
-            self.send_header(name, value)
-        self.end_headers()
-
-    def send_error(self, code: int, *_: Any) -> None:
-        """What is no HTTP, or no method that there is: in our form too."""
-        self.verdict, self.close_connection = Verdict(), True
-        self.headers = getattr(self, "headers", Message())
-        self.command, self.request_version = getattr(self, "command", None) or "GET", self.protocol_version
-        self._say(int(code), f"the request is refused: {http.client.responses.get(int(code), code)}")
+    async def _tell_queue(self, request: Request) -> Response:
+        """For the page: where the request with this ticket waits."""
+        place = self.line.place(request.query_params.get("ticket", ""))
+        wait_s = round(self.line.wait_s(place)) if place else None
+        return JSONResponse({"place": place, "wait_s": wait_s, "waiting": self.line.waiting})
 
 
-def _is_cors(name: str) -> bool:
-    return name.lower().startswith("access-control-")
+def said(kind: str, code: int, message: str, headers: dict[str, str] | None = None) -> Response:
+    """An error as OpenAI's API writes it."""
+    return Response(problem(kind, code, message), code, headers, "application/json")
 
 
-def _cors(verdict: Verdict, asked: Message) -> list[tuple[str, str]]:
+async def _said(request: Request, error: HTTPException) -> Response:
+    kind = "rate_limit_error" if error.status_code == 429 else "invalid_request_error"
+    return said(kind, error.status_code, error.detail, dict(error.headers or {}))
+
+
+def _listening(door: Door) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in door.host else socket.AF_INET
+        listening = socket.create_server((door.host, door.port or 0), family=family, backlog=256)
+        listening.setblocking(False)
+        return listening
+    except OSError as error:
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            fix = "name an address of this machine, such as 0.0.0.0 for all of them"
+            raise ResourceError(f"--host {door.host} is no address of this machine", fix=fix) from error
+        fix = f"choose another one, such as --port {(door.port or 0) % 65000 + 1}"
+        raise ResourceError(f"port {door.port} cannot be used: {why_unread(error)}", fix=fix) from error
+
+
+def _is_ours(name: bytes) -> bool:
+    """Headers of one connection, and what only we say: whose page may read."""
+    own = (b"connection", b"keep-alive", b"server", b"date", b"transfer-encoding", b"content-security-policy")
+    return name.lower() in own or name.lower().startswith(b"access-control-")
+
+
+def _cors(verdict: Verdict, asked: Headers) -> list[tuple[str, str]]:
     """For a page of an origin that was named: it may read, and send what it asks for."""
     if not verdict.cors:
         return [("Cross-Origin-Resource-Policy", "same-origin")]

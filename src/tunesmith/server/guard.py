@@ -5,6 +5,7 @@ looked at before the engine sees anything: Host (another name for this machine i
 section 7) and Sec-Fetch-Site (Fetch Metadata). A program of this machine sends none of the last two.
 """
 
+import ipaddress
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,6 +39,23 @@ class Verdict:
     """A link or frame of another site opens the page: without what the address tells it to do."""
 
 
+@dataclass(frozen=True)
+class Names:
+    """What the chat may be called: this machine's names, and what is told here."""
+
+    more: tuple[str, ...] = ()
+    addresses: bool = False
+    """Any number of the network: DNS rebinding needs a name. Pages over TLS too, which a proxy may put before it."""
+    any: bool = False
+
+    def hold(self, name: str) -> bool:
+        """Whether a name, without its port, is one."""
+        return self.any or name in (*THIS_MACHINE, *self.more) or (self.addresses and _is_address(name))
+
+
+LOCAL = Names()
+
+
 def check_origins(origins: Sequence[str]) -> tuple[str, ...]:
     """Origins as browsers write them, such as https://hub.example, https://*.hub.example or chrome-extension://ID.
 
@@ -51,14 +69,15 @@ def check_origins(origins: Sequence[str]) -> tuple[str, ...]:
     return checked
 
 
-def judge(method: str, path: str, headers: Message, origins: Sequence[str]) -> Verdict:
+def judge(method: str, path: str, headers: Message, origins: Sequence[str], names: Names = LOCAL) -> Verdict:
     """Whether a request may reach the engine; `origins` are those that the user has named (`check_origins`)."""
     if odd := _odd(path, headers):
         return Verdict(refused=odd)
     host, sender = headers["Host"].strip().lower(), headers.get("Origin", "").strip().lower()
-    if _name(host) not in THIS_MACHINE and not any(_same_host(host, origin) for origin in origins):
+    if not names.hold(_name(host)) and not any(_same_host(host, origin) for origin in origins):
         return Verdict(refused=f"{host} is no name of this machine{_permit(f'https://{host}')}")
-    if sender and sender != f"http://{host}":
+    own = (f"http://{host}", f"https://{host}") if names.addresses else (f"http://{host}",)
+    if sender and sender not in own:
         named = any(_matches(sender, origin) for origin in origins)
         return Verdict(cors=sender) if named else Verdict(refused=f"{sender} is another origin{_permit(sender)}")
     if headers.get("Sec-Fetch-Site", "").lower() in FOREIGN:
@@ -79,14 +98,20 @@ def _odd(path: str, headers: Message) -> str:
     """What no browser and no client of HTTP/1.1 sends."""
     if len(headers.get_all("Host", [])) != 1 or len(headers.get_all("Origin", [])) > 1 or not path.startswith("/"):
         return "a request has one Host, at most one Origin, and a path"
-    if any(end in value for value in headers.values() for end in "\r\n"):
-        return "a header goes on over several lines"
     return ""
 
 
 def _name(host: str) -> str:
     """Without the port, and without the dot that may end a name."""
     return re.sub(r":\d*$", "", host).rstrip(".")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
 
 
 def _same_host(host: str, origin: str) -> bool:

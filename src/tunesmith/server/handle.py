@@ -1,17 +1,16 @@
 """A model that answers while the caller goes on: what `tunesmith.chat` returns."""
 
 import weakref
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from tunesmith.console import warn
+from tunesmith.console import say, warn
 from tunesmith.inference.child import Child
 from tunesmith.inference.client import Client
 from tunesmith.inference.threads import warn_of_threads
 from tunesmith.recipe import ChatConfig
-from tunesmith.server.guard import check_origins
+from tunesmith.server.door import Door
 
 
 @dataclass(frozen=True)
@@ -23,6 +22,8 @@ class Served:
     chat: ChatConfig
     own_sampling: bool = False
     """What the file's metadata say of sampling goes before `chat`."""
+    examples: tuple[str, ...] = ()
+    """Questions that the page offers to begin with."""
 
 
 class Chat:
@@ -31,34 +32,31 @@ class Chat:
     It ends with `close()`, with the handle's last name, with the interpreter, and when the caller is killed.
     """
 
-    def __init__(
-        self, served: Served, *, port: int | None, threads: int, origins: Sequence[str] = (), front: bool = True
-    ) -> None:
-        """Serve a model on 127.0.0.1:`port` (None: any free one); `origins`: web pages that may use it beside its own.
+    def __init__(self, served: Served, *, threads: int, door: Door | None = None) -> None:
+        """Serve a model at a door; without one there is no page, and only `client` gets in.
 
-        Without a `front` there is no page, and only `client` gets in. Raises BaseError for a file that is missing or
-        no GGUF, ResourceError for a port in use, RecipeError for an origin that is none.
+        Raises BaseError for a file that is missing or no GGUF, ResourceError for a port in use or too little memory.
         """
-        job = asdict(served) | {
-            "gguf": str(served.gguf), "chat": served.chat.model_dump(), "port": port, "threads": threads,
-            "origins": check_origins(origins), "front": front,
+        engine = asdict(served) | {
+            "gguf": str(served.gguf), "chat": served.chat.model_dump(), "threads": threads,
         }  # fmt: skip
+        job = {"engine": engine, "door": asdict(door)} if door else engine
         warn_of_threads(threads, "threads")
-        self._child = Child("tunesmith.server.worker", job, served.alias)
+        self._child = Child("tunesmith.server.worker" if door else "tunesmith.inference.serving", job, served.alias)
         self._closing = weakref.finalize(self, self._child.close)
         try:
             first = self._child.read()
         except BaseException:
             self.close()
             raise
-        assert first is not None, "the worker ends only with its parent"
+        assert first is not None, "it ends only with its parent"
         self.alias = served.alias
         self.url: str = first["url"]
         """Where the page is, such as http://127.0.0.1:7860; the API is at /v1/chat/completions below it.
 
         It stays what it was when the engine has ended.
         """
-        self.system: str | None = first["system"]
+        self.system: str | None = served.chat.system or first["own_system"]
         """What the model is told before all else; None: nothing."""
         self.own_system: str | None = first["own_system"]
         """What the file's template tells it where a conversation has no system prompt."""
@@ -85,18 +83,21 @@ class Chat:
 
     @property
     def pid(self) -> int:
-        """Number of the engine's process."""
+        """Number of the process that answers."""
         return self._child.pid
 
     def close(self) -> None:
-        """End the engine; running answers are cut. Nothing where it is closed already."""
+        """End it; running answers are cut. Nothing where it is closed already."""
         self._closing()
 
     def wait(self) -> None:
-        """Until the engine is closed, or is killed: raises ResourceError. Who is refused is said meanwhile."""
+        """Until it is closed, or has ended: raises ResourceError. What happens is said meanwhile."""
         try:
             while self._closing.alive and (line := self._child.read()) is not None:
-                warn(f"a request was refused: {line['refused']}")
+                if "log" in line:
+                    say(line["log"])
+                else:
+                    warn(line["warning"])
         except ValueError:
             if self._closing.alive:
                 raise  # else it was closed between the look and the read

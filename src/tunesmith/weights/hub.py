@@ -14,13 +14,13 @@ from huggingface_hub.errors import (
 
 from tunesmith.boundary import explained, is_of_this_machine
 from tunesmith.errors import BaseError, ResourceError
-from tunesmith.weights.small_files import CONFIG
+from tunesmith.weights.small_files import CARD, CONFIG, LICENCE_FILES
 from tunesmith.weights.tensorfile import weight_files
 
 TIMEOUT_S = 10  # to get an answer at all; a Hub that is slower than this is as good as not there
 COMMIT = re.compile("[0-9a-f]{40}")
 
-SMALL = ["*.json", "*.jinja", "tokenizer.model", "README.md"]
+SMALL = ["*.json", "*.jinja", "tokenizer.model", CARD, *LICENCE_FILES]
 NOT_NEEDED = ["consolidated*", "[!a]*/*", "a[!d]*/*", "ad[!d]*/*"]
 # such names and folders hold the same weights in other forms; but additional_chat_templates/ is looked at
 
@@ -35,9 +35,15 @@ def fetch_snapshot(repo: str, revision: str | None, *, weights: bool) -> Path:
         cached = _cached(repo, revision, weights) if COMMIT.fullmatch(revision or "") else None
         return cached or _fetched(repo, revision, weights)
     except Exception as error:  # errors of several HTTP libraries come through, and their texts can hold the token
-        what, fix = _explained(error, repo, revision)
+        raised = explained_error(error, repo, revision)
+    raise raised  # outside: no nested exception text either
+
+
+def explained_error(error: Exception, repo: str, revision: str | None) -> BaseError:
+    """An error of huggingface_hub as ours, without the token. Raises ResourceError where this machine is to blame."""
+    what, fix = _explained(error, repo, revision)
     token = huggingface_hub.get_token()
-    raise BaseError(what.replace(token, "***") if token else what, fix=fix)  # outside: no nested exception text either
+    return BaseError(what.replace(token, "***") if token else what, fix=fix)
 
 
 def _fetched(repo: str, revision: str | None, weights: bool) -> Path:

@@ -9,6 +9,9 @@ from tunesmith.errors import BaseError
 
 CONFIG, TOKENIZER_CONFIG, TEMPLATE = "config.json", "tokenizer_config.json", "chat_template.jinja"
 GENERATION_CONFIG = "generation_config.json"
+CARD = "README.md"
+LICENCE_FILES = ("LICEN[CS]E*", "COPYING*", "NOTICE*", "*USE_POLICY*")
+"""What a base's licence may ask to be passed on with what is made from it."""
 OBJECTS = (CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json")
 """JSON objects beside tokenizer.json that transformers or a later stage reads."""
 MORE_TEMPLATES = "additional_chat_templates"  # where transformers 5 saves named ones beside the default

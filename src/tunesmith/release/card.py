@@ -1,0 +1,234 @@
+"""The model card: what the records of a run say of a model, for those who find it on the Hub. No number is typed.
+
+One template, card.md.j2, for the merged model, the adapter and the GGUF files; what differs is asked there. Rows of the
+data are not in it, nor is a path of this machine.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from tunesmith.decides import sources_of
+from tunesmith.files import PROOFS
+from tunesmith.json_file import json_object
+from tunesmith.recipe import Part, PublishConfig, Recipe, Source
+from tunesmith.recipe_file import dump_short
+from tunesmith.record import Record, read_record
+from tunesmith.release.licences import Terms
+from tunesmith.runs import Run
+from tunesmith.training.metrics import Metrics, plot_losses
+from tunesmith.weights import builtin
+from tunesmith.weights.locate import HUB_ID, is_local
+
+SUFFIXES: dict[Part, str] = {"model": "", "lora": "-lora", "gguf": "-GGUF"}
+"""What is published -> what its repository's name adds to NAME."""
+LIBRARIES: dict[Part, str] = {"model": "transformers", "lora": "peft", "gguf": "gguf"}
+PLOT = "loss.png"
+STAGES_OF: dict[Part, tuple[str, ...]] = {
+    "model": ("data", "adapter", "model"),
+    "lora": ("data", "adapter", "model"),
+    "gguf": ("data", "adapter", "model", "gguf"),
+}
+"""What is published -> the folders whose proofs it rests on: an adapter is proved by the model merged from it."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The base as others can have it: on the Hub."""
+
+    id: str | None
+    """None: it is on this machine alone."""
+    revision: str | None
+    same_weights: bool
+    """Whether the run began with the very weights that are there."""
+    remark: str = ""
+    """What is to be said where it did not."""
+
+
+def origin_of(recipe: Recipe) -> Origin:
+    """Where others find the base of a run."""
+    if recipe.base.startswith(builtin.SCHEME):
+        remark = (
+            f"Its base is a 4-bit file (Q4_1) of {builtin.HUB_ID}, unpacked to 32 bits: near the weights on the Hub, "
+            "and not the same."
+        )
+        return Origin(builtin.HUB_ID, None, False, remark)
+    named = recipe.publish.base_on_hub if is_local(recipe.base) else recipe.base
+    match = HUB_ID.fullmatch(named or "")
+    if match and not is_local(recipe.base):
+        return Origin(match[1], match[2], True)
+    from_gguf = os.path.isfile(os.path.expanduser(recipe.base))
+    kept = "unpacked from a GGUF file on its author's machine" if from_gguf else "in a folder on its author's machine"
+    remark = f"Its base was {kept}" + (", named as this model by the author." if match else ".")
+    if match:
+        return Origin(match[1], match[2], not from_gguf, remark)
+    return Origin(None, None, False, remark)
+
+
+@dataclass(frozen=True)
+class Published:
+    """What is being published, and where."""
+
+    recipe: Recipe
+    run: Run
+    to: str
+    """USER/NAME."""
+    parts: tuple[Part, ...]
+    config: PublishConfig
+    terms: Terms
+    origin: Origin
+
+    def repository(self, part: Part) -> str:
+        """The repository of a part."""
+        return f"{self.to}{SUFFIXES[part]}"
+
+
+def write_card(published: Published, part: Part) -> str:
+    """The card of one part: the Hub's metadata, then Markdown."""
+    recipe, run = published.recipe, published.run
+    records = {name: record for name in STAGES_OF["gguf"] if (record := read_record(run.path / name))}
+    evaluation = read_record(run.evaluation)
+    files = _gguf_files(recipe, run, records.get("gguf"))
+    metadata = _metadata(published, part, records, files)
+    environment = Environment(
+        loader=PackageLoader("tunesmith.release", ""), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )  # fmt: skip
+    text = environment.get_template("card.md.j2").render(
+        part=part,
+        repositories={each: published.repository(each) for each in published.parts},
+        repository=published.repository(part),
+        name=published.repository(part).partition("/")[2],
+        recipe=recipe,
+        recipe_text=_recipe_text(recipe, records["data"]),
+        origin=published.origin,
+        terms=published.terms,
+        config=published.config,
+        sources=list(_sources(recipe, records["data"])),
+        data=records["data"].counts,
+        trained=records["adapter"].counts,
+        version=records["adapter"].versions["tunesmith"],
+        proofs=[(name, proof) for name in STAGES_OF[part] if name in records for proof in records[name].proofs],
+        files=files,
+        others=_others(records.get("gguf"), files),
+        scores=evaluation.counts if evaluation else {},
+        metrics=run.metrics.exists(),
+        plot=PLOT,
+    )
+    return str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{text}"))
+
+
+def draw_losses(run: Run) -> bytes:
+    """The learning curve of a run, as a PNG."""
+    with tempfile.TemporaryDirectory() as folder:
+        plot_losses(Metrics(run.metrics), Path(folder, PLOT))
+        return Path(folder, PLOT).read_bytes()
+
+
+def _metadata(
+    published: Published, part: Part, records: Mapping[str, Record], files: list[dict[str, Any]]
+) -> ModelCardData:
+    """The head of the card, as the Hub reads it."""
+    base, relation = published.origin.id, "adapter" if part == "lora" else "finetune"
+    if part == "gguf" and "model" in published.parts:
+        base, relation = published.repository("model"), "quantized"
+    hub_data = list(_from_hub(records["data"]))
+    more: dict[str, Any] = published.terms.metadata() | ({"base_model_relation": relation} if base else {})
+    return ModelCardData(
+        base_model=base,
+        datasets=hub_data or None,
+        eval_results=list(_results(part, records, files, hub_data)),
+        language=list(published.config.language) or None,
+        library_name=LIBRARIES[part],
+        model_name=published.repository(part).partition("/")[2],
+        pipeline_tag="text-generation",
+        tags=["tunesmith", "conversational", "lora", *(["llama.cpp"] if part == "gguf" else [])],
+        **more,
+    )
+
+
+def _results(
+    part: Part, records: Mapping[str, Record], files: list[dict[str, Any]], hub_data: list[str]
+) -> Iterator[EvalResult]:
+    """What was measured on held-out rows: of the adapter in training, of each GGUF file by llama.cpp."""
+    counts, rows = records["adapter"].counts, records["data"].counts.get("held_out_rows")
+    measured = [("", counts.get("held_out_loss"), counts.get("bits_per_byte"))]
+    if part == "gguf":
+        measured = [(f" ({file['kind']})", file["loss"], file["bits_per_byte"]) for file in files]
+    for which, loss, bits in measured:
+        values = (("loss", "Held-out loss, nats per token", loss), ("bits_per_byte", "Held-out bits per byte", bits))
+        for kind, title, value in values:
+            if value is not None:
+                yield EvalResult(
+                    task_type="text-generation",
+                    dataset_type=hub_data[0] if hub_data else "held-out",
+                    dataset_name=f"held-out conversations ({rows} rows)",
+                    metric_type=kind,
+                    metric_name=f"{title}{which}",
+                    metric_value=round(value, 4),
+                )
+
+
+def _gguf_files(recipe: Recipe, run: Run, record: Record | None) -> list[dict[str, Any]]:
+    """What is known of each GGUF file of the model: its size, and what it loses."""
+    if not record:
+        return []
+    measured = json_object((run.gguf / PROOFS).read_bytes())
+    found = []
+    for kind in recipe.export.gguf:
+        name = run.gguf_file(recipe.name, kind).name
+        assert name in record.outputs, "a type of the recipe has no file, and the run was taken for what it says"
+        said, against = measured.get(kind, {}), measured.get(kind, {}).get("against_F16") or {}
+        held_out = said.get("held_out") or {}
+        found.append({
+            "kind": kind, "name": name, "bytes": record.outputs[name]["bytes"], "kl": against.get("mean_kl"),
+            "top1": against.get("top1"), "loss": held_out.get("loss"), "bits_per_byte": held_out.get("bits_per_byte"),
+        })  # fmt: skip
+    return found
+
+
+def _others(record: Record | None, files: list[dict[str, Any]]) -> list[str]:
+    """What else lies beside the GGUF files of the model, such as a Modelfile, or the adapter as GGUF."""
+    return sorted(set(record.outputs if record else ()) - {file["name"] for file in files} - {PROOFS})
+
+
+def _from_hub(data: Record) -> dict[str, str]:
+    """The data sets that came from the Hub, with their commits."""
+    revisions: dict[str, str] = data.counts.get("revisions", {})
+    return revisions
+
+
+def _sources(recipe: Recipe, data: Record) -> Iterator[tuple[str, str | None, bool]]:
+    """Each source: its id and commit on the Hub, or the name of its files; and whether it is held out alone."""
+    for number, source in enumerate(sources_of(recipe)):
+        commit = _from_hub(data).get(source.path)
+        yield _named(source, data).path, commit, number >= len(recipe.data.sources)
+
+
+def _recipe_text(recipe: Recipe, data_record: Record) -> str:
+    """The recipe without what is at its default, and without folders of this machine."""
+    held_out = recipe.data.held_out
+    data = recipe.data.model_copy(update={
+        "sources": tuple(_named(source, data_record) for source in recipe.data.sources),
+        "held_out": _named(held_out, data_record) if isinstance(held_out, Source) else held_out,
+    })  # fmt: skip
+    prompts = os.path.basename(recipe.evaluate.prompts)
+    base = (
+        recipe.base if recipe.base.startswith(builtin.SCHEME) or not is_local(recipe.base) else Path(recipe.base).name
+    )
+    return dump_short(recipe.model_copy(update={
+        "base": base, "data": data, "publish": PublishConfig(),
+        "evaluate": recipe.evaluate.model_copy(update={"prompts": prompts}),
+    }))  # fmt: skip
+
+
+def _named(source: Source, data: Record) -> Source:
+    """A source as others may know it: what came from the Hub by its id, a file by its name alone."""
+    on_hub = source.path in _from_hub(data)
+    return source if on_hub else source.model_copy(update={"path": os.path.basename(source.path)})

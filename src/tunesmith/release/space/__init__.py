@@ -1,0 +1,1 @@
+"""A chatbot for a free Space of the Hub: VERB space."""

@@ -1,0 +1,51 @@
+"""The key: in a header from programs, in a cookie of the chat's own from browsers, which get it for the key once."""
+
+import hashlib
+import hmac
+import secrets
+from http.cookies import CookieError, SimpleCookie
+from importlib.resources import files
+
+from starlette.datastructures import Headers
+
+COOKIE = "tunesmith"
+PAGE = files("tunesmith.server").joinpath("login.html")
+WRONG = '<p role="alert" id="wrong">That is not the key.</p>'
+
+
+class Login:
+    """Who has shown the key."""
+
+    def __init__(self, key: str) -> None:
+        """`key`: empty lets everybody in."""
+        self._key = key.encode()
+        self._session = hmac.new(secrets.token_bytes(32), self._key, hashlib.sha256).hexdigest()  # ends with the chat
+
+    def lets_in(self, headers: Headers) -> bool:
+        """Whether a request has the key, or the cookie that was given for it."""
+        if not self._key:
+            return True
+        kind, _, token = headers.get("authorization", "").partition(" ")
+        given = token.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
+        return self.is_key(given) | hmac.compare_digest(_cookie(headers), self._session.encode())
+
+    def is_key(self, given: str) -> bool:
+        """Compare in a time that tells nothing of the key."""
+        return hmac.compare_digest(given.encode(errors="replace"), self._key)
+
+    def cookie(self, *, secure: bool) -> str:
+        """What the browser keeps: no script can read it, and no other site's page sends it."""
+        return f"{COOKIE}={self._session}; Path=/; HttpOnly; SameSite=Strict{'; Secure' if secure else ''}"
+
+
+def login_page(name: str, wrong: bool) -> str:
+    """The page that asks for the key; it has no script."""
+    return PAGE.read_text(encoding="utf-8").replace("{name}", name).replace("{wrong}", WRONG if wrong else "")
+
+
+def _cookie(headers: Headers) -> bytes:
+    try:
+        found = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+    except CookieError:
+        found = None
+    return found.value.encode(errors="replace") if found else b""

@@ -1,0 +1,324 @@
+"""Who serves more than himself: key, limits, queue, counts, and the client that most programs use."""
+
+import asyncio
+import contextlib
+import http.client
+import json
+import re
+import threading
+import time
+
+import openai
+import pytest
+from test_front import opened
+
+from tunesmith.errors import RecipeError, ResourceError
+from tunesmith.gguf.write import About, write_gguf
+from tunesmith.inference.engine import Engine
+from tunesmith.recipe import ChatConfig
+from tunesmith.server import asked, keeper
+from tunesmith.server.answer import Answer
+from tunesmith.server.door import Door, Limits, checked_door
+from tunesmith.server.front import Front
+from tunesmith.server.keeper import Keeper
+from tunesmith.server.line import Line, Rates, TooMany
+
+KEY = "a-key-of-enough-letters"
+HI = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 4}
+LONG = HI | {"max_tokens": 400, "ignore_eos": True, "stream": True}
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_base, tmp_path_factory):
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    write_gguf(tiny_base, path, "F16", About("tiny", "tiny", None, ChatConfig()))
+    with Engine(path, threads=1, context=512, slots=2, alias="sailor") as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def locked(engine):
+    with opened(Door(key=KEY), engine) as front:
+        yield front
+
+
+@pytest.fixture(scope="module")
+def public(engine):
+    """One slot, one place in the queue."""
+    door = Door(public=True, limits=Limits(waiting=1, rate=6, at_once=2, answer=450, request_bytes=2000))
+    with opened(door, engine, slots=1) as front:
+        yield front
+
+
+def send(front, method, path, body=None, **headers):
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", front.port, timeout=20)) as connection:
+        connection.request(method, path, json.dumps(body) if isinstance(body, dict) else body, named)
+        answer = connection.getresponse()
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+
+
+def client(front, key="none"):
+    return openai.OpenAI(base_url=f"{front.url}/v1", api_key=key, max_retries=0, timeout=20)
+
+
+def test_the_openai_client_chats_streams_and_raises_its_own_errors(locked):
+    with client(locked, KEY) as ours:
+        assert [model.id for model in ours.models.list()] == ["sailor"]
+        answer = ours.chat.completions.create(model="sailor", **HI)
+        assert answer.choices[0].message.content and answer.usage.completion_tokens <= 4
+        pieces = list(ours.chat.completions.create(model="sailor", stream=True, **HI))
+        assert pieces[-1].choices[0].finish_reason and any(piece.choices[0].delta.content for piece in pieces)
+        with pytest.raises(
+            openai.BadRequestError, match=r"request \(\d{3,} tokens\) exceeds .* \(512 tokens\)"
+        ) as long:
+            ours.chat.completions.create(model="sailor", messages=[{"role": "user", "content": "xyz " * 2000}])
+        assert long.value.body["n_prompt_tokens"] > 2000 and long.value.body["n_ctx"] == 512
+        with pytest.raises(openai.NotFoundError):
+            ours.files.retrieve("nothing")
+    with (
+        client(locked, "another-key-of-letters") as other,
+        pytest.raises(openai.AuthenticationError, match="Bearer KEY"),
+    ):
+        other.models.list()
+
+
+def test_without_the_key_there_is_a_login_and_the_rest_is_closed(locked):
+    for method, path in (("GET", "/v1/models"), ("POST", "/v1/chat/completions"), ("GET", "/metrics"), ("GET", "/")):
+        for headers in ({}, {"Authorization": f"Bearer {KEY}x"}, {"Cookie": "tunesmith=x"}, {"X-Api-Key": ""}):
+            status, found, text = send(locked, method, path, "{}", **headers)
+            assert status == 401 and found["www-authenticate"] == "Bearer" and b"sailor" not in text
+    assert send(locked, "GET", "/health")[0] == 200
+    assert send(locked, "GET", "/v1/models", X_Api_Key=KEY)[0] == 200
+    status, headers, _ = send(locked, "GET", "/", Accept="text/html,*/*")
+    assert status == 303 and headers["location"] == "./login"
+    status, headers, page = send(locked, "GET", "/login")
+    assert status == 200 and "default-src 'none'; style-src 'sha256-" in headers["content-security-policy"]
+    assert b"<script" not in page
+    assert send(locked, "POST", "/login", "key=wrong")[0] == 401
+    status, headers, _ = send(locked, "POST", "/login", f"key={KEY}", Origin=f"http://127.0.0.1:{locked.port}")
+    cookie = headers["set-cookie"]
+    assert status == 303 and re.fullmatch("tunesmith=[0-9a-f]{64}; Path=/; HttpOnly; SameSite=Strict", cookie)
+    assert send(locked, "GET", "/v1/models", Cookie=cookie.partition(";")[0])[0] == 200
+    codes = [send(locked, "POST", "/login", "key=guess")[0] for _ in range(9)]
+    assert codes[-1] == 429 and send(locked, "POST", "/login", f"key={KEY}")[0] == 429  # also with the right one
+
+
+@contextlib.contextmanager
+def working(front, address, ticket="t"):
+    """A streamed answer that has begun, of one address."""
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", front.port, timeout=20)) as connection:
+        headers = {"X-Forwarded-For": address, "X-Ticket": ticket}
+        connection.request("POST", "/v1/chat/completions", json.dumps(LONG), headers)
+        yield connection
+
+
+def queue(front, ticket="nobody"):
+    return json.loads(send(front, "GET", f"/queue?ticket={ticket}")[2])
+
+
+def until(holds):
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def slowed(monkeypatch):
+    """The engine's answers come slowly, so that others wait."""
+    write = Answer.write
+
+    async def slow(self, piece):
+        await asyncio.sleep(0.05)
+        await write(self, piece)
+
+    monkeypatch.setattr(Answer, "write", slow)
+
+
+def test_who_waits_has_a_place_one_more_gets_429_and_who_leaves_frees_both_at_once(public, monkeypatch):
+    slowed(monkeypatch)
+    with working(public, "9.9.9.1") as first:
+        until(lambda: public.line.running == 1)
+        with working(public, "9.9.9.2", "mine"):
+            until(lambda: queue(public, "mine")["place"] == 1)
+            status, headers, text = send(public, "POST", "/v1/chat/completions", HI, X_Forwarded_For="9.9.9.3")
+            assert status == 429 and int(headers["retry-after"]) >= 1 and b"the queue is full" in text
+            with client(public) as ours, pytest.raises(openai.RateLimitError, match="the queue is full"):
+                ours.chat.completions.create(model="sailor", extra_headers={"X-Forwarded-For": "9.9.9.4"}, **HI)
+        until(lambda: public.line.waiting == 0)  # it left the queue
+        assert public.line.running == 1 and not first.sock._closed
+        first.close()
+        until(lambda: public.line.running == 0)
+    assert send(public, "POST", "/v1/chat/completions", HI, X_Forwarded_For="9.9.9.5")[0] == 200
+
+
+def test_an_address_has_a_share_and_only_a_proxy_beside_us_names_it(public):
+    def ask(address):
+        return send(public, "POST", "/v1/chat/completions", HI, X_Forwarded_For=address)
+
+    assert [ask("8.8.8.7")[0] for _ in range(7)] == 6 * [200] + [429]
+    assert ask("9.9.9.77, 8.8.8.7")[0] == 429  # what the client wrote itself stands first
+    assert ask("8.8.8.7, 10.0.0.3")[0] == 429  # a proxy of the same network stands last
+    _, headers, text = ask("8.8.8.7")
+    assert 1 <= int(headers["retry-after"]) <= 60 and b"more than 6 requests a minute" in text
+    assert ask("8.8.8.8")[0] == 200
+    assert asked._forwarded(asked.Headers({"x-forwarded-for": "8.8.8.7"}), "9.9.9.9") == "9.9.9.9"
+    assert asked._forwarded(asked.Headers({"x-forwarded-for": "2001:db8::7, ::1"}), "127.0.0.1") == "127.0.0.1"
+    assert asked._forwarded(asked.Headers({"x-forwarded-for": "2a00:1450::7"}), "127.0.0.1") == "2a00:1450::/64"
+
+
+def test_in_public_any_name_is_answered_but_no_other_site_and_nothing_but_the_chat(public):
+    assert send(public, "GET", "/v1/models", Host="me-bot.spaces.example")[0] == 200
+    own = {"Host": "me.example", "Origin": "https://me.example"}
+    assert send(public, "GET", "/v1/models", **own)[0] == 200
+    assert send(public, "GET", "/v1/models", Host="me.example", Origin="https://evil.example")[0] == 403
+    for method, path in (
+        ("GET", "/slots"), ("GET", "/lora-adapters"), ("POST", "/completion"), ("POST", "/lora-adapters"),
+        ("POST", "/tokenize"), ("GET", "/%73lots"), ("GET", "/_app/../slots%2f"), ("DELETE", "/v1/models"),
+    ):  # fmt: skip
+        status, _, text = send(public, method, path, "{}")
+        assert status == 404 and b"there is nothing of that name here" in text, path
+    status, _, text = send(public, "GET", "/props")
+    assert status == 200 and b"tiny.gguf" not in text and json.loads(text)["model_path"] == "sailor"
+    assert send(public, "POST", "/v1/chat/completions", "x" * 2001)[0] == 413
+    assert send(public, "POST", "/v1/chat/completions", "[" * 2000)[0] == 400
+
+
+def test_an_answer_is_no_longer_than_the_door_allows(engine):
+    with opened(Door(limits=Limits(answer=5)), engine) as front:
+        for asks in (
+            {}, {"max_tokens": 6}, {"max_tokens": -1}, {"max_tokens": None}, {"max_completion_tokens": 1e9},
+            {"n_predict": 99, "max_tokens": 3},
+        ):  # fmt: skip
+            body = {"messages": HI["messages"], "ignore_eos": True} | asks
+            status, _, text = send(front, "POST", "/v1/chat/completions", body)
+            assert status == 200 and json.loads(text)["usage"]["completion_tokens"] <= 5, asks
+        for asks in ({"n": 2}, {"n_cmpl": 2}, {"max_tokens": "many"}):
+            assert send(front, "POST", "/v1/chat/completions", HI | asks)[0] == 400, asks
+
+
+def test_metrics_count_what_happened_without_texts(locked):
+    bearer = {"Authorization": f"Bearer {KEY}"}
+    secret = HI | {"messages": [{"role": "user", "content": "swordfish"}], "stream": True}
+    assert send(locked, "POST", "/v1/chat/completions", secret, **bearer)[0] == 200
+    status, headers, text = send(locked, "GET", "/metrics", **bearer)
+    assert status == 200 and headers["content-type"].startswith("text/plain; version=0.0.4")
+    lines = [line for line in text.decode().splitlines() if not line.startswith("#")]
+    found = dict(line.rsplit(" ", 1) for line in lines)
+    assert float(found['tunesmith_tokens_total{kind="answer"}']) >= 1
+    assert float(found['tunesmith_tokens_total{kind="prompt"}']) > 1
+    assert found["tunesmith_engine_up"] == "1" and found["tunesmith_running"] == "0"
+    assert int(found["tunesmith_first_token_seconds_count"]) >= 1
+    assert int(found['tunesmith_first_token_seconds_bucket{le="+Inf"}']) == int(
+        found["tunesmith_first_token_seconds_count"]
+    )
+    assert b"swordfish" not in text and KEY.encode() not in text
+
+
+def test_the_log_has_texts_only_if_asked_for(engine):
+    for door in (Door(log=True), Door(log_texts=True)):
+        lines = []
+        with opened(door, engine, log=lines.append) as front:
+            send(front, "POST", "/v1/chat/completions", HI | {"messages": [{"role": "user", "content": "swordfish"}]})
+        (line,) = lines
+        assert re.match(r"/v1/chat/completions 200, \d+ tokens read, \d made, [\d.]+ s", line)
+        assert ("swordfish" in line) == door.log_texts
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"host": "0.0.0.0"}, "--host 0.0.0.0 lets other machines in, and there is no key"),
+        ({"public": True, "key": KEY}, "--public lets everybody in, and a key"),
+        ({"key": "short"}, "is no line of 16 letters"),
+        ({"key": "a key with spaces in it"}, "is no line of 16 letters"),
+        ({"key": ""}, "is no line of 16 letters"),
+        ({"key": None}, "names no file with a key"),
+    ],
+)
+def test_a_door_that_is_open_by_oversight_is_refused(tmp_path, options, said):
+    given = dict(options)
+    if "key" in given:
+        given["key_file"] = tmp_path / "key.txt"
+        if (key := given.pop("key")) is not None:
+            given["key_file"].write_text(f"{key}\n")
+    with pytest.raises(RecipeError, match=said) as caught:
+        checked_door(**given)
+    assert "token_urlsafe" in caught.value.fix or "leave one" in caught.value.fix
+
+
+def test_a_key_comes_from_the_environment_too_and_a_door_knows_its_names(monkeypatch):
+    monkeypatch.setenv("TUNESMITH_API_KEY", KEY)
+    door = checked_door(host="0.0.0.0")
+    assert door.key == KEY and door.beyond and door.limits.rate is None
+    names = {name: door.names.hold(name) for name in ("localhost", "192.168.1.7", "[fe80::1]", "evil.example")}
+    assert list(names.values()) == [True, True, True, False]
+    monkeypatch.delenv("TUNESMITH_API_KEY")
+    space = checked_door(host="0.0.0.0", port=7860, public=True)
+    assert space.limits.rate == 20 and space.limits.answer == 1024 and space.names.hold("any.example")
+    assert not checked_door(host="::1").beyond and not checked_door(host="localhost").beyond
+
+
+def test_a_host_that_is_not_this_machines_is_said():
+    with pytest.raises(ResourceError, match="is no address of this machine"):
+        Front(Door(host="9.9.9.1"))
+
+
+def test_a_turn_that_is_given_in_the_moment_its_owner_leaves_goes_to_the_next():
+    async def play():
+        line, order = Line(1, Limits(waiting=3)), []
+
+        async def one(name, hold):
+            async with line.turn(name, "a"):
+                order.append(name)
+                await hold.wait()
+
+        holds = [asyncio.Event() for _ in range(3)]
+        tasks = [asyncio.create_task(one(str(n), hold)) for n, hold in enumerate(holds)]
+        await asyncio.sleep(0)
+        assert (line.running, line.waiting, line.place("2")) == (1, 2, 2)
+        holds[0].set()
+        await asyncio.sleep(0)  # the turn is set, its owner has not run yet
+        tasks[1].cancel()
+        holds[2].set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert (line.running, line.waiting) == (0, 0) and order[-1] == "2"
+
+    asyncio.run(play())
+
+
+def test_addresses_are_forgotten(monkeypatch):
+    monkeypatch.setattr("tunesmith.server.line.KNOWN_ADDRESSES", 3)
+    rates = Rates(1)
+    for address in "abcd":
+        rates.count(address)
+    with pytest.raises(TooMany):
+        rates.count("d")
+    rates.count("a")  # it was the oldest
+    assert len(rates._asked) == 3
+
+
+def test_an_engine_that_dies_again_and_again_is_given_up_with_the_reason(monkeypatch):
+    started = []
+
+    class Dying:
+        def __init__(self, module, job, name):
+            started.append(name)
+
+        def read(self):
+            return {"url": "http://127.0.0.1:1", "key": "k"}
+
+        def wait(self):
+            raise ResourceError("it was killed", fix="free some memory")
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(keeper, "Child", Dying)
+    monkeypatch.setattr(keeper, "FIRST_WAIT_S", 0.001)
+    events, ended = [], threading.Event()
+    kept = Keeper({"alias": "sailor"}, events.append, ended.set)
+    assert ended.wait(10)
+    assert len(started) == 5 and kept.engine is None and kept.restarts == 4
+    assert events.count("it was killed; it is started again") == 4
+    assert "the engine ended 5 times within 120 s, the last time so: it was killed" in kept.reason.what
