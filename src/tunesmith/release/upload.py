@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import io
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, constants
@@ -75,8 +76,7 @@ def _state(hub: HubClient, plan: Plan, repository: Repository, overwrite: bool) 
     info = hub.find(asked, lambda: hub.api.model_info(id))
     if info is None:
         return None
-    entries = hub.call(asked, lambda: list(hub.api.list_repo_tree(id, recursive=True)))
-    tree = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+    tree = _tree(hub, id, info.sha)
     known = published(plan.run).get(id, {})
     ours = known.get("endpoint") == constants.ENDPOINT
     unmoved = ours and (info.sha == known.get("commit") or (not known.get("commit") and not tree.keys() - {ATTRIBUTES}))
@@ -91,9 +91,21 @@ def _state(hub: HubClient, plan: Plan, repository: Repository, overwrite: bool) 
     return {"head": info.sha, "private": bool(info.private), "tree": tree}
 
 
+def _tree(hub: HubClient, id: str, commit: str) -> dict[str, RepoFile]:
+    """The files of a repository at a commit, by name."""
+    ask = partial(hub.api.list_repo_tree, id, recursive=True, revision=commit)
+    entries = hub.call(f"looking at the files of {id}", lambda: list(ask()))
+    return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+
+
 def _holds(tree: Mapping[str, RepoFile], repository: Repository) -> bool:
     """Whether a repository holds all these files as they are: then it is as this run left it."""
-    return all(file.name in tree and _is_same(tree[file.name], file) for file in repository.files)
+    return not _others(tree, repository)
+
+
+def _others(tree: Mapping[str, RepoFile], repository: Repository) -> list[Sent]:
+    """The files that a repository does not hold, or holds with other bytes."""
+    return [file for file in repository.files if file.name not in tree or not _is_same(tree[file.name], file)]
 
 
 def _is_same(there: RepoFile, file: Sent) -> bool:
@@ -130,8 +142,7 @@ def _published(hub: HubClient, plan: Plan, repository: Repository, state: Mappin
 def _commit(hub: HubClient, repository: Repository, state: Mapping[str, Any], gone: list[str]) -> str:
     """Send the files that are not there, one after the other, then commit all at once; the commit."""
     id = repository.id
-    left = [file for file in repository.files if not (
-        file.name in state["tree"] and _is_same(state["tree"][file.name], file))]  # fmt: skip
+    left = _others(state["tree"], repository)
     with contextlib.ExitStack() as opened:
         operations: list[CommitOperationAdd | CommitOperationDelete] = [CommitOperationDelete(name) for name in gone]
         for file in left:
@@ -142,6 +153,9 @@ def _commit(hub: HubClient, repository: Repository, state: Mapping[str, Any], go
                 id, operations, commit_message=f"Published by tunesmith {__version__}", parent_commit=state["head"]
             ),
         )
+    if others := _others(_tree(hub, id, done.oid), repository):
+        what = f"{id} has other bytes than were sent: {', '.join(file.name for file in others)}"
+        raise PublishError(what, fix=f"{LOOK}; and report it")
     return str(done.oid)
 
 
