@@ -171,7 +171,8 @@ class HubStore:
             repo.private = json.loads(body)["visibility"] == "private"
             answer = {"private": repo.private}
         elif verb == "tree":
-            answer = [entry(name, content) for name, content in sorted(repo.files.items())]
+            files = repo.files if rest[1] == "main" else dict(repo.commits)[rest[1]]
+            answer = [entry(name, content) for name, content in sorted(files.items())]
         else:
             info = {
                 "_id": "1",

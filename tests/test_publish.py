@@ -27,6 +27,8 @@ from tunesmith.pipeline import run_stages
 from tunesmith.recipe_file import read_recipe
 from tunesmith.record import read_record
 from tunesmith.release import hub_client, upload
+from tunesmith.release import publish as publish_module
+from tunesmith.release.card import draw_losses
 from tunesmith.release.published import published
 from tunesmith.runs import Run
 
@@ -47,8 +49,14 @@ def made(tiny_base, tmp_path_factory):
     return folder / "run"
 
 
+@pytest.fixture(scope="module")
+def plot(made):
+    return draw_losses(Run(made))
+
+
 @pytest.fixture
-def run(made, tmp_path):
+def run(made, tmp_path, plot, monkeypatch):
+    monkeypatch.setattr(publish_module, "draw_losses", lambda _: plot)  # 0.2 s each time
     return Run(shutil.copytree(made, tmp_path / "run"))
 
 
@@ -206,6 +214,21 @@ def test_files_that_are_no_more_part_of_it_go(run, hub):
     assert "old.txt" not in hub.repos["me/small"].files
 
 
+def test_what_arrives_is_compared_with_what_was_sent(run, hub, monkeypatch):
+    real = hub.commit
+
+    def spoilt(request, id, lines):
+        for line in lines:
+            if line["value"].get("path") == "config.json":
+                line["value"]["content"] = "e30="
+        return real(request, id, lines)
+
+    monkeypatch.setattr(hub, "commit", spoilt)
+    with pytest.raises(PublishError, match=r"me/small has other bytes than were sent: config\.json"):
+        sent(run, "publish.parts=[model]")
+    assert not published(run)["me/small"]["commit"]
+
+
 def test_who_may_see_it(run, hub):
     sent(run, "publish.parts=[model]", "publish.public=true")
     assert not hub.repos["me/small"].private
@@ -288,12 +311,15 @@ def test_without_a_network_it_is_said(run, hub, monkeypatch):
         sent(run)
 
 
-def test_nothing_is_published_that_is_not_proved_whole_and_new(run):
+def test_nothing_is_published_that_is_not_proved_whole_and_new(run, tmp_path):
     was = (run.model / "record.json").read_text()
     change(run.model, lambda record: {"proofs": [record["proofs"][0] | {"skipped_because": "memory", "value": None}]})
     with pytest.raises(ProofError, match=r"not all is proved.*\n.*NOT proved: .*: memory"):
         publish(run.path, [TO])
-    assert "NOT all: 1 skipped" in publish(run.path, [TO, "publish.unproved=true"])
+    said = publish(run.path, [TO, "publish.unproved=true"], cards=tmp_path / "cards")
+    assert "NOT all: 1 skipped" in said
+    cards = [card.read_text() for card in tmp_path.glob("cards/*/README.md")]
+    assert len(cards) == 3 and all("| **NOT proved**: memory |" in card for card in cards)
     change(run.model, lambda record: {"proofs": [record["proofs"][0] | {"skipped_because": None, "value": 1e9}]})
     with pytest.raises(ProofError, match="a proof does not hold"):
         publish(run.path, [TO, "publish.unproved=true"])

@@ -93,6 +93,7 @@ class Plan:
     skipped: tuple[str, ...]
     """Proofs that were skipped, which publish.unproved lets pass."""
     remarks: tuple[str, ...]
+    """Parts that are left out, and why."""
 
     @property
     def visibility(self) -> str:
@@ -107,7 +108,8 @@ class Plan:
         yield f"licence: {licence}"
         yield from (f"  - {duty}" for duty in duties)
         yield f"proofs: {f'NOT all: {len(self.skipped)} skipped' if self.skipped else 'all hold, none was skipped'}"
-        yield from (f"  - {proof}" for proof in (*self.skipped, *self.remarks))
+        yield from (f"  - {proof}" for proof in self.skipped)
+        yield from self.remarks
 
 
 def make_plan(recipe: Recipe, run: Run) -> Plan:

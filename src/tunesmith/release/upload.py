@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import io
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, constants
@@ -75,8 +76,7 @@ def _state(hub: HubClient, plan: Plan, repository: Repository, overwrite: bool) 
     info = hub.find(asked, lambda: hub.api.repo_info(id, repo_type=kind))
     if info is None:
         return None
-    entries = hub.call(asked, lambda: list(hub.api.list_repo_tree(id, recursive=True, repo_type=kind)))
-    tree = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+    tree = _tree(hub, repository, info.sha)
     known = published(plan.run).get(repository.place, {})
     ours = known.get("endpoint") == constants.ENDPOINT
     unmoved = ours and (
@@ -93,9 +93,21 @@ def _state(hub: HubClient, plan: Plan, repository: Repository, overwrite: bool) 
     return {"head": info.sha, "private": bool(info.private), "tree": tree}
 
 
+def _tree(hub: HubClient, repository: Repository, commit: str) -> dict[str, RepoFile]:
+    """The files of a repository at a commit, by name."""
+    ask = partial(hub.api.list_repo_tree, repository.id, recursive=True, revision=commit, repo_type=repository.kind)
+    entries = hub.call(f"looking at the files of {repository.place}", lambda: list(ask()))
+    return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+
+
 def _holds(tree: Mapping[str, RepoFile], repository: Repository) -> bool:
     """Whether a repository holds all these files as they are: then it is as this run left it."""
-    return all(file.name in tree and _is_same(tree[file.name], file) for file in repository.files)
+    return not _others(tree, repository)
+
+
+def _others(tree: Mapping[str, RepoFile], repository: Repository) -> list[Sent]:
+    """The files that a repository does not hold, or holds with other bytes."""
+    return [file for file in repository.files if file.name not in tree or not _is_same(tree[file.name], file)]
 
 
 def _is_same(there: RepoFile, file: Sent) -> bool:
@@ -137,8 +149,7 @@ def _make(hub: HubClient, repository: Repository, plan: Plan) -> Any:
 def _commit(hub: HubClient, repository: Repository, state: Mapping[str, Any], gone: list[str]) -> str:
     """Send the files that are not there, one after the other, then commit all at once; the commit."""
     id, kind = repository.id, repository.kind
-    left = [file for file in repository.files if not (
-        file.name in state["tree"] and _is_same(state["tree"][file.name], file))]  # fmt: skip
+    left = _others(state["tree"], repository)
     with contextlib.ExitStack() as opened:
         operations: list[CommitOperationAdd | CommitOperationDelete] = [CommitOperationDelete(name) for name in gone]
         for file in left:
@@ -153,6 +164,9 @@ def _commit(hub: HubClient, repository: Repository, state: Mapping[str, Any], go
                 repo_type=kind,
             ),
         )
+    if others := _others(_tree(hub, repository, done.oid), repository):
+        what = f"{repository.place} has other bytes than were sent: {', '.join(file.name for file in others)}"
+        raise PublishError(what, fix=f"{LOOK}; and report it")
     return str(done.oid)
 
 
