@@ -88,7 +88,10 @@ def _need_memory(path: Path, tokens: int) -> None:
 
     Two numbers of 16 bits for each token, layer and width of a key-value head.
     """
-    said = read_singles(path)
+    try:
+        said = read_singles(path)
+    except BaseError:  # llama.cpp says what is wrong with it
+        return
     arch = said.get("general.architecture", "")
 
     def number(name: str, otherwise: int) -> int:
