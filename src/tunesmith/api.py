@@ -29,7 +29,9 @@ MAX_PORT = 65535
 EXAMPLES = ("Explain why the sky is blue.", "Write a short poem about the sea.", "How do I boil an egg?")
 """Questions to begin with, where nobody knows what the model was made for."""
 LONGEST_EXAMPLE = 90  # letters: two lines of a phone
-RUN_OR_GGUF = "name the folder of a run, such as runs/NAME, a GGUF file, or a Hub repository of such (USER/NAME-GGUF)"
+RUN_OR_GGUF = (
+    "name the folder of a run, such as runs/NAME, or a GGUF file, or a Hub repository of such (USER/NAME-GGUF)"
+)
 
 
 def load_recipe(path: Named, changes: Sequence[str] = ()) -> "Recipe":
