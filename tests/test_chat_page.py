@@ -359,8 +359,8 @@ def test_an_engine_that_is_killed_is_started_again_and_a_front_that_is_killed_en
             os.kill(engine_of(process), signal.SIGKILL)
             seen += answer.read()
         assert b'"type": "server_error"' in seen and b"it is started again" not in seen.partition(b"server_error")[0]
-        wait_until(lambda: status(port, "/health") == 200, "it does not come back")
-        assert status(port, "/v1/models") == 200
+        wait_until(lambda: status(port, "/v1/models") == 200, "it does not come back")
+        assert status(port, "/health") == 200
         os.kill(child_of(process.pid), signal.SIGKILL)
         assert process.wait(timeout=20) == 7
         said = process.stderr.read()

@@ -284,7 +284,7 @@ def test_a_turn_that_is_given_in_the_moment_its_owner_leaves_goes_to_the_next():
         await asyncio.gather(*tasks, return_exceptions=True)
         assert (line.running, line.waiting) == (0, 0) and order[-1] == "2"
 
-    asyncio.run(play())
+    asyncio.run(asyncio.wait_for(play(), 10))
 
 
 def test_addresses_are_forgotten(monkeypatch):

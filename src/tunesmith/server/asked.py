@@ -43,13 +43,11 @@ class Asked:
 def _forwarded(headers: Headers, peer: str) -> str:
     """The address that a proxy names: the last one that is no machine of its own network.
 
-    What stands before it, the client may have written itself. Only a proxy beside us is believed, which has a private
-    address; an IPv6 address stands for its network of 64 bits, which one household has.
+    What stands before it, the client may have written itself. So only a proxy beside us is believed, which has a
+    private address; an IPv6 address stands for its network of 64 bits, which one household has.
     """
-    names = [peer]
-    if _is_private(peer):
-        names += [name.strip() for line in headers.getlist("x-forwarded-for") for name in line.split(",")][::-1]
-    found = next((name for name in names if not _is_private(name)), peer)
+    named = [name.strip() for line in headers.getlist("x-forwarded-for") for name in line.split(",")]
+    found = next((name for name in (peer, *reversed(named)) if not _is_private(name)), peer)
     try:
         address = ipaddress.ip_address(found)
     except ValueError:
