@@ -97,17 +97,12 @@ def test_faults_are_seen(made, tmp_path, monkeypatch, fault):
         real = gguf.GGUFWriter.add_float32
         monkeypatch.setattr(gguf.GGUFWriter, "add_float32", lambda self, key, value: real(self, key, value * 1.1))
     if fault == "layers exchanged":
-        real_names = gguf.get_tensor_name_map
+        real_name, layer = module.gguf_name, {"0": "1", "1": "0"}
 
-        class Exchanged:
-            def __init__(self, *given):
-                self.names = real_names(*given)
+        def exchanged(name, *given):
+            return real_name(re.sub(r"layers\.(\d)", lambda m: f"layers.{layer[m[1]]}", name), *given)
 
-            def get_name(self, key, **given):
-                layer = {"0": "1", "1": "0"}
-                return self.names.get_name(re.sub(r"layers\.(\d)", lambda m: f"layers.{layer[m[1]]}", key), **given)
-
-        monkeypatch.setattr(module.gguf, "get_tensor_name_map", Exchanged)
+        monkeypatch.setattr(module, "gguf_name", exchanged)
     write_adapter(run.adapter, base, file, ABOUT)
     if fault == "no adapter at work":
 

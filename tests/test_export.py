@@ -149,7 +149,7 @@ def test_a_proof_that_was_skipped_is_done_alone_where_there_is_memory(merged, ru
         run_stages(recipe, run, [stage_of("export")])
     first = read_record(run.gguf)
     said = capsys.readouterr().err
-    assert len(first.unproved) == 5 and "NOT proved" in said and "files are quantised without" in said
+    assert len(first.unproved) == 7 and "NOT proved" in said and "files are quantised without" in said
     assert "importance_tokens" not in first.counts["files"]["Q4_K_M"]
     before = json.loads((run.gguf / "proof.json").read_text())
     assert "against_model" not in before["F16"] and before["Q8_0"]["against_F16"]
@@ -218,4 +218,4 @@ def test_a_later_proof_that_fails_leaves_what_stands_as_it_is(merged, run, monke
     with pytest.raises(ProofError, match="is not the merged model"):
         run_stages(recipe, run, [stage_of("export")])
     assert {path: path.read_bytes() for path in run.gguf.iterdir()} == before and not list(run.path.glob(".proof*"))
-    assert len(read_record(run.gguf).unproved) == 5
+    assert len(read_record(run.gguf).unproved) == 7

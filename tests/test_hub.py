@@ -198,12 +198,12 @@ def test_a_base_that_cannot_go_the_whole_way_is_refused_before_its_weights_are_f
     folder = shutil.copytree(tiny_base, tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(
-        json.dumps(config | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"})
+        json.dumps(config | {"architectures": ["CohereForCausalLM"], "model_type": "cohere"})
     )
     hub.models["org/tiny"] = folder
     (tmp_path / "recipe.yaml").write_text("name: a\nbase: org/tiny\ndata: {sources: [{path: rows.jsonl}]}\n")
     done = tunesmith(hub.url, tmp_path, "run", tmp_path / "recipe.yaml", "--run-dir", tmp_path / "run")
-    assert done.returncode == 4 and "org/tiny is Qwen2ForCausalLM" in done.stderr and "gguf: []" in done.stderr
+    assert done.returncode == 4 and "org/tiny is CohereForCausalLM" in done.stderr and "gguf: []" in done.stderr
     assert not (tmp_path / "run").exists() and not any(".safetensors" in path for path in hub.paths)
 
 

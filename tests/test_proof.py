@@ -54,7 +54,7 @@ def made(tmp_path_factory):
         name="made",
         base="tiny",
         data={"sources": [{"path": str(rows)}], "held_out": 0.3},
-        export={"gguf": ["Q8_0", "Q4_K_M"], "positions": 100},
+        export={"gguf": ["Q8_0", "Q4_K_M"], "positions": 100, "adapter": False},  # it is on two layers alone
         evaluate={"gguf": "Q8_0", "threads": 1},
         chat={"system": SYSTEM},
     )

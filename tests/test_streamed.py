@@ -15,6 +15,7 @@ from tunesmith.errors import BaseError
 from tunesmith.model import streamed as streamed_module
 from tunesmith.model.streamed import StreamedModel, roomiest
 from tunesmith.proof.merged import _Logits
+from tunesmith.proof.sample import Row, Sample
 
 ROWS = ([5, 9, 3, 3, 200, 17], [8], list(range(300, 340)))
 FORMS = {  # biases, norms of queries, an embedding or head that scales, windows shorter than rows, a bias on the head
@@ -67,7 +68,8 @@ def peak(folder):
     torch.randn(99, 99) @ torch.randn(99, 99)  # what torch takes for its first product
     before = machine.peak_memory_bytes()
     hidden_TD = model.hidden([list(range(40)), list(range(200, 260))])
-    _Logits(100, torch.device("cpu")).compare((model, hidden_TD, hidden_TD), (model, hidden_TD))
+    row = Row(0, tuple(range(41)), (39,), (40,), (False,), answer_bytes=1)
+    _Logits(100, [39], Sample((row,)), torch.device("cpu")).compare((model, hidden_TD, hidden_TD), (model, hidden_TD))
     print(machine.peak_memory_bytes() - before)
 
 

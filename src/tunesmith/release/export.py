@@ -2,8 +2,8 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,61 +33,81 @@ def export(recipe: Recipe, run: Run, base: LocatedBase) -> tuple[Record, bool]:
     What is finished outlives a kill: the next call goes on with the first file that is missing. Raises ProofError if
     the F16 file is not the merged model, BaseError for a model that cannot be a GGUF.
     """
-    types: list[GgufType] = ["F16", *(kind for kind in recipe.export.gguf if kind != "F16")]
-    names = {kind: run.gguf_file(recipe.name, kind).name for kind in types}
-    lora = run.adapter_gguf(recipe.name).name
-    written: dict[str, dict[str, Any]] = {}
+    files = _Files(recipe, run, base)
+    return commit_stage(run.gguf, *gguf_needs(recipe, run, base.digest), files.make, files.prove)
 
-    @cache
-    def importance() -> tuple[Importance, int] | None:
+
+class _Files:
+    """The files of one export: made, then proved."""
+
+    def __init__(self, recipe: Recipe, run: Run, base: LocatedBase) -> None:
+        self.recipe, self.run, self.base = recipe, run, base
+        self.types: list[GgufType] = ["F16", *(kind for kind in recipe.export.gguf if kind != "F16")]
+        self.names = {kind: run.gguf_file(recipe.name, kind).name for kind in self.types}
+        self.lora = run.adapter_gguf(recipe.name).name
+        self.written: dict[str, dict[str, Any]] = {}
+
+    @cached_property
+    def about(self) -> About:
+        """What they say of themselves: only of a model that is as it was written, which commit_stage sees to."""
+        stop = end_of_turn_id(load_tokenizer(self.run.model))
+        return About(self.recipe.name, self.base.name, self.base.licence, self.recipe.chat, end_of_turn=stop)
+
+    @cached_property
+    def importance(self) -> tuple[Importance, int] | None:
+        """What errors are weighed with, and of how many tokens; None where there is no memory for it."""
         say("export: gathering the importance matrix on training conversations")
         try:
-            return gather_importance(run.model, load_rows(run.data)[0])
+            return gather_importance(self.run.model, load_rows(self.run.data)[0])
         except ResourceError as error:
-            if recipe.export.importance == "on":
+            if self.recipe.export.importance == "on":
                 raise
             warn(f"{error.what}: files are quantised without")
             return None
 
-    @cache
-    def about() -> About:  # only of a model that is as it was written, which commit_stage sees to
-        stop = end_of_turn_id(load_tokenizer(run.model))
-        return About(recipe.name, base.name, base.licence, recipe.chat, end_of_turn=stop)
-
-    def work(draft: Path) -> dict[str, Any]:
-        left = [kind for kind in types if names[kind] not in finished(draft)]
-        need_disk(run.path, sum(expected_bytes(run.model, kind) for kind in left), "export")
-        for kind in types:
+    def make(self, draft: Path) -> dict[str, Any]:
+        """Write those that are not finished; counts for the record."""
+        left = [kind for kind in self.types if self.names[kind] not in finished(draft)]
+        need_disk(self.run.path, sum(expected_bytes(self.run.model, kind) for kind in left), "export")
+        for kind in self.types:
             if kind in left:
-                weights = importance() if takes_importance(kind, recipe.export.importance) else None
-                _write(run.model, draft / names[kind], kind, about(), weights)
+                weights = self.importance if takes_importance(kind, self.recipe.export.importance) else None
+                _write(self.run.model, draft / self.names[kind], kind, self.about, weights)
             else:
-                say(f"export: {names[kind]} was finished before")
-            written[kind] = finished(draft)[names[kind]]["facts"]
-        if recipe.export.adapter and lora not in finished(draft):
-            make_adapter_gguf(recipe, run, base, draft / lora, about())
-        make_modelfile(recipe, run.model, draft / MODELFILE)
-        return {"files": written}
+                say(f"export: {self.names[kind]} was finished before")
+            self.written[kind] = finished(draft)[self.names[kind]]["facts"]
+        if self.recipe.export.adapter and self.lora not in finished(draft):
+            make_adapter_gguf(self.recipe, self.run, self.base, draft / self.lora, self.about)
+        make_modelfile(self.recipe, self.run.model, draft / MODELFILE)
+        return {"files": self.written}
 
-    def prove(folder: Path) -> list[Proof]:
-        facts = written or _facts(folder)
-        with scratch_folder(run.scratch) as scratch:
-            f16 = _f16(run, folder / names["F16"], scratch, about)
-            paths = {kind: folder / names[kind] for kind in types} | {"F16": f16}
-            measured, proofs = prove_gguf(recipe, run, paths, scratch)
-            proofs += prove_adapter(recipe, run, base, folder / lora, scratch)
+    def prove(self, folder: Path) -> list[Proof]:
+        """Prove them, and write proof.json."""
+        facts = self.written or _facts(folder)
+        with scratch_folder(self.run.scratch) as scratch:
+            f16 = self._f16(folder, scratch)
+            paths = {kind: folder / self.names[kind] for kind in self.types} | {"F16": f16}
+            measured, proofs = prove_gguf(self.recipe, self.run, paths, scratch)
+            proofs += prove_adapter(self.recipe, self.run, self.base, folder / self.lora, scratch)
         for proof in proofs:
             if proof.limit is not None:
                 say(f"export: {proof}")
-        for kind in types:
-            say(f"export: {names[kind]}: {_in_words(measured[kind])}")
-        said = {kind: facts[kind] | measured[kind] for kind in types}
+        for kind in self.types:
+            say(f"export: {self.names[kind]}: {_in_words(measured[kind])}")
+        said = {kind: facts[kind] | measured[kind] for kind in self.types}
         write_file(folder / PROOFS, json.dumps(said, indent=1) + "\n")
-        if "F16" not in recipe.export.gguf:
-            (folder / names["F16"]).unlink(missing_ok=True)
+        if "F16" not in self.recipe.export.gguf:
+            (folder / self.names["F16"]).unlink(missing_ok=True)
         return proofs
 
-    return commit_stage(run.gguf, *gguf_needs(recipe, run, base.digest), work, prove)
+    def _f16(self, folder: Path, scratch: Path) -> Path:
+        """The F16 file; where it was not kept, one that is written again, for a proof that is done later."""
+        name = self.names["F16"]
+        if (folder / name).exists():
+            return folder / name
+        need_disk(self.run.path, expected_bytes(self.run.model, "F16"), "the F16 file that the proof compares with")
+        write_gguf(self.run.model, scratch / name, "F16", self.about)
+        return scratch / name
 
 
 def _write(model: Path, path: Path, kind: GgufType, about: About, weights: tuple[Importance, int] | None) -> None:
@@ -101,15 +121,6 @@ def _write(model: Path, path: Path, kind: GgufType, about: About, weights: tuple
     note = f"; {odd} tensors have rows that fit no K-quant and are larger types" if odd else ""
     finish(path.parent, path.name, facts)
     say(f"export: {path.name}, {facts['bytes'] / 1e6:.0f} MB{note}")
-
-
-def _f16(run: Run, path: Path, scratch: Path, about: Callable[[], About]) -> Path:
-    """The F16 file; where it was not kept, one that is written again, for a proof that is done later."""
-    if path.exists():
-        return path
-    need_disk(run.path, expected_bytes(run.model, "F16"), "the F16 file that the proof compares with")
-    write_gguf(run.model, scratch / path.name, "F16", about())
-    return scratch / path.name
 
 
 def _in_words(measured: Mapping[str, Any]) -> str:
