@@ -185,7 +185,7 @@ def space(  # noqa: PLR0913, PLR0917 - a command has the options that it has
     model: Annotated[Path, typer.Argument(metavar="RUN_OR_GGUF", help="The folder of a run, or a GGUF file.")],
     out: Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="Write the Space here.")] = None,
     to: Annotated[str, typer.Option("--to", metavar="USER/NAME", help="Send it to the Hub.")] = "",
-    gguf: Annotated[str | None, typer.Option(metavar="TYPE", help="Of the files that were exported, such as Q4_K_M.")] = None,
+    gguf: Annotated[str | None, typer.Option(metavar="TYPE", help="One that was exported.")] = None,
     attempt: Annotated[bool, typer.Option("--try", help="Do its steps here, and measure its speed.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Send it; without it nothing is sent.")] = False,
     public: Annotated[bool, typer.Option("--public", help="For everybody to see; private otherwise.")] = False,
