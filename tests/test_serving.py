@@ -233,7 +233,7 @@ def test_the_log_has_texts_only_if_asked_for(engine):
         ({"key": "short"}, "is no line of 16 letters"),
         ({"key": "a key with spaces in it"}, "is no line of 16 letters"),
         ({"key": ""}, "is no line of 16 letters"),
-        ({"key": None}, "names no file with a key"),
+        ({"key": None}, "--api-key names no file with a key"),
     ],
 )
 def test_a_door_that_is_open_by_oversight_is_refused(tmp_path, options, said):

@@ -108,7 +108,8 @@ def _read_key(file: Path | None) -> str:
     try:
         key = (file.read_text(encoding="utf-8") if file else os.environ.get(KEY_VARIABLE, "")).strip()
     except (OSError, UnicodeDecodeError) as error:
-        what = f"--api-key {str(file)!r} names no file with a key: {getattr(error, 'strerror', None) or 'no text'}"
+        why = getattr(error, "strerror", None) or "no text"
+        what = f"--api-key names no file with a key: {why}"  # without what was given: it may be the key itself
         raise RecipeError(what, fix=MAKE_KEY) from error
     if (file or key) and not (len(key) >= LEAST_KEY and key.isascii() and key.isprintable() and " " not in key):
         what = f"the key of {_key_source(file)} is no line of {LEAST_KEY} letters, digits and signs or more"
