@@ -22,6 +22,7 @@ from tunesmith.server.door import Door, Limits, checked_door
 from tunesmith.server.front import Front
 from tunesmith.server.keeper import Keeper
 from tunesmith.server.line import Line, Rates, TooMany
+from tunesmith.server.login import login_page
 
 KEY = "a-key-of-enough-letters"
 HI = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 4}
@@ -296,6 +297,31 @@ def test_addresses_are_forgotten(monkeypatch):
         rates.count("d")
     rates.count("a")  # it was the oldest
     assert len(rates._asked) == 3
+
+
+def test_requests_with_one_ticket_each_get_their_turn_and_count_in_the_queue():
+    line, done = Line(1, Limits(waiting=2)), []
+
+    async def ask(number):
+        async with line.turn("one ticket", "9.9.9.1"):
+            await asyncio.sleep(0.01)
+            done.append(number)
+
+    async def ask_all():
+        asked = [asyncio.ensure_future(ask(number)) for number in range(3)]
+        await asyncio.sleep(0)
+        assert line.waiting == 2 and line.place("one ticket") == 1
+        with pytest.raises(TooMany, match="the queue is full"):
+            await ask(3)
+        await asyncio.wait_for(asyncio.gather(*asked), 5)
+
+    asyncio.run(ask_all())
+    assert done == [0, 1, 2] and line.running == line.waiting == 0
+
+
+def test_a_name_is_text_on_the_login_page():
+    page = login_page("<script>alert(1)</script> {wrong}", wrong=False)
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; {wrong}" in page and "<script" not in page
 
 
 def test_an_engine_that_dies_again_and_again_is_given_up_with_the_reason(monkeypatch):

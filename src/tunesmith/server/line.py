@@ -51,7 +51,7 @@ class Line:
 
     def __init__(self, slots: int, limits: Limits) -> None:
         self.slots, self.limits, self.running = slots, limits, 0
-        self._waiting: dict[str, asyncio.Future[None]] = {}
+        self._waiting: dict[asyncio.Future[None], str] = {}  # whose turn -> its ticket, which two may have
         self._of_address = Counter[str]()
         self._usual_s = 5.0  # how long an answer takes; learned
 
@@ -62,7 +62,7 @@ class Line:
 
     def place(self, ticket: str) -> int | None:
         """Requests that come first, and this one; None where it does not wait."""
-        return next((n for n, one in enumerate(self._waiting, 1) if one == ticket), None)
+        return next((n for n, one in enumerate(self._waiting.values(), 1) if one == ticket), None)
 
     def wait_s(self, place: int) -> float:
         """How long one at that place will wait, as far as one can know."""
@@ -96,18 +96,19 @@ class Line:
             self.running += 1
             return
         turn = asyncio.get_running_loop().create_future()
-        self._waiting[ticket] = turn
+        self._waiting[turn] = ticket
         try:
             await turn
         except asyncio.CancelledError:
-            if self._waiting.pop(ticket, None) is None and not turn.cancelled():
+            if self._waiting.pop(turn, None) is None and not turn.cancelled():
                 self._leave()  # it was its turn in the same moment: the next one's now
             raise
 
     def _leave(self) -> None:
         """The slot goes to the first who waits."""
         while self._waiting:
-            turn = self._waiting.pop(next(iter(self._waiting)))
+            turn = next(iter(self._waiting))
+            del self._waiting[turn]
             if not turn.done():
                 turn.set_result(None)
                 return

@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import html
 import secrets
 from http.cookies import CookieError, SimpleCookie
 from importlib.resources import files
@@ -40,7 +41,8 @@ class Login:
 
 def login_page(name: str, wrong: bool) -> str:
     """The page that asks for the key; it has no script."""
-    return PAGE.read_text(encoding="utf-8").replace("{name}", name).replace("{wrong}", WRONG if wrong else "")
+    page = PAGE.read_text(encoding="utf-8").replace("{wrong}", WRONG if wrong else "")
+    return page.replace("{name}", html.escape(name))
 
 
 def _cookie(headers: Headers) -> bytes:
