@@ -9,7 +9,26 @@ import threading
 COMMIT = "a" * 40
 
 
-class HubServer:
+class Served:
+    """A server of this machine that answers while it is `running`."""
+
+    def listen(self, handler):
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    @contextlib.contextmanager
+    def running(self):
+        thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield self
+        finally:
+            self.server.shutdown()
+            self.server.server_close()
+            thread.join()
+
+
+class HubServer(Served):
     """Serves the files of folders as models, and as data sets, which have commits: {"main": commit, commit: folder}.
 
     `refusals`: id -> (status, X-Error-Code, only on file addresses).
@@ -34,8 +53,7 @@ class HubServer:
                 hub.tokens.add(self.headers.get("Authorization"))
                 hub.reply(self)
 
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.listen(Handler)
 
     def reply(self, request):
         path = request.path.split("?")[0].strip("/")
@@ -90,14 +108,3 @@ class HubServer:
         request.end_headers()
         if request.command == "GET":
             request.wfile.write(body)
-
-    @contextlib.contextmanager
-    def running(self):
-        thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield self
-        finally:
-            self.server.shutdown()
-            self.server.server_close()
-            thread.join()

@@ -5,7 +5,6 @@ Files are kept by content, as the Hub does: an LFS object that is there is not a
 """
 
 import base64
-import contextlib
 import hashlib
 import http.server
 import json
@@ -16,6 +15,7 @@ import urllib.parse
 from dataclasses import dataclass, field
 
 import yaml
+from hub_server import Served
 
 TOKEN = "hf_standinstandinstandin"
 RELATIONS = ("adapter", "merge", "quantized", "finetune")
@@ -45,7 +45,7 @@ class Repo:
         return self.head
 
 
-class HubStore:
+class HubStore(Served):
     """Accounts `me` and its organisation `team`; `log`: (method, path) of every request."""
 
     def __init__(self):
@@ -63,19 +63,7 @@ class HubStore:
 
             do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
 
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-
-    @contextlib.contextmanager
-    def running(self):
-        thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield self
-        finally:
-            self.server.shutdown()
-            self.server.server_close()
-            thread.join()
+        self.listen(Handler)
 
     def create_for(self, id, files):
         """A repository that somebody has made."""

@@ -21,6 +21,7 @@ from tunesmith.inference.logits import Unavailable, sequence_logits
 from tunesmith.proof import adapter_gguf as proof
 from tunesmith.proof.adapter_gguf import CHOICE, KL, prove_adapter_gguf
 from tunesmith.recipe import ChatConfig
+from tunesmith.weights import peft_files
 
 ABOUT = About("tiny", "its-base", "apache-2.0", ChatConfig())
 TARGETS = {"self_attn.q_proj": (64, 64), "self_attn.k_proj": (32, 64), "mlp.down_proj": (64, 128)}
@@ -39,9 +40,9 @@ def made(tmp_path_factory):
             prefix = f"base_model.model.model.layers.{layer}.{name}"
             tensors[f"{prefix}.lora_A.weight"] = torch.randn(4, width, generator=draw) / 8
             tensors[f"{prefix}.lora_B.weight"] = torch.randn(out, 4, generator=draw) / 4
-    save_file(tensors, run.adapter / module.WEIGHTS)
+    save_file(tensors, run.adapter / peft_files.WEIGHTS)
     settings = {"r": 4, "lora_alpha": 6, "target_modules": [name.split(".")[1] for name in TARGETS]}
-    (run.adapter / module.CONFIG).write_text(json.dumps(settings))
+    (run.adapter / peft_files.CONFIG).write_text(json.dumps(settings))
     write_gguf(base, place / "base.gguf", "F16", ABOUT)
     return run, base, place / "base.gguf"
 
@@ -62,7 +63,7 @@ def test_the_file_says_what_it_is_and_equals_the_adapter(made, tmp_path):
     assert (said["general.architecture"], said["general.base_model.0.name"]) == ("llama", "its-base")
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     assert len(tensors) == 12 and {tensor.tensor_type.name for tensor in reader.tensors} == {"F16"}
-    stored = load_file(run.adapter / module.WEIGHTS)
+    stored = load_file(run.adapter / peft_files.WEIGHTS)
     for ours, theirs in (("lora_a", "lora_A"), ("lora_b", "lora_B")):
         weight = stored[f"base_model.model.model.layers.1.mlp.down_proj.{theirs}.weight"]
         assert np.array_equal(tensors[f"blk.1.ffn_down.weight.{ours}"].data, weight.half().numpy())
@@ -120,7 +121,7 @@ def test_a_tensor_without_a_place_is_named(made, tmp_path):
     _, base, _ = made
     folder = tmp_path / "adapter"
     folder.mkdir()
-    save_file({"base_model.model.vision.proj.lora_A.weight": torch.ones(2, 2)}, folder / module.WEIGHTS)
+    save_file({"base_model.model.vision.proj.lora_A.weight": torch.ones(2, 2)}, folder / peft_files.WEIGHTS)
     with pytest.raises(BaseError, match=r"vision\.proj\.lora_A\.weight has no place"):
         write_adapter(folder, base, tmp_path / "lora.gguf", ABOUT)
 

@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM
 from tunesmith import machine
 from tunesmith.errors import BaseError, ResourceError
 from tunesmith.gguf.quantise import GAINS, UNWEIGHTED, takes_importance
-from tunesmith.model import importance
+from tunesmith.model import importance, streamed
 from tunesmith.model.importance import FLOOR, gather_importance
+from tunesmith.model.streamed import in_passes
 from tunesmith.tokens.rows import load_rows
 
 
@@ -35,7 +36,7 @@ def damaged(folder, target, name, value):
 
 def test_it_is_the_mean_square_of_what_each_layer_gets(made, monkeypatch):
     folder, rows = made
-    monkeypatch.setattr(importance, "PASS_TOKENS", 150)  # several passes, with several rows each
+    monkeypatch.setattr(streamed, "PASS_TOKENS", 150)  # several passes, with several rows each
     found, tokens = gather_importance(folder, rows)
     assert tokens == len(rows.tokens_T[: rows.offsets_N1[-1]]) > 600  # every token of all rows, the prompts' too
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -59,7 +60,7 @@ def test_the_sample_ends_and_comes_from_all_parts_of_the_data(made, monkeypatch)
     _, rows = made
     monkeypatch.setattr(importance, "TOKENS", 400)
     monkeypatch.setattr(importance, "LONGEST", 60)
-    passes = list(importance._passes(rows))
+    passes = list(in_passes(importance._sample(rows), len))
     ids = [row for group in passes for row in group]
     assert sum(map(len, ids)) == 400 and max(map(len, ids)) == 60
     starts = {tuple(rows.tokens_T[start : start + 60].tolist()): n for n, start in enumerate(rows.offsets_N1[:-1])}
@@ -97,7 +98,7 @@ def test_without_memory_for_a_layer_the_way_out_is_named(made, monkeypatch):
     def odd(_):
         raise BaseError("no weight of the base is stored as experts", fix="report this base")
 
-    monkeypatch.setattr(importance, "StreamedModel", odd)
+    monkeypatch.setattr(streamed, "StreamedModel", odd)
     with pytest.raises(ResourceError, match="no importance matrix can be gathered: no weight of the base"):
         gather_importance(folder, rows)
 

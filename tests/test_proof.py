@@ -19,6 +19,7 @@ from tunesmith import machine
 from tunesmith.errors import ProofError, ResourceError
 from tunesmith.gguf.write import About, write_gguf
 from tunesmith.inference.engine import Engine
+from tunesmith.model import streamed
 from tunesmith.model.base import load_base
 from tunesmith.model.batch import Batching, supervised_in
 from tunesmith.proof import gguf as proof
@@ -262,7 +263,7 @@ def test_a_merged_model_that_gives_no_numbers_is_named_before_its_file(made, tmp
 @pytest.mark.parametrize(("pass_tokens", "piece"), [(1, 1), (100, 5), (100_000, 1_000)])
 def test_log_probabilities_of_the_model_are_those_of_transformers(made, tmp_path, monkeypatch, pass_tokens, piece):
     _, run, _ = made
-    monkeypatch.setattr(reference, "PASS_TOKENS", pass_tokens)
+    monkeypatch.setattr(streamed, "PASS_TOKENS", pass_tokens)
     monkeypatch.setattr(reference, "PIECE_BYTES", piece * 4 * 512)
     monkeypatch.setattr(reference, "WORDS", 100)
     sample = pick_sample(load_rows(run.data)[1], 24)

@@ -56,10 +56,11 @@ def digest_folder(folder: Path) -> dict[str, dict[str, Any]]:
     known = finished(folder)
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in SAID_OF_FILES)
     names = {str(path.relative_to(folder)): path for path in files}
-    return {name: _entry(path) if name not in known else known[name]["digest"] for name, path in names.items()}
+    return {name: file_entry(path) if name not in known else known[name]["digest"] for name, path in names.items()}
 
 
-def _entry(path: Path) -> dict[str, Any]:
+def file_entry(path: Path) -> dict[str, Any]:
+    """Digest and size of a file, as records, manifests and a Space's list have them."""
     return {"sha256": digest_file(path), "bytes": path.stat().st_size}
 
 
@@ -137,7 +138,7 @@ def _begin(draft: Path, made_from: str) -> None:
     if not made_from or _note(draft).get("made_from") != made_from:
         remove(draft)
     for name, file in finished(draft).items():
-        if not (draft / name).is_file() or _entry(draft / name) != file["digest"]:
+        if not (draft / name).is_file() or file_entry(draft / name) != file["digest"]:
             _forget(draft, name)
     if not _keep_finished(draft):
         remove(draft)
@@ -150,7 +151,7 @@ def finish(draft: Path, name: str, facts: Mapping[str, Any]) -> None:
     """Note that a file of a draft is whole, with `facts` about it: it is not written again after a kill."""
     note = _note(draft)
     flush(draft / name)
-    note["files"][name] = {"digest": _entry(draft / name), "facts": dict(facts)}
+    note["files"][name] = {"digest": file_entry(draft / name), "facts": dict(facts)}
     write_file(draft / FINISHED, json.dumps(note, indent=1) + "\n")
 
 

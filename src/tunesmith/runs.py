@@ -27,6 +27,7 @@ from tunesmith.files import (
     commit_folder,
     digest_file,
     digest_folder,
+    file_entry,
     fingerprint,
     is_clutter,
     remove,
@@ -295,16 +296,12 @@ def write_manifest(run: Run) -> None:
         if record:
             files |= {f"{folder.name}/{name}": output for name, output in record.outputs.items()}
             said = (folder / RECORD, folder / PROOFS)
-            files |= {f"{folder.name}/{path.name}": _file_entry(path) for path in said if path.is_file()}
+            files |= {f"{folder.name}/{path.name}": file_entry(path) for path in said if path.is_file()}
     for path in (run.recipe, run.metrics, run.samples, run.loss_plot, run.report):
         if path.is_file():
-            files[path.name] = _file_entry(path)
+            files[path.name] = file_entry(path)
     write_file(run.manifest, _manifest_text(files))
 
 
 def _manifest_text(files: Mapping[str, Any]) -> str:
     return json.dumps({"files": files}, indent=1, sort_keys=True) + "\n"
-
-
-def _file_entry(path: Path) -> dict[str, Any]:
-    return {"sha256": digest_file(path), "bytes": path.stat().st_size}

@@ -8,18 +8,15 @@ import json
 from pathlib import Path
 
 import gguf
-import numpy as np
 
 from tunesmith.errors import BaseError
 from tunesmith.gguf.families import read_config
-from tunesmith.gguf.quantise import tensor_bytes
 from tunesmith.gguf.shapes import gguf_name, head_rows
-from tunesmith.gguf.write import About, Tensor, append_data
+from tunesmith.gguf.write import About, Tensor, list_tensors, write_out
+from tunesmith.weights.peft_files import CONFIG, PREFIX, WEIGHTS, A, B
 from tunesmith.weights.tensorfile import read_header
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-PREFIX = "base_model.model."
-PARTS = {".lora_A.weight": ".lora_a", ".lora_B.weight": ".lora_b"}
+PARTS = {A: ".lora_a", B: ".lora_b"}
 """Ends of PEFT's names -> of llama.cpp's."""
 
 
@@ -37,11 +34,9 @@ def write_adapter(adapter: Path, base: Path, out: Path, about: About) -> int:
         name = gguf_name(f"{layer}.weight", config["family"], config["num_hidden_layers"])
         if name is None or end is None:
             raise BaseError(f"tensor {source} has no place in a GGUF adapter", fix="set export.adapter to false")
-        rows = head_rows(f"{layer}.weight", config) if end == ".lora_B.weight" else 0
+        rows = head_rows(f"{layer}.weight", config) if end == B else 0
         tensors.append(Tensor(name + PARTS[end], info.shape, gguf.GGMLQuantizationType.F16, info, rows))
-    for tensor in tensors:
-        size = tensor_bytes(tensor.shape, tensor.kind)
-        writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, raw_dtype=tensor.kind)
+    list_tensors(writer, tensors)
     writer.add_type("adapter")
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(json.loads((adapter / CONFIG).read_text())["lora_alpha"]))
@@ -51,9 +46,5 @@ def write_adapter(adapter: Path, base: Path, out: Path, about: About) -> int:
     writer.add_base_model_name(0, about.base)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    writer.close()
-    append_data(out, tensors)
+    write_out(writer, out, tensors)
     return out.stat().st_size

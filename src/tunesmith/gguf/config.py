@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from tunesmith.gguf.family import Family
+from tunesmith.gguf.family import Family, every
 from tunesmith.gguf.fields import number, odd, said, size
 from tunesmith.gguf.rope import checked_rope, rope_metadata
 
@@ -86,8 +86,8 @@ def _refuse_others(found: dict[str, Any], family: Family, folder: Path) -> None:
         rotated = found.get("no_rope_layers")
         if rotated is None:
             interval = size({"no_rope_layer_interval": step} | said(found), "no_rope_layer_interval", folder)
-            rotated = [int((layer + 1) % interval != 0) for layer in range(layers)]
-        if rotated != [int((layer + 1) % step != 0) for layer in range(layers)]:
+            rotated = every(interval, layers)
+        if rotated != family.rotated(layers):
             what = f"is not every {step}th: llama.cpp rotates all layers but those"
             raise odd("no_rope_layers", rotated, what, folder)
 
@@ -108,7 +108,7 @@ def _window(found: dict[str, Any], family: Family, folder: Path) -> int | None:
     kinds = found.get("layer_types")
     if family.full_every:
         period = found.get("sliding_window_pattern") or found.get("_sliding_window_pattern") or family.full_every
-        due = [_kind((layer + 1) % family.full_every) for layer in range(layers)]
+        due = family.layer_types(layers)
         if (kinds is None and period != family.full_every) or (kinds is not None and kinds != due):
             what = f"are not a window in all layers but every {family.full_every}th, as llama.cpp has it"
             raise odd("layer_types", kinds or period, what, folder)
@@ -116,10 +116,6 @@ def _window(found: dict[str, Any], family: Family, folder: Path) -> int | None:
     first = found.get("max_window_layers", 0)
     has_none = family.windows == "if asked" and isinstance(first, int) and first >= layers
     return None if (kinds is not None and "sliding_attention" not in kinds) or has_none else window
-
-
-def _kind(rest: int) -> str:
-    return "sliding_attention" if rest else "full_attention"
 
 
 def metadata(config: dict[str, Any]) -> dict[str, int | float | str]:

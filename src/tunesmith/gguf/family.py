@@ -51,3 +51,16 @@ class Family:
     """Fields of config.json -> the one value that llama.cpp computes."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """transformers' own, where a config.json leaves them out."""
+
+    def layer_types(self, layers: int) -> list[str]:
+        """Of each layer, what it sees in llama.cpp: all tokens, or a window of them (`full_every`)."""
+        return ["sliding_attention" if (n + 1) % self.full_every else "full_attention" for n in range(layers)]
+
+    def rotated(self, layers: int) -> list[int]:
+        """Of each layer, whether llama.cpp rotates it (`unrotated_every`), as no_rope_layers says it: 1 or 0."""
+        return every(self.unrotated_every, layers)
+
+
+def every(step: int, layers: int) -> list[int]:
+    """1 for each layer but every `step`th, which is 0."""
+    return [int((layer + 1) % step != 0) for layer in range(layers)]

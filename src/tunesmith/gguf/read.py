@@ -158,12 +158,10 @@ def _config(source: Source, family: Family) -> dict[str, Any]:
     if family.windows == "if set":
         config["sliding_window"] = window or None
     if family.full_every:
-        config["layer_types"] = [
-            "sliding_attention" if (layer + 1) % family.full_every else "full_attention" for layer in range(layers)
-        ]
+        config["layer_types"] = family.layer_types(layers)
         config["query_pre_attn_scalar"] = config["hidden_size"] // heads if layers == LAYERS_27B else head_dim
     if family.unrotated_every:
-        config["no_rope_layers"] = [int((layer + 1) % family.unrotated_every != 0) for layer in range(layers)]
+        config["no_rope_layers"] = family.rotated(layers)
     for field, key in family.multipliers.items():  # where a file is silent llama.cpp takes these
         silent = max(1, head_dim) ** -0.5 if key == "attention.scale" else 1.0
         config[field] = _decimal(source.get(f"{arch}.{key}", float, silent))

@@ -73,16 +73,10 @@ def write_gguf(
     config = read_config(folder)
     tensors = plan_tensors(folder, config, gguf_type, importance)
     writer = gguf.GGUFWriter(out, gguf.MODEL_ARCH_NAMES[config["family"].arch])
-    for tensor in tensors:
-        size = tensor_bytes(tensor.shape, tensor.kind)
-        writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, raw_dtype=tensor.kind)
+    list_tensors(writer, tensors)
     _add_metadata(writer, config, gguf_type, about, name=named_for(read_tokenizer(folder), about.name))
     add_tokenizer(writer, folder, config, about.template, about.end_of_turn)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    writer.close()
-    append_data(out, tensors)
+    write_out(writer, out, tensors)
     block = gguf.GGML_QUANT_SIZES[DEFAULT[gguf_type]][0]
     return {
         "bytes": out.stat().st_size,
@@ -121,8 +115,23 @@ def plan_tensors(
     return [replace(tensor, kind=types[name]) for name, tensor in sources.items()]
 
 
-def append_data(out: Path, tensors: list[Tensor]) -> None:
-    """Write the numbers of tensors, in order, behind what the file has of them."""
+def list_tensors(writer: gguf.GGUFWriter, tensors: list[Tensor]) -> None:
+    """Say which tensors the file will have."""
+    for tensor in tensors:
+        size = tensor_bytes(tensor.shape, tensor.kind)
+        writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, raw_dtype=tensor.kind)
+
+
+def write_out(writer: gguf.GGUFWriter, out: Path, tensors: list[Tensor]) -> None:
+    """Write all that was said of the file, then the numbers of its tensors, in the order of `list_tensors`."""
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    _append_data(out, tensors)
+
+
+def _append_data(out: Path, tensors: list[Tensor]) -> None:
     total, workers = sum(prod(tensor.shape) for tensor in tensors), os.cpu_count() or 1
     with out.open("ab") as file, ThreadPoolExecutor(workers) as pool, progress(f"writing {out.name}", total) as advance:
         for tensor in tensors:

@@ -11,17 +11,15 @@ from tunesmith.errors import ResumeError
 from tunesmith.model.lora import adapted_layers, attach
 from tunesmith.recipe import LoraConfig
 from tunesmith.weights.locate import LocatedBase
-
-PEFT_PREFIX = "base_model.model."  # PEFT wraps the model twice; its file names say so
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+from tunesmith.weights.peft_files import CONFIG, PREFIX, WEIGHTS, A, B
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
     """PEFT's names -> the adapter's tensors (not copies), in model order."""
     tensors: dict[str, Tensor] = {}
     for name, layer in adapted_layers(model):
-        tensors[f"{PEFT_PREFIX}{name}.lora_A.weight"] = layer.a_RI.data
-        tensors[f"{PEFT_PREFIX}{name}.lora_B.weight"] = layer.b_OR.data
+        tensors[f"{PREFIX}{name}{A}"] = layer.a_RI.data
+        tensors[f"{PREFIX}{name}{B}"] = layer.b_OR.data
     return tensors
 
 
@@ -81,8 +79,8 @@ def load_adapter(folder: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], float]
     settings = json.loads((folder / CONFIG).read_text())
     tensors = load_file(folder / WEIGHTS)
     layers = {
-        name.removeprefix(PEFT_PREFIX).removesuffix(".lora_A.weight"): (a_RI, tensors[name.replace("lora_A", "lora_B")])
+        name.removeprefix(PREFIX).removesuffix(A): (a_RI, tensors[name.removesuffix(A) + B])
         for name, a_RI in tensors.items()
-        if name.endswith(".lora_A.weight")
+        if name.endswith(A)
     }
     return layers, settings["lora_alpha"] / settings["r"]

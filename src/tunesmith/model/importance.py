@@ -19,13 +19,11 @@ from torch import Tensor, nn
 from tunesmith.console import progress, warn
 from tunesmith.errors import BaseError, ResourceError
 from tunesmith.model.base import decoder_layers
-from tunesmith.model.streamed import StreamedModel, roomiest
+from tunesmith.model.streamed import in_passes, opened
 from tunesmith.tokens.rows import TokenRows
 
 TOKENS = 8192  # of the sample; twice as many, or half, change the KL of a file by less than its interval (RESULTS.md)
 LONGEST = 512  # tokens that are read of a row, so that a few long ones do not fill the sample
-PASS_TOKENS = 2048  # computed at once; the weights are read once a pass
-GOLDEN = (5**0.5 - 1) / 2  # multiples of it, modulo 1, are spread evenly however many are taken
 FLOOR = 1e-6  # of a layer's mean: what a column counts whose inputs were all zero in the sample
 Importance = dict[str, NDArray[np.float32]]
 
@@ -36,15 +34,10 @@ def gather_importance(folder: Path, rows: TokenRows) -> tuple[Importance, int]:
     The same numbers each time. Raises BaseError where a layer's inputs are no numbers, by its name; ResourceError where
     there is no memory for a layer, or the weights cannot be read a layer at a time.
     """
-    passes = list(_passes(rows))
-    try:
-        model = StreamedModel(folder)
-        device, reason = roomiest(model.needed_bytes(max(sum(map(len, group)) for group in passes)))
-    except BaseError as error:  # stored by names of its own, as the experts of a mixture are
-        device, reason = None, error.what
-    if device is None:
-        raise ResourceError(f"no importance matrix can be gathered: {reason}", fix="set export.importance to off")
-    model.to(device)
+    passes = list(in_passes(_sample(rows), len))
+    model = opened(folder, max(sum(map(len, group)) for group in passes))
+    if isinstance(model, str):
+        raise ResourceError(f"no importance matrix can be gathered: {model}", fix="set export.importance to off")
     sums: dict[str, Tensor] = {}
     linears = {id(m) for layer in decoder_layers(model.model) for m in layer.modules() if isinstance(m, nn.Linear)}
     for name, module in model.model.named_modules():
@@ -76,18 +69,13 @@ def _counted(name: str, mean_C: NDArray[np.float64], folder: Path) -> NDArray[np
     return np.maximum(mean_C, FLOOR * mean_C.mean()).astype(np.float32)
 
 
-def _passes(rows: TokenRows) -> Iterator[list[Sequence[int]]]:
-    """Token ids of rows from all parts of the data, TOKENS of them, so many at a time as one pass takes."""
-    now: list[Sequence[int]] = []
+def _sample(rows: TokenRows) -> Iterator[Sequence[int]]:
+    """Token ids of rows from all parts of the data, TOKENS of them."""
     left = TOKENS
-    for number in np.argsort(np.arange(len(rows)) * GOLDEN % 1, kind="stable").tolist():
+    for number in rows.spread():
         if left <= 0:
             break
         start = int(rows.offsets_N1[number])
         ids = rows.tokens_T[start : min(int(rows.offsets_N1[number + 1]), start + min(LONGEST, left))].tolist()
-        if now and sum(map(len, now)) + len(ids) > PASS_TOKENS:
-            yield now
-            now = []
-        now.append(ids)
+        yield ids
         left -= len(ids)
-    yield now

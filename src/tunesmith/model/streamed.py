@@ -6,12 +6,12 @@ Llama 3.2 3B has in fp32 are computed in two.
 Shapes: T tokens of all rows, D hidden width, C words of the vocabulary at a time.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,10 @@ from tunesmith.weights.tensorfile import TensorInfo, read_index, read_rows, to_f
 
 META = torch.device("meta")
 PART = 1024  # tokens that an MLP computes at a time
+PASS_TOKENS = 2048  # of rows that go through at once; the weights are read once a pass
 ACTIVATIONS = 8  # of the hidden width, in memory together for all tokens; and of the widest matrix's for a part's
 SPARE_BYTES = 512 << 20
+Of = TypeVar("Of")
 Place = tuple[nn.Module, str, TensorInfo]
 """A module, the name of one of its parameters, and where that lies on disk."""
 
@@ -129,6 +131,30 @@ class StreamedModel:
         rows = torch.cat([read_f32(self._words, word, word + 1, self.device) for word in words.tolist()])
         embedding.weight = nn.Parameter(rows, requires_grad=False)
         return (numbers,)
+
+
+def opened(folder: Path, tokens: int) -> StreamedModel | str:
+    """The model of a folder, where so many tokens can go through at once; or why they cannot: memory, or the model."""
+    try:
+        model = StreamedModel(folder)
+        device, reason = roomiest(model.needed_bytes(tokens))
+    except BaseError as error:  # stored by names of its own, as the experts of a mixture are
+        return error.what
+    if device is None:
+        return reason
+    model.to(device)
+    return model
+
+
+def in_passes(rows: Iterable[Of], tokens: Callable[[Of], int]) -> Iterator[list[Of]]:
+    """Rows in groups that have PASS_TOKENS tokens at most; one that is longer is alone."""
+    now: list[Of] = []
+    for row in rows:
+        if now and sum(map(tokens, now)) + tokens(row) > PASS_TOKENS:
+            yield now
+            now = []
+        now.append(row)
+    yield now
 
 
 def _in_parts(forward: Callable[[Tensor], Any], states_1TD: Tensor) -> Any:

@@ -20,8 +20,9 @@ from tunesmith.gguf.config import metadata
 from tunesmith.gguf.families import UNUSED, read_config
 from tunesmith.gguf.metadata import Head, StoredTensor, read_head
 from tunesmith.gguf.rope import rope_tables
-from tunesmith.gguf.shapes import gguf_name
-from tunesmith.model.adapter import CONFIG, load_adapter
+from tunesmith.gguf.shapes import gguf_name, head_rows
+from tunesmith.model.adapter import load_adapter
+from tunesmith.weights.peft_files import CONFIG
 from tunesmith.weights.tensorfile import TensorInfo, pieces, read_index, read_rows, to_f32
 
 TYPES: dict[int, str] = {Type.F16: "<f2", Type.F32: "<f4"}
@@ -49,11 +50,9 @@ def find_damage(model: Path, adapter: Path, file: Path) -> str:
     for name, source in _names(model).items():
         if source in infos and name in head.tensors and head.tensors[name].kind in TYPES:
             update = updates.get(source.removesuffix(".weight"))
-            rotated = config["family"].interleaved and any(part in source for part in (".q_proj.", ".k_proj."))
-            head_rows = config["head_dim"] if rotated else 0
             delta = None if update is None else (scale * (update[1].float() @ update[0].float())).numpy()
             offset = config["family"].norm_offset if source.endswith("norm.weight") else 0.0
-            odd, detail = _oddness(infos[source], head.tensors[name], file, head_rows, offset, delta)
+            odd, detail = _oddness(infos[source], head.tensors[name], file, head_rows(source, config), offset, delta)
             if odd:
                 found.setdefault(odd, []).append(f"{name}{detail}")
     said = [f"{odd}: {_some(names)}" for odd, names in found.items()] + _odd_numbers(config, head)
@@ -75,22 +74,22 @@ def _names(model: Path) -> dict[str, str]:
 
 
 def _oddness(
-    info: TensorInfo, stored: StoredTensor, file: Path, head_rows: int, offset: float, delta: Rows | None
+    info: TensorInfo, stored: StoredTensor, file: Path, rows_of_head: int, offset: float, delta: Rows | None
 ) -> tuple[str, str]:
     """What is wrong with one tensor, and by how much; empty where nothing is. `offset`: what its numbers stand for
     beyond their value; `delta`: what the adapter added to it.
     """
     if stored.shape != info.shape:
         return "other shapes", f" (has {list(stored.shape)}, and the model {list(info.shape)})"
-    if not head_rows and delta is None:  # such as the embedding: a piece of it at a time
+    if not rows_of_head and delta is None:  # such as the embedding: a piece of it at a time
         pairs = _pairs(info, stored, file, offset)
         sums = [(np.square(theirs - ours).sum(), np.square(ours).sum()) for ours, theirs in pairs]
         return _how_far(*(float(sum(column)) ** 0.5 for column in zip(*sums, strict=True)))
     ours, theirs = (np.concatenate(parts) for parts in zip(*_pairs(info, stored, file, offset), strict=True))
-    if head_rows:
-        if np.array_equal(theirs, ours) and not np.array_equal(theirs, _reordered(ours, head_rows, 2)):
+    if rows_of_head:
+        if np.array_equal(theirs, ours) and not np.array_equal(theirs, _reordered(ours, rows_of_head, 2)):
             return "rows in the order of transformers, where the two halves of each head must be interleaved", ""
-        theirs = _reordered(theirs, head_rows, head_rows // 2)
+        theirs = _reordered(theirs, rows_of_head, rows_of_head // 2)
     for times, odd in ((1, "the adapter's update is there twice"), (-1, "the adapter's update is missing")):
         if delta is not None and np.linalg.norm(theirs - ours - times * delta) < ALIKE * np.linalg.norm(delta):
             return odd, ""

@@ -11,13 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tunesmith.errors import BaseError, ProofError
+from tunesmith.errors import ProofError
 from tunesmith.files import write_all
 from tunesmith.model.adapter import attach_saved
-from tunesmith.model.streamed import StreamedModel, roomiest
+from tunesmith.model.streamed import StreamedModel, in_passes, opened
 from tunesmith.proof.sample import HeldOutLoss, Row, Sample
 
-PASS_TOKENS = 2048  # of the merged model at once; its weights are read once a pass
 WORDS = 4096  # of the vocabulary whose weights are in memory at once
 PIECE_BYTES = 64 << 20  # log-probabilities in memory at once
 
@@ -78,17 +77,12 @@ def model_logprobs(folder: Path, sample: Sample, adapter: Path | None = None) ->
 
     `adapter`: a folder of one that is put on it.
     """
-    passes = list(_passes(sample))
-    try:
-        model = StreamedModel(folder)
-        device, reason = roomiest(model.needed_bytes(max(sum(len(row.ids) for row in rows) for rows in passes)))
-    except BaseError as error:  # stored by names of its own, as the experts of a mixture are
-        device, reason = None, error.what
-    if device is None:
-        return reason
-    model.to(device)
+    passes = list(in_passes(sample.rows, _tokens))
+    model = opened(folder, max(sum(map(_tokens, rows)) for rows in passes))
+    if isinstance(model, str):
+        return model
     if adapter:
-        attach_saved(model.model, adapter, device)
+        attach_saved(model.model, adapter, model.device)
     return _logprobs(model, torch.cat([_at_places(model, rows) for rows in passes]))
 
 
@@ -97,15 +91,8 @@ def in_float64(nats: list[Tensor]) -> NDArray[np.float64]:
     return torch.cat(nats).double().numpy()
 
 
-def _passes(sample: Sample) -> Iterator[list[Row]]:
-    """So many rows as have PASS_TOKENS tokens together."""
-    now: list[Row] = []
-    for row in sample.rows:
-        if now and sum(len(one.ids) for one in [*now, row]) > PASS_TOKENS:
-            yield now
-            now = []
-        now.append(row)
-    yield now
+def _tokens(row: Row) -> int:
+    return len(row.ids)
 
 
 def _at_places(model: StreamedModel, rows: list[Row]) -> Tensor:

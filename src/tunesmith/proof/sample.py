@@ -14,9 +14,6 @@ from numpy.typing import NDArray
 from tunesmith.tokens.rows import TokenRows
 
 LONGEST = 512  # tokens of a row that are read, where rows allow it: one long row would take the place of many
-GOLDEN = (
-    5**0.5 - 1
-) / 2  # multiples of it, less their whole part, are spread evenly over 0 to 1 however many are taken
 
 
 @dataclass(frozen=True)
@@ -127,7 +124,7 @@ def first_sample(rows: TokenRows, count: int) -> Sample:
 def _picked(rows: TokenRows, count: int, longest: int) -> Sample:
     chosen: list[Row] = []
     left = count
-    for number in np.argsort(np.arange(len(rows)) * GOLDEN % 1, kind="stable").tolist():
+    for number in rows.spread():
         if left > 0 and (row := _row(rows, number, longest)):
             chosen.append(row)
             left -= len(row.places)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tunesmith.console import say, warn
 from tunesmith.files import finish
-from tunesmith.gguf.adapter import WEIGHTS, write_adapter
+from tunesmith.gguf.adapter import write_adapter
 from tunesmith.gguf.write import About, expected_bytes, write_gguf
 from tunesmith.machine import need_disk
 from tunesmith.proof.adapter_gguf import prove_adapter_gguf
@@ -12,6 +12,7 @@ from tunesmith.recipe import Recipe
 from tunesmith.record import Proof, refuse_damaged
 from tunesmith.runs import Run
 from tunesmith.weights.locate import LocatedBase
+from tunesmith.weights.peft_files import WEIGHTS
 
 
 def make_adapter_gguf(recipe: Recipe, run: Run, base: LocatedBase, path: Path, about: About) -> None:

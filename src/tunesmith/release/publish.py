@@ -23,6 +23,7 @@ from tunesmith.release.licences import Terms, refuse_name, terms_of
 from tunesmith.runs import Run
 from tunesmith.stages import stage_at
 from tunesmith.stale import stale
+from tunesmith.weights import peft_files
 from tunesmith.weights.locate import small_files
 from tunesmith.weights.small_files import CARD, TEMPLATE, TOKENIZER_CONFIG
 
@@ -31,7 +32,6 @@ OWN_FOLDER: dict[Part, str] = {"model": "model", "lora": "adapter", "gguf": "ggu
 IN_WORDS: dict[Part | Literal["space"], str] = {
     "model": "the merged model", "lora": "the adapter", "gguf": "the GGUF files", "space": "the chatbot",
 }  # fmt: skip
-ADAPTER_CONFIG = "adapter_config.json"  # as model/adapter.py names it, which needs torch
 TOKENIZER = ("tokenizer.json", TOKENIZER_CONFIG, TEMPLATE)
 """What goes with an adapter too: its chat template is the run's, not the base's."""
 
@@ -222,9 +222,9 @@ def _files(published: Published, part: Part, plot: bytes | None) -> tuple[Sent, 
     found = {file.name: file for file in _recorded(folder)}
     if part == "lora":
         found |= {file.name: file for file in _recorded(run.model) if file.name in TOKENIZER}
-        found[ADAPTER_CONFIG] = _made(ADAPTER_CONFIG, _adapter_config(published))
+        found[peft_files.CONFIG] = _made(peft_files.CONFIG, _adapter_config(published))
     if part == "gguf" and (run.gguf / PROOFS).is_file():
-        found[PROOFS] = _on_disk(run.gguf / PROOFS)
+        found[PROOFS] = on_disk(run.gguf / PROOFS)
     found |= {name: _made(name, content) for name, content in published.terms.files.items()}
     if plot:
         found[PLOT] = _made(PLOT, plot)
@@ -238,7 +238,8 @@ def _recorded(folder: Path) -> Iterator[Sent]:
         yield Sent(name, output["bytes"], output["sha256"], folder / name)
 
 
-def _on_disk(path: Path) -> Sent:
+def on_disk(path: Path) -> Sent:
+    """A file as it is, under its own name."""
     return Sent(path.name, path.stat().st_size, digest_file(path), path)
 
 
@@ -248,6 +249,6 @@ def _made(name: str, content: bytes) -> Sent:
 
 def _adapter_config(published: Published) -> bytes:
     """The adapter's settings, with its base as others find it: never a folder of this machine."""
-    settings = json.loads((published.run.adapter / ADAPTER_CONFIG).read_bytes())
+    settings = json.loads((published.run.adapter / peft_files.CONFIG).read_bytes())
     settings |= {"base_model_name_or_path": published.origin.id, "revision": published.origin.revision}
     return (json.dumps(settings, indent=2) + "\n").encode()

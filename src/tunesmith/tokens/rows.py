@@ -12,6 +12,7 @@ from tunesmith.errors import DataError
 from tunesmith.record import made_anew, read_record
 
 Array = np.ndarray[Any, Any]
+GOLDEN = (5**0.5 - 1) / 2  # multiples of it, less their whole part, are spread over 0 to 1 however many are taken
 COLUMNS = {"tokens": np.int32, "supervised": np.bool_, "offsets": np.int64, "answer_bytes": np.int64}
 
 
@@ -35,6 +36,10 @@ class TokenRows:
     def lengths_N(self) -> Array:  # noqa: N802 (its shape)
         """Tokens of each row."""
         return np.diff(self.offsets_N1)
+
+    def spread(self) -> list[int]:
+        """The numbers of all rows, in an order whose every start has rows from all parts of the data."""
+        return np.argsort(np.arange(len(self)) * GOLDEN % 1, kind="stable").tolist()
 
 
 def load_rows(data_folder: Path) -> tuple[TokenRows, TokenRows]:

@@ -15,7 +15,7 @@ from typing import Any
 from tunesmith import __version__
 from tunesmith.console import say, warn
 from tunesmith.errors import ResourceError, ResumeError
-from tunesmith.files import RECORD, digest_file, flush, is_clutter, remove, scratch_folder, write_file
+from tunesmith.files import RECORD, digest_file, file_entry, flush, is_clutter, remove, scratch_folder, write_file
 from tunesmith.gguf.metadata import read_singles
 from tunesmith.json_file import OTHER_JSON, json_object
 from tunesmith.machine import need_disk
@@ -83,14 +83,14 @@ def make_space(shipped: Shipped, folder: Path, address: str = "") -> Model:
                 shutil.copyfile(content, draft / name)
             else:
                 (draft / name).write_bytes(content)
-        made = {name: _entry(draft / name) for name in files}
+        made = {name: file_entry(draft / name) for name in files}
         if not model.published and made[model.file]["sha256"] != model.sha256:
             raise ResumeError(f"{shipped.gguf} was changed while it was copied", fix="type the same again")
         served = {name: entry for name, entry in made.items() if name not in (".gitattributes", ".dockerignore")}
         same = all(standing["files"].get(name) == entry for name, entry in served.items())
         tried = standing["tried"] if same and standing["model"] == json.loads(json.dumps(asdict(model))) else None
         (draft / "README.md").write_text(texts.readme(model, tried, address), encoding="utf-8")
-        made["README.md"] = _entry(draft / "README.md")
+        made["README.md"] = file_entry(draft / "README.md")
         record = {"made_by": f"tunesmith space {__version__}", "model": asdict(model), "address": address,
                   "tried": tried, "files": made}  # fmt: skip
         _move_in(draft, folder, record, standing)
@@ -105,7 +105,7 @@ def keep_tried(folder: Path, tried: Mapping[str, Any]) -> None:
     page = texts.readme(model, tried, record["address"]).encode()
     with scratch_folder(folder) as draft:
         (draft / "README.md").write_bytes(page)
-        made = record["files"] | {"README.md": _entry(draft / "README.md")}
+        made = record["files"] | {"README.md": file_entry(draft / "README.md")}
         _move_in(draft, folder, record | {"tried": tried, "files": made}, record)
 
 
@@ -130,7 +130,7 @@ def refuse_strangers(folder: Path) -> dict[str, Any]:
     for name in _known(record):
         allowed = [files.get(name) for files in (record["files"], record.get("before", {}))]
         path = folder / name
-        if os.path.lexists(path) and (not path.is_file() or _entry(path) not in allowed):
+        if os.path.lexists(path) and (not path.is_file() or file_entry(path) not in allowed):
             what = f"{path} is not as tunesmith wrote it, so it is not replaced"
             raise ResumeError(what, fix="move it elsewhere to have it written anew, and put your changes in again")
     return record
@@ -222,10 +222,6 @@ def _known(standing: Mapping[str, Any]) -> dict[str, Any]:
 
 def _text(record: Mapping[str, Any]) -> str:
     return json.dumps(record, indent=1) + "\n"
-
-
-def _entry(path: Path) -> dict[str, Any]:
-    return {"sha256": digest_file(path), "bytes": path.stat().st_size}
 
 
 def _say_made(folder: Path, model: Model, made: Mapping[str, Any]) -> None:

@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tunesmith.console import say
-from tunesmith.files import digest_file
-from tunesmith.release.publish import Plan, Repository, Sent
+from tunesmith.release.publish import Plan, Repository, on_disk
 from tunesmith.release.space.folder import Shipped, refuse_strangers
 from tunesmith.release.space.texts import address_of, page_of
 from tunesmith.release.space.verb import Wanted
@@ -34,13 +33,9 @@ def plan_of(shipped: Shipped, folder: Path, to: str, *, public: bool) -> Plan:
     What is known of the repository is kept in the run, or, of a GGUF file alone, in the folder.
     """
     listed = refuse_strangers(folder)["files"]
-    files = tuple(_sent(folder / name) for name in sorted(listed))
+    files = tuple(on_disk(folder / name) for name in sorted(listed))
     run = shipped.run or Run(folder)
     return Plan(run, (Repository(to, "space", files),), public, duties=(), skipped=(), remarks=())
-
-
-def _sent(path: Path) -> Sent:
-    return Sent(path.name, path.stat().st_size, digest_file(path), path)
 
 
 def lines(plan: Plan) -> Iterator[str]:
