@@ -128,7 +128,7 @@ def raw_request(rng: random.Random) -> bytes:
 
 
 def answered(port: int, sent: bytes, *, half_closed: bool) -> str:
-    """The status; `cut` where the connection ends without one, `open` where the chat waits for the rest of it."""
+    """The status; `cut` where the connection ends without one, `not whole` where the request had ended too early."""
     with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as client:
         with contextlib.suppress(ConnectionError):
             client.sendall(sent)
@@ -140,25 +140,30 @@ def answered(port: int, sent: bytes, *, half_closed: bool) -> str:
             seen = b""
             while b"\r\n" not in seen.replace(b"HTTP/1.1 100 Continue\r\n\r\n", b""):
                 if not (piece := client.recv(1 << 16)):
-                    return "cut"
+                    return "cut" if whole else "not whole"
                 seen += piece
         except TimeoutError:
             return "hang"
         except ConnectionError:
-            return "cut"
+            return "cut" if whole else "not whole"
     return seen.replace(b"HTTP/1.1 100 Continue\r\n\r\n", b"").split(b" ")[1].decode()
 
 
 def is_bad(outcome: str) -> bool:
     """An error of the chat's own, or no answer at all."""
-    return outcome == "hang" or outcome.startswith("5")
+    return outcome in ("hang", "cut") or outcome.startswith("5")
 
 
 def is_whole(sent: bytes) -> bool:
-    """Whether its head ends, and as many bytes follow as it says: else the chat rightly waits for more."""
+    """Whether its head ends, and as many bytes follow as it says: else the chat rightly waits for more.
+
+    One that is no HTTP at all, such as a line without an end, is answered where it can be, and cut where it ends.
+    """
     head, end, body = sent.partition(b"\r\n\r\n")
     lengths = [
-        line.split(b":")[1].strip() for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")
+        line.split(b":")[1].split(b",")[0].strip()
+        for line in head.split(b"\r\n")
+        if line.lower().startswith(b"content-length:")
     ]
     return bool(end) and all(length.isdigit() and int(length) <= len(body) for length in lengths)
 

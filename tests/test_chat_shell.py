@@ -26,6 +26,7 @@ EVIL = (
     "```html\n<b>never closed\n| a | b |\n|--"
 )
 FACTS = [("Base", "<b>some/base</b>"), ("Licence", "apache-2.0")]
+MOST_PAINT_MS, MOST_TOKEN_S = 5000, 5.0  # ten times what an idle machine takes
 
 
 class StandIn:
@@ -229,7 +230,8 @@ def asking(front):
 
 
 def test_the_login_page_lets_in_with_the_key_alone(browser, engine):
-    with opened(Door(key=KEY), engine) as front:
+    run = described("sailor", "Be brief.", FACTS, login=True)
+    with opened(Door(key=KEY), engine, run=run) as front:
         page = browser.new_context(viewport={"width": 390, "height": 844}).new_page()
         page.goto(f"{front.url}/")
         assert page.url.endswith("/login") and page.evaluate("document.activeElement.id") == "key"
@@ -243,4 +245,23 @@ def test_the_login_page_lets_in_with_the_key_alone(browser, engine):
         settle(engine, "welcome")
         ask(page, "Hello?")
         answer(page).get_by_text("welcome").wait_for()
+        page.get_by_role("button", name="About this model").click()
+        page.get_by_role("button", name="Log out").click()
+        page.wait_for_url("**/login")
+        page.goto(f"{front.url}/")
+        assert page.url.endswith("/login")
         page.context.close()
+
+
+def test_from_the_first_paint_to_the_first_token_the_page_takes_next_to_nothing(browser, front, engine):
+    """What is ours of the wait: the engine here answers at once."""
+    page = browser.new_context().new_page()
+    settle(engine, "ahoy")
+    page.goto(f"{front.url}/")
+    page.locator("textarea").wait_for()
+    paint_ms = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+    started = time.monotonic()
+    ask(page, "Hello?")
+    answer(page).get_by_text("ahoy").wait_for()
+    assert 0 < paint_ms < MOST_PAINT_MS and time.monotonic() - started < MOST_TOKEN_S
+    page.context.close()

@@ -141,6 +141,12 @@ def test_every_slot_has_the_whole_context(tiny_engine):
     assert "chat.context" in caught.value.fix
 
 
+def test_a_conversation_has_no_more_tokens_than_the_model_knows(tiny_gguf, tiny_engine):
+    assert tiny_engine.context < 2048
+    with Engine(tiny_gguf, threads=1, context=1 << 20) as engine:  # memory for which nobody has
+        assert engine.context == 2048
+
+
 def test_refusals_of_llama_cpp_are_errors_of_ours(tiny_engine):
     with pytest.raises(BaseError, match="must contain 'content'") as caught:
         tiny_engine.chat([{"role": "user"}], max_tokens=5)
@@ -204,13 +210,13 @@ def test_what_does_not_fit_in_memory_is_said_before_it_is_loaded(tiny_gguf, monk
     each = cell_bytes(tiny_gguf, head)
     assert each == 2 * 2 * 2 * (16 + 16)  # F16, two layers, two heads of keys and values
     logits, file_bytes = 4 * 512 * 512, tiny_gguf.stat().st_size
-    enough = file_bytes + logits + 2 * 4096 * each
+    enough = file_bytes + logits + 2 * 2048 * each
     monkeypatch.setattr(machine, "free_memory_bytes", lambda: enough)
-    need_memory(tiny_gguf, head, 4096, 2)
+    need_memory(tiny_gguf, head, 2048, 2)
     monkeypatch.setattr(machine, "free_memory_bytes", lambda: enough - 1)
-    with pytest.raises(ResourceError, match=r"tiny\.gguf needs 0\.00 GB of memory, .* 2 x 4,096 tokens") as caught:
+    with pytest.raises(ResourceError, match=r"tiny\.gguf needs 0\.00 GB of memory, .* 2 x 2,048 tokens") as caught:
         Engine(tiny_gguf, threads=1, context=4096, slots=2)
-    assert caught.value.fix.endswith("chat.context (now 4096) or fewer chat.slots (now 2); a context of 3840 fits")
+    assert caught.value.fix.endswith("chat.context (now 2048) or fewer chat.slots (now 2); a context of 1792 fits")
     monkeypatch.setattr(machine, "free_memory_bytes", lambda: file_bytes)
     with pytest.raises(ResourceError) as caught:
         Engine(tiny_gguf, threads=1, context=4096)

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 from forked import forked
@@ -17,11 +18,14 @@ from tunesmith.gguf.read import convert
 from tunesmith.inventory import standing_of
 from tunesmith.pipeline import run_stages
 from tunesmith.proof.adapter_gguf import CHOICE, KL
+from tunesmith.recipe import Source
 from tunesmith.recipe_file import read_recipe
 from tunesmith.record import lost_measures, read_record, refuse_lost_measures
 from tunesmith.release import export as module
 from tunesmith.release.export import export
+from tunesmith.release.sources import trained_on
 from tunesmith.runs import Run
+from tunesmith.server.facts import model_facts
 from tunesmith.stages import STAGES, stage_of
 from tunesmith.weights.locate import locate_base
 
@@ -219,3 +223,14 @@ def test_a_later_proof_that_fails_leaves_what_stands_as_it_is(merged, run, monke
         run_stages(recipe, run, [stage_of("export")])
     assert {path: path.read_bytes() for path in run.gguf.iterdir()} == before and not list(run.path.glob(".proof*"))
     assert len(read_record(run.gguf).unproved) == 7
+
+
+def test_a_file_names_what_it_was_trained_on(merged, run):
+    """Files by their names alone, what came from the Hub by its id; what was held out taught nothing."""
+    recipe = read_recipe(merged[0], ["export.gguf=[Q8_0]", "export.adapter=false"])
+    export(recipe, run, locate_base(recipe.base, convert))
+    assert ("Data", "rows.jsonl") in model_facts(run.gguf / "small-Q8_0.gguf")
+    sources = (Source(path="/home/anna/own.jsonl"), Source(path="org/rows"), Source(path="org/rows"))
+    data = recipe.data.model_copy(update={"sources": sources, "held_out": Source(path="org/unseen")})
+    record = replace(read_record(run.data), counts={"revisions": {"org/rows": "d" * 40, "org/unseen": "e" * 40}})
+    assert trained_on(recipe.model_copy(update={"data": data}), record) == ("own.jsonl", "org/rows")

@@ -55,7 +55,7 @@ def opened(door, engine, name="sailor", slots=2, log=None, run=None):
     """A front of a door, whose engine is there already."""
     front, page = Front(door, log=log), Page(name, run or described(name, 'Be </script> "brief".'))
     reached = Reached(engine.url, engine.headers) if engine else None
-    keeper = SimpleNamespace(engine=reached, restarts=0)
+    keeper = SimpleNamespace(engine=reached, restarts=0, first={"context": 512})
     thread = threading.Thread(target=front.answer, args=(keeper, page, slots), daemon=True)
     thread.start()
     try:

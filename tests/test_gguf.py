@@ -19,6 +19,7 @@ from tunesmith.gguf.metadata import read_singles
 from tunesmith.gguf.write import About, expected_bytes, write_gguf
 from tunesmith.inference.engine import Engine
 from tunesmith.recipe import ChatConfig
+from tunesmith.server.facts import model_facts
 from tunesmith.weights import builtin
 from tunesmith.weights.locate import cache_folder
 
@@ -106,7 +107,11 @@ def test_metadata_says_what_the_file_is(tmp_path, tiny_base):
     assert (found["general.sampling.temp"], found["general.sampling.top_p"]) == (0.25, 0.5)
     assert found["tokenizer.chat_template"] == (tiny_base / "chat_template.jinja").read_text()
     assert found["tokenizer.ggml.add_bos_token"] is False
-    write_gguf(tiny_base, tmp_path / "b.gguf", "F16", About("b", "b", None, ChatConfig(), template="{{ 'other' }}"))
+    assert "general.dataset.count" not in found
+    named = About("b", "b", None, ChatConfig(), template="{{ 'other' }}", data=("org/rows", "own.jsonl"))
+    write_gguf(tiny_base, tmp_path / "b.gguf", "F16", named)
+    assert ("Data", "org/rows, own.jsonl") in model_facts(tmp_path / "b.gguf")
+    assert fields_of(tmp_path / "b.gguf")["general.dataset.count"] == 2
     assert fields_of(tmp_path / "b.gguf")["tokenizer.chat_template"] == "{{ 'other' }}"
 
 

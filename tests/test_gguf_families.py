@@ -119,8 +119,9 @@ def test_the_file_says_what_the_model_is(made):
         id_ = found.get(f"tokenizer.ggml.{special}_token_id")
         assert id_ == getattr(tokenizer, f"{special}_token_id")
     assert found["tokenizer.chat_template"] == (folder / "chat_template.jinja").read_text()
-    window = config.sliding_window if name == "phi3" else None
-    assert found[f"{arch}.context_length"] == (window or config.max_position_embeddings)
+    known, window = config.max_position_embeddings, config.sliding_window if name == "phi3" else None
+    original = config.original_max_position_embeddings if name == "phi4" else None  # where its factors change
+    assert found[f"{arch}.context_length"] == min(known, window or known, original or known)
     names = {tensor.name for tensor in gguf.GGUFReader(path).tensors}
     assert ("output.weight" in names) is not config.tie_word_embeddings
 

@@ -10,6 +10,7 @@ import yaml
 from rich.cells import cell_len
 from small_project import write_project
 
+from tunesmith.api import EXAMPLES, to_serve
 from tunesmith.ending import ending, told
 from tunesmith.errors import RecipeError
 from tunesmith.evaluation.evaluate import answer_prompts
@@ -44,6 +45,18 @@ def lines(path):
 def texts(run, split):
     rows = pyarrow.parquet.read_table(run.data / "rows.parquet", filters=[("split", "=", split)])
     return [[message["content"] for message in messages] for messages in rows["messages"].to_pylist()]
+
+
+def test_the_chat_offers_questions_of_the_data_to_who_has_them_alone(finished):
+    path, run = finished
+    asked = [row.question for row in pick_asked(run.data)]
+    default = ("evaluate.prompts=default",)
+    assert to_serve(run.path, None, default).examples == tuple(dict.fromkeys(asked))[: len(EXAMPLES)]
+    assert to_serve(run.path, None, default, alone=False).examples == EXAMPLES
+    prompts = path.parent / "two.yaml"
+    prompts.write_text("- How?\n- Why?\n")
+    named = (f"evaluate.prompts={prompts}",)
+    assert all(to_serve(run.path, None, named, alone=alone).examples == ("How?", "Why?") for alone in (True, False))
 
 
 def test_held_out_rows_are_asked_of_both_models_and_are_not_timed(finished):

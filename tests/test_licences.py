@@ -12,8 +12,10 @@ from hub_store import card_problems
 from training_runs import recipe_with
 
 from tunesmith.errors import RecipeError
+from tunesmith.proof.adapter_gguf import CHOICE, KL
 from tunesmith.recipe import ExportConfig, PublishConfig, Source
-from tunesmith.release.card import draw_losses, origin_of
+from tunesmith.release import card
+from tunesmith.release.card import OF_ADAPTER, draw_losses, origin_of
 from tunesmith.release.licences import LICENCES, refuse_name, terms_of
 from tunesmith.release.publish import make_plan
 from tunesmith.runs import Run
@@ -168,8 +170,35 @@ def test_the_card_says_what_the_records_say(plan):
     assert "| 0.0032 | 98.7% | 1.5000 | 0.5000 |" in texts["gguf"] and "1.7e-05 | 0.0001 | 64 |" in texts["gguf"]
     assert "1.7e-05" not in texts["model"] and "llama-cli -hf me/Llama-mine-GGUF:Q8_0" in texts["model"]
     assert "Modelfile" in files["gguf"] and "ollama create tiny -f Modelfile" in texts["gguf"]
-    assert "--lora tiny-lora-F16.gguf" in texts["gguf"] and "ollama create" not in texts["model"]
+    assert "ollama create" not in texts["model"] and "adapter, PEFT and GGUF" in texts["gguf"]
+    assert "--lora tiny-lora-F16.gguf" in texts["lora"] and "tiny-lora-F16.gguf" in files["lora"]
+    assert "tiny-lora-F16.gguf" not in files["gguf"] and "--lora" not in texts["gguf"]
     assert "hf.co/me/Llama-mine-GGUF:Q8_0" in texts["gguf"] and "AutoPeftModelForCausalLM" in texts["lora"]
+
+
+def test_each_card_has_the_proofs_of_what_it_is_of(plan):
+    run = plan().run
+    assert KL.startswith(OF_ADAPTER) and CHOICE.startswith(OF_ADAPTER)
+    study_runs.change(
+        run.gguf,
+        lambda was: {"proofs": [*was["proofs"], {"name": KL, "value": 4.2e-05, "limit": 1e-4, "positions": 9}]},
+    )
+    texts, _ = cards(plan())
+    assert "4.2e-05" in texts["lora"] and "4.2e-05" not in texts["gguf"]
+    assert "1.7e-05" in texts["gguf"] and "1.7e-05" not in texts["lora"]
+
+
+def test_a_fence_in_the_recipe_ends_no_block_of_the_card(plan, monkeypatch):
+    monkeypatch.setattr(card, "_recipe_text", lambda *_: "chat:\n  system: |\n    ````\n")
+    assert "\n`````yaml\nchat:\n  system: |\n    ````\n`````\n" in cards(plan())[0]["model"]
+
+
+def test_the_card_counts_the_prompts_that_were_asked(plan):
+    run = plan().run
+    counts = {"answers": 3, "stopped": 1, "gguf": "Q8_0", "threads": 2, "processor": "a CPU", "first_token_s": 0.5,
+              "tokens_per_s": 7.0, "peak_memory_bytes": 1}  # fmt: skip
+    study_runs.change(run.evaluation, lambda was: {"counts": {"base": counts, "tuned": counts}})
+    assert "\n3 prompts, answered by the Q8_0 GGUF file" in cards(plan())[0]["gguf"]
 
 
 def test_parts_that_are_left_out_are_not_on_the_card(plan):

@@ -348,3 +348,37 @@ def test_an_engine_that_dies_again_and_again_is_given_up_with_the_reason(monkeyp
     assert len(started) == 5 and kept.engine is None and kept.restarts == 4
     assert events.count("it was killed; it is started again") == 4
     assert "the engine ended 5 times within 120 s, the last time so: it was killed" in kept.reason.what
+
+
+def test_an_engine_for_everybody_is_started_again_for_ever(monkeypatch):
+    starts, enough = [], threading.Event()
+
+    class Dying:
+        def __init__(self, module, job, name):
+            starts.append(name)
+            if len(starts) > 6:
+                enough.set()
+
+        def read(self):
+            return {"url": "http://127.0.0.1:1", "key": "k"}
+
+        def wait(self):
+            if enough.is_set():
+                time.sleep(3600)
+            raise ResourceError("it was killed", fix="free some memory")
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(keeper, "Child", Dying)
+    monkeypatch.setattr(keeper, "FIRST_WAIT_S", 0.0)
+    kept = Keeper({"alias": "sailor"}, [].append, lambda: pytest.fail("it was given up"), patient=True)
+    assert enough.wait(10) and kept.reason is None
+
+
+def test_a_browser_that_logs_out_is_asked_for_the_key_again(locked):
+    status, headers, _ = send(locked, "POST", "/logout", "", Cookie="tunesmith=any", Authorization=f"Bearer {KEY}")
+    assert (status, headers["location"]) == (303, "./login")
+    assert headers["set-cookie"] == "tunesmith=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0"
+    assert send(locked, "POST", "/logout", "")[0] == 401
+    assert send(locked, "POST", "/logout", "", Origin="http://evil.example")[0] == 403

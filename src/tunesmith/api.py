@@ -198,8 +198,10 @@ def opened(target: "Recipe | Named", changes: Sequence[str] = (), run_dir: Named
     return recipe, Run(place, file if changes else None)
 
 
-def to_serve(model: Path, gguf: str | None, changes: Sequence[str]) -> "Served":
+def to_serve(model: Path, gguf: str | None, changes: Sequence[str], *, alone: bool = True) -> "Served":
     """The GGUF file that `model` names, what it is called, and how it is spoken to; what of it is old is said.
+
+    `alone`: this machine alone sees the page, so that it may show questions of the data.
 
     Raises RecipeError for what is neither a run nor a file, or no type; ResumeError for one that the run does not have.
     """
@@ -231,19 +233,22 @@ def to_serve(model: Path, gguf: str | None, changes: Sequence[str]) -> "Served":
         fix = f"choose one with --gguf, or {make} what is missing" if known else f"{make} it"
         raise ResumeError(f"there is no {file}; this run has {known or 'no GGUF file'}", fix=fix)
     _say_what_is_old(recipe, run, file, changes)
-    return Served(file, recipe.name, recipe.chat, examples=_examples(recipe))
+    return Served(file, recipe.name, recipe.chat, examples=_examples(recipe, run if alone else None))
 
 
-def _examples(recipe: "Recipe") -> tuple[str, ...]:
-    """Questions that the model was made for: its recipe's own prompts."""
+def _examples(recipe: "Recipe", run: "Run | None") -> tuple[str, ...]:
+    """Questions that the model was made for: its recipe's own prompts, or those of the held-out rows of a run."""
     from tunesmith.decides import read_prompts
+    from tunesmith.evaluation.answered import held_out_answers
 
-    if recipe.evaluate.prompts == "default":
-        return EXAMPLES
-    try:
-        return tuple(prompt for prompt in read_prompts(recipe) if len(prompt) <= LONGEST_EXAMPLE)[: len(EXAMPLES)]
-    except TunesmithError:  # the file is gone: it is not needed to chat
-        return EXAMPLES
+    prompts: Sequence[str] = ()
+    if recipe.evaluate.prompts != "default":
+        with contextlib.suppress(TunesmithError):  # the file is gone: it is not needed to chat
+            prompts = read_prompts(recipe)
+    elif run:
+        prompts = [row["question"] for row in held_out_answers(run.evaluation)]
+    short = dict.fromkeys(prompt for prompt in prompts if len(prompt) <= LONGEST_EXAMPLE)
+    return tuple(short)[: len(EXAMPLES)] or EXAMPLES
 
 
 def _from_hub(model: Path, gguf: str | None, changes: Sequence[str]) -> Path | None:

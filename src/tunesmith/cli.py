@@ -177,7 +177,8 @@ def chat(  # noqa: PLR0913, PLR0917 - one argument an option
         host=host, port=port, public=public, key_file=api_key, origins=allow_origin or (), waiting=queue, rate=rate,
         answer=max_tokens, log_texts=log_texts,
     )  # fmt: skip
-    serve(to_serve(model, gguf, changes or ()), door=door, threads=threads, cli=cli)
+    served = to_serve(model, gguf, changes or (), alone=not (door.beyond or door.public))
+    serve(served, door=door, threads=threads, cli=cli)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from tunesmith.command import to_type
-from tunesmith.json_file import json_lines
+from tunesmith.evaluation.answered import held_out_answers
 from tunesmith.printable import printable
 from tunesmith.recipe import Recipe
 from tunesmith.runs import Run
@@ -29,7 +29,7 @@ def ending(recipe: Recipe, run: Run) -> str:
         "answers": f"{run.evaluation}" if files else "none, since there is no GGUF",
         "losses": f"{run.loss_plot}, {run.metrics}",
     }
-    lines = [*(held_out_answers(run) if files else ()), f"{recipe.name} is ready:"]
+    lines = [*(said_answers(run) if files else ()), f"{recipe.name} is ready:"]
     lines += [f"  {name:<8} {where}" for name, where in rows.items()]
     if files:
         lines += [f"next: {to_type('chat', run.path)}", f"      {to_type('compare', run.path, 'base')}"]
@@ -41,9 +41,9 @@ def ending(recipe: Recipe, run: Run) -> str:
     return "\n".join(lines)
 
 
-def held_out_answers(run: Run) -> Iterator[str]:
+def said_answers(run: Run) -> Iterator[str]:
     """What base and tuned model answer to questions that nobody trained on; nothing where evaluate asked none."""
-    tuned, base = (_asked(run, name) for name in ("held-out.jsonl", "base-held-out.jsonl"))
+    tuned, base = (held_out_answers(run.evaluation, prefix) for prefix in ("", "base-"))
     pairs = list(zip(tuned, base, strict=False))
     step = max(1, len(pairs) // SHOWN)
     if chosen := pairs[::step][:SHOWN]:
@@ -74,11 +74,3 @@ def _short(text: str) -> str:
     if len(line) <= LONGEST:
         return line or "(nothing)"
     return f"{re.sub(r' [^ ]{1,30}$', '', line[:LONGEST]).rstrip()} ..."
-
-
-def _asked(run: Run, name: str) -> list[dict[str, Any]]:
-    file = run.evaluation / name
-    lines = json_lines(file)[0] if file.is_file() else []
-    return [
-        line for _, line in lines if all(isinstance(line.get(name), str) for name in ("question", "expected", "text"))
-    ]

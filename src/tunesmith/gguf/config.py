@@ -5,7 +5,7 @@ from typing import Any
 
 from tunesmith.gguf.family import Family, every
 from tunesmith.gguf.fields import number, odd, said, size
-from tunesmith.gguf.rope import checked_rope, rope_metadata
+from tunesmith.gguf.rope import checked_rope, longest_alike, rope_metadata
 
 LAYERS = 512  # LLAMA_MAX_LAYERS of llama.cpp
 SIZES = (
@@ -118,14 +118,19 @@ def _window(found: dict[str, Any], family: Family, folder: Path) -> int | None:
     return None if (kinds is not None and "sliding_attention" not in kinds) or has_none else window
 
 
+def context_length(config: dict[str, Any]) -> int:
+    """Tokens of a conversation that llama.cpp computes as transformers does."""
+    known: int = config["max_position_embeddings"]
+    window = None if config["family"].full_every else config["window"]  # it has no windows in the other families
+    return min(known, window or known, longest_alike(config["rope"]) or known)
+
+
 def metadata(config: dict[str, Any]) -> dict[str, int | float | str]:
     """What a GGUF says of a model, by key without the architecture's name before it."""
     family = config["family"]
-    context = config["max_position_embeddings"]
     found: dict[str, int | float | str] = {
         "block_count": config["num_hidden_layers"],
-        # where llama.cpp has no windows, beyond the first one it would compute another model
-        "context_length": context if family.full_every else min(context, config["window"] or context),
+        "context_length": context_length(config),
         "embedding_length": config["hidden_size"],
         "feed_forward_length": config["intermediate_size"],
         "attention.head_count": config["num_attention_heads"],

@@ -15,6 +15,7 @@ Messages = Sequence[dict[str, str]]
 Render = Callable[[Messages, bool], str | None]
 """A conversation as the chat template renders it, with the start of the next answer or without, less a start token that
 the tokenizer adds itself; None where the template refuses it."""
+MODELFILE = "Modelfile"
 PROBES = ("probe of the system", "probe of the first question", "probe of the answer", "probe of the second question")
 ROLES = ("system", "user", "assistant", "user")
 QUOTES = '"""'

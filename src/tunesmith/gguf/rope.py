@@ -116,6 +116,14 @@ def _set(values: dict[str, Any], name: str) -> dict[str, Any]:
 CHECKS = {"default": _plain, "linear": _linear, "llama3": _llama3, "yarn": _yarn, "longrope": _longrope}
 
 
+def longest_alike(rope: dict[str, Any]) -> int | None:
+    """Tokens up to which transformers and llama.cpp compute alike; None: whatever the model knows.
+
+    Of two tables transformers takes the long one where a text is longer than this, llama.cpp where its context is.
+    """
+    return int(rope[ORIGINAL]) if rope["rope_type"] == "longrope" else None
+
+
 def rope_metadata(rope: dict[str, Any]) -> dict[str, int | float | str]:
     """What a GGUF says of them, by key. A table of divisors is a tensor, and no scaling to llama.cpp."""
     found: dict[str, int | float | str] = {"rope.freq_base": rope["rope_theta"], "rope.dimension_count": rope["dims"]}

@@ -6,7 +6,7 @@ names, permutation and metadata: llama.cpp's conversion/llama.py and conversion/
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -47,6 +47,7 @@ class About:
     chat: ChatConfig
     template: str | None = None  # None takes the folder's own
     end_of_turn: int | None = None  # the token that ends an answer, where the template has been asked
+    data: Sequence[str] = ()  # names of the data sets it was trained on
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,10 @@ def _add_metadata(
     writer.add_license(about.licence or "")  # an empty text is left out
     writer.add_base_model_count(1)
     writer.add_base_model_name(0, about.base)
+    if about.data:
+        writer.add_dataset_count(len(about.data))
+    for number, data in enumerate(about.data):
+        writer.add_dataset_name(number, data)
     writer.add_sampling_temp(about.chat.temperature)
     writer.add_sampling_top_p(about.chat.top_p)
     writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{gguf_type}"])

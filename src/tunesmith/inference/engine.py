@@ -7,7 +7,7 @@ from typing import Self
 from tunesmith.errors import BaseError, ResourceError
 from tunesmith.inference.client import Client
 from tunesmith.inference.ended import MAKE_ANEW
-from tunesmith.inference.fits import check_file, need_memory
+from tunesmith.inference.fits import check_file, known_context, need_memory
 from tunesmith.machine import need_utf8
 from tunesmith.recipe import ChatConfig
 
@@ -39,7 +39,8 @@ class Engine(Client):
         alias: str | None = None, chat: ChatConfig | None = None, own_sampling: bool = False,
         adapter: Path | None = None,
     ) -> None:  # fmt: skip
-        """Load `gguf`; `slots` conversations of `context` tokens each; `chat`: sampling where a request names none.
+        """Load `gguf`; `slots` conversations of `context` tokens each, or as many as the model knows; `chat`: sampling
+        where a request names none.
 
         `own_sampling`: what the file's metadata say of sampling goes before `chat`. `adapter`: a GGUF file of one that
         is put on the model. Raises BaseError for a file that is no GGUF, is no model or cannot be loaded;
@@ -48,6 +49,7 @@ class Engine(Client):
         _check_version(xllamacpp.__version__)
         need_utf8(gguf)
         head = check_file(gguf)
+        self.context = context = known_context(head, context)
         if not self.patient:
             need_memory(gguf, head, context, slots)
         params = xllamacpp.CommonParams()

@@ -31,6 +31,11 @@ def check_file(path: Path) -> Head:
     return head
 
 
+def known_context(head: Head, wanted: int) -> int:
+    """Tokens of a conversation: as many as are wanted, or as the model knows."""
+    return min(wanted, _number(head, "context_length", wanted) or wanted)
+
+
 def need_memory(path: Path, head: Head, context: int, slots: int) -> None:
     """Raise ResourceError where the file, the keys and values of `slots` conversations of `context` tokens, and the
     logits do not fit in free memory.

@@ -1,7 +1,7 @@
 """An engine in a process of its own, for who chats with it: takes a job, tells where it answers, ends with its parent.
 
-The job has what Engine takes; what is told is its URL and key, the system prompt of the file's template, and how it
-samples where a request says nothing.
+The job has what Engine takes; what is told is its URL and key, the system prompt of the file's template, how it samples
+where a request says nothing, and the tokens that a conversation may have.
 """
 
 import threading
@@ -21,7 +21,7 @@ def serve(job: dict[str, Any]) -> None:
         chat=chat, own_sampling=job["own_sampling"],
     )  # fmt: skip
     own, sampling = engine.own_system(), engine.sampling()
-    tell({"url": engine.url, "key": engine.key, "own_system": own, "sampling": sampling})
+    tell({"url": engine.url, "key": engine.key, "own_system": own, "sampling": sampling, "context": engine.context})
     threading.Event().wait()
 
 

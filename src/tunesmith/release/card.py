@@ -5,6 +5,7 @@ data are not in it, nor is a path of this machine.
 """
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,13 +15,14 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from tunesmith.decides import sources_of
 from tunesmith.files import PROOFS
+from tunesmith.gguf.modelfile import MODELFILE
 from tunesmith.json_file import json_object
 from tunesmith.recipe import Part, PublishConfig, Recipe, Source
 from tunesmith.recipe_file import dump_short
-from tunesmith.record import Record, read_record
+from tunesmith.record import Proof, Record, read_record
 from tunesmith.release.licences import Terms
+from tunesmith.release.sources import from_hub, named, sources
 from tunesmith.runs import Run
 from tunesmith.training.metrics import Metrics, plot_losses
 from tunesmith.weights import builtin
@@ -30,12 +32,14 @@ SUFFIXES: dict[Part, str] = {"model": "", "lora": "-lora", "gguf": "-GGUF"}
 """What is published -> what its repository's name adds to NAME."""
 LIBRARIES: dict[Part, str] = {"model": "transformers", "lora": "peft", "gguf": "gguf"}
 PLOT = "loss.png"
+OF_ADAPTER = "adapter GGUF"  # how the proofs of it begin
 STAGES_OF: dict[Part, tuple[str, ...]] = {
     "model": ("data", "adapter", "model"),
-    "lora": ("data", "adapter", "model"),
+    "lora": ("data", "adapter", "model", "gguf"),
     "gguf": ("data", "adapter", "model", "gguf"),
 }
-"""What is published -> the folders whose proofs it rests on: an adapter is proved by the model merged from it."""
+"""What is published -> the folders whose proofs it rests on: an adapter is proved by the model merged from it, and as
+a GGUF file beside the others."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,8 @@ def write_card(published: Published, part: Part) -> str:
     evaluation = read_record(run.evaluation)
     files = _gguf_files(recipe, run, records.get("gguf"))
     metadata = _metadata(published, part, records, files)
+    made = records["gguf"].outputs if "gguf" in records else {}
+    recipe_text = _recipe_text(recipe, records["data"])
     environment = Environment(
         loader=PackageLoader("tunesmith.release", ""), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True,
@@ -106,22 +112,33 @@ def write_card(published: Published, part: Part) -> str:
         repository=published.repository(part),
         name=published.repository(part).partition("/")[2],
         recipe=recipe,
-        recipe_text=_recipe_text(recipe, records["data"]),
+        recipe_text=recipe_text,
         origin=published.origin,
         terms=published.terms,
         config=published.config,
-        sources=list(_sources(recipe, records["data"])),
+        sources=list(sources(recipe, records["data"])),
         data=records["data"].counts,
         trained=records["adapter"].counts,
         version=records["adapter"].versions["tunesmith"],
-        proofs=[(name, proof) for name in STAGES_OF[part] if name in records for proof in records[name].proofs],
+        proofs=list(proofs_of(run, part)),
         files=files,
-        others=_others(records.get("gguf"), files),
+        modelfile=MODELFILE in made,
+        adapter_gguf=lora if (lora := run.adapter_gguf(recipe.name).name) in made else "",
         scores=evaluation.counts if evaluation else {},
+        fence="`" * max(3, 1 + max(map(len, re.findall("`+", recipe_text)), default=0)),
         metrics=run.metrics.exists(),
         plot=PLOT,
     )
     return str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{text}"))
+
+
+def proofs_of(run: Run, part: Part) -> Iterator[tuple[str, Proof]]:
+    """What was proved of a part, each with the folder whose record says so."""
+    for stage in STAGES_OF[part]:
+        record = read_record(run.path / stage)
+        for proof in record.proofs if record else ():
+            if stage != "gguf" or proof.name.startswith(OF_ADAPTER) == (part == "lora"):
+                yield stage, proof
 
 
 def draw_losses(run: Run) -> bytes:
@@ -138,7 +155,7 @@ def _metadata(
     base, relation = published.origin.id, "adapter" if part == "lora" else "finetune"
     if part == "gguf" and "model" in published.parts:
         base, relation = published.repository("model"), "quantized"
-    hub_data = list(_from_hub(records["data"]))
+    hub_data = list(from_hub(records["data"]))
     more: dict[str, Any] = published.terms.metadata() | ({"base_model_relation": relation} if base else {})
     return ModelCardData(
         base_model=base,
@@ -193,30 +210,12 @@ def _gguf_files(recipe: Recipe, run: Run, record: Record | None) -> list[dict[st
     return found
 
 
-def _others(record: Record | None, files: list[dict[str, Any]]) -> list[str]:
-    """What else lies beside the GGUF files of the model, such as a Modelfile, or the adapter as GGUF."""
-    return sorted(set(record.outputs if record else ()) - {file["name"] for file in files} - {PROOFS})
-
-
-def _from_hub(data: Record) -> dict[str, str]:
-    """The data sets that came from the Hub, with their commits."""
-    revisions: dict[str, str] = data.counts.get("revisions", {})
-    return revisions
-
-
-def _sources(recipe: Recipe, data: Record) -> Iterator[tuple[str, str | None, bool]]:
-    """Each source: its id and commit on the Hub, or the name of its files; and whether it is held out alone."""
-    for number, source in enumerate(sources_of(recipe)):
-        commit = _from_hub(data).get(source.path)
-        yield _named(source, data).path, commit, number >= len(recipe.data.sources)
-
-
 def _recipe_text(recipe: Recipe, data_record: Record) -> str:
     """The recipe without what is at its default, and without folders of this machine."""
     held_out = recipe.data.held_out
     data = recipe.data.model_copy(update={
-        "sources": tuple(_named(source, data_record) for source in recipe.data.sources),
-        "held_out": _named(held_out, data_record) if isinstance(held_out, Source) else held_out,
+        "sources": tuple(named(source, data_record) for source in recipe.data.sources),
+        "held_out": named(held_out, data_record) if isinstance(held_out, Source) else held_out,
     })  # fmt: skip
     prompts = os.path.basename(recipe.evaluate.prompts)
     base = (
@@ -226,9 +225,3 @@ def _recipe_text(recipe: Recipe, data_record: Record) -> str:
         "base": base, "data": data, "publish": PublishConfig(),
         "evaluate": recipe.evaluate.model_copy(update={"prompts": prompts}),
     }))  # fmt: skip
-
-
-def _named(source: Source, data: Record) -> Source:
-    """A source as others may know it: what came from the Hub by its id, a file by its name alone."""
-    on_hub = source.path in _from_hub(data)
-    return source if on_hub else source.model_copy(update={"path": os.path.basename(source.path)})

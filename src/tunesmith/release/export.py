@@ -11,6 +11,7 @@ from tunesmith.console import say, warn
 from tunesmith.decides import gguf_needs
 from tunesmith.errors import ResourceError
 from tunesmith.files import PROOFS, finish, finished, scratch_folder, write_file
+from tunesmith.gguf.modelfile import MODELFILE
 from tunesmith.gguf.quantise import takes_importance
 from tunesmith.gguf.write import About, expected_bytes, write_gguf
 from tunesmith.machine import need_disk
@@ -19,7 +20,8 @@ from tunesmith.proof.gguf import prove_gguf
 from tunesmith.recipe import GgufType, Recipe
 from tunesmith.record import Proof, Record, read_record
 from tunesmith.release.adapter_gguf import make_adapter_gguf, prove_adapter
-from tunesmith.release.modelfile import MODELFILE, make_modelfile
+from tunesmith.release.modelfile import make_modelfile
+from tunesmith.release.sources import trained_on
 from tunesmith.runs import Run, commit_stage
 from tunesmith.tokens.rows import load_rows
 from tunesmith.tokens.template import end_of_turn_id
@@ -51,7 +53,12 @@ class _Files:
     def about(self) -> About:
         """What they say of themselves: only of a model that is as it was written, which commit_stage sees to."""
         stop = end_of_turn_id(load_tokenizer(self.run.model))
-        return About(self.recipe.name, self.base.name, self.base.licence, self.recipe.chat, end_of_turn=stop)
+        data = read_record(self.run.data)
+        assert data is not None, "commit_stage has looked at it"
+        return About(
+            self.recipe.name, self.base.name, self.base.licence, self.recipe.chat, end_of_turn=stop,
+            data=trained_on(self.recipe, data),
+        )  # fmt: skip
 
     @cached_property
     def importance(self) -> tuple[Importance, int] | None:

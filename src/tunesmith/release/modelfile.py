@@ -6,19 +6,17 @@ from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from tunesmith.console import warn
+from tunesmith.gguf.config import context_length
 from tunesmith.gguf.families import read_config
 from tunesmith.gguf.modelfile import UNTRANSLATED, Messages, Render, modelfile
 from tunesmith.recipe import Recipe
 from tunesmith.tokens.template import end_of_turn_id, render
 from tunesmith.tokens.tokenizer import load_tokenizer
 
-MODELFILE = "Modelfile"
-
 
 def make_modelfile(recipe: Recipe, model: Path, path: Path) -> None:
     """Write the Modelfile of the merged folder's GGUF, and say where its chat template could not be translated."""
-    longest = read_config(model)["max_position_embeddings"]
-    text = modelfile_of(recipe, model, longest)
+    text = modelfile_of(recipe, model, context_length(read_config(model)))
     if UNTRANSLATED in text:
         warn(f"{path.name} has no TEMPLATE: Ollama uses this chat template only if it is near one that it knows")
     path.write_text(text, encoding="utf-8", newline="\n")

@@ -18,7 +18,7 @@ from tunesmith.files import PROOFS, digest_file, never, write_user_file
 from tunesmith.gguf.read import convert
 from tunesmith.recipe import Part, Recipe
 from tunesmith.record import Proof, read_record, refuse_damaged, refuse_lost_measures
-from tunesmith.release.card import PLOT, STAGES_OF, SUFFIXES, Published, draw_losses, origin_of, write_card
+from tunesmith.release.card import PLOT, STAGES_OF, SUFFIXES, Published, draw_losses, origin_of, proofs_of, write_card
 from tunesmith.release.licences import Terms, refuse_name, terms_of
 from tunesmith.runs import Run
 from tunesmith.stages import stage_at
@@ -172,7 +172,8 @@ def _parts(recipe: Recipe, on_hub: bool) -> tuple[tuple[Part, ...], list[str]]:
 
 def _refuse_unfinished(recipe: Recipe, run: Run, parts: Sequence[Part]) -> None:
     """Raise ResumeError unless the run is whole and of one piece, and its files are as the stages wrote them."""
-    folders = dict.fromkeys(name for part in parts for name in STAGES_OF[part])
+    folders = [name for name in dict.fromkeys(name for part in parts for name in STAGES_OF[part])
+               if name != run.gguf.name or recipe.export.gguf]  # fmt: skip
     for name in folders:
         if read_record(run.path / name) is None:
             what = f"{run.path} has no whole {name}/, which is made by `tunesmith {stage_at(name).verb}`"
@@ -188,14 +189,12 @@ def _refuse_unfinished(recipe: Recipe, run: Run, parts: Sequence[Part]) -> None:
 def _refuse_unproved(run: Run, parts: Sequence[Part], unproved: bool) -> list[Proof]:
     """The proofs that were skipped. Raises ProofError for them, unless `unproved`, and for one that does not hold."""
     skipped = list[Proof]()
-    for name in dict.fromkeys(name for part in parts for name in STAGES_OF[part]):
-        record = read_record(run.path / name)
-        for proof in record.proofs if record else ():
-            if proof.skipped_because:
-                skipped.append(proof)
-            elif not proof.holds:
-                fix = f"type `tunesmith run {run.path}`; delete {name}/ if it stands as it is"
-                raise ProofError(f"{name}/: a proof does not hold, so nothing is published: {proof}", fix=fix)
+    for name, proof in dict.fromkeys(found for part in parts for found in proofs_of(run, part)):
+        if proof.skipped_because:
+            skipped.append(proof)
+        elif not proof.holds:
+            fix = f"type `tunesmith run {run.path}`; delete {name}/ if it stands as it is"
+            raise ProofError(f"{name}/: a proof does not hold, so nothing is published: {proof}", fix=fix)
     if skipped and not unproved:
         fix = (
             f"type `tunesmith run {run.path}` where there is memory for it, which does them; or say "
@@ -220,7 +219,11 @@ def _files(published: Published, part: Part, plot: bytes | None) -> tuple[Sent, 
     """All files of a repository, by name: those of the run as its records list them, and those made for the Hub."""
     run, folder = published.run, published.run.path / OWN_FOLDER[part]
     found = {file.name: file for file in _recorded(folder)}
+    lora = run.adapter_gguf(published.recipe.name).name  # beside the others, `-hf REPOSITORY:F16` could mean it
+    if part == "gguf":
+        found.pop(lora, None)
     if part == "lora":
+        found |= {file.name: file for file in _recorded(run.gguf) if file.name == lora}
         found |= {file.name: file for file in _recorded(run.model) if file.name in TOKENIZER}
         found[peft_files.CONFIG] = _made(peft_files.CONFIG, _adapter_config(published))
     if part == "gguf" and (run.gguf / PROOFS).is_file():

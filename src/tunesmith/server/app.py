@@ -34,8 +34,10 @@ def chat(served: Served, *, door: Door, threads: int, cli: bool) -> None:
         with Chat(alone, threads=threads) as handle, _end_explained(handle):
             _say_settings(handle, served)
             say("/exit or Ctrl+D ends the chat, Ctrl+C cuts an answer short, /help shows what else there is")
-            system, context = served.chat.system, served.chat.context
-            Talk(handle.client(), system=system, own_system=handle.own_system, context=context).go_on()
+            talk = Talk(
+                handle.client(), system=served.chat.system, own_system=handle.own_system, context=handle.context
+            )
+            talk.go_on()
         return
     with (
         _sigterm_as_ctrl_c(),
@@ -73,6 +75,8 @@ def _say_settings(handle: Chat, served: Served) -> None:
         stated = any(key.startswith("general.sampling.") for key in read_singles(served.gguf))
         source = ", as the file says" if stated else "; the file says nothing of it"
     say(f"sampling: {sampling_text(handle.sampling)}{source}")
+    if handle.context < served.chat.context:
+        say(f"the model knows {handle.context:,} tokens of a conversation, so chat.context is that")
 
 
 def sampling_text(sampling: Mapping[str, Any]) -> str:

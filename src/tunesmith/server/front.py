@@ -81,7 +81,8 @@ class Front:
         passing = Passing(keeper, self.line, self.metrics, self.door, self._log)
         routes = [
             Route("/", self._show_page), Route("/index.html", self._show_page), Route("/sw.js", self._end_worker),
-            Route("/login", self._log_in, methods=["GET", "POST"]), Route("/health", self._tell_health),
+            Route("/login", self._log_in, methods=["GET", "POST"]), Route("/logout", self._log_out, methods=["POST"]),
+            Route("/health", self._tell_health),
             Route("/metrics", self._tell_metrics), Route("/queue", self._tell_queue), Mount("/", passing),
         ]  # fmt: skip
         app = Starlette(routes=routes, exception_handlers={HTTPException: _said})  # type: ignore[dict-item]
@@ -200,6 +201,9 @@ class Front:
         html = login_page(self._page.name, wrong)
         headers = {"Cache-Control": "no-store", "Content-Security-Policy": own_policy(html)}
         return HTMLResponse(html, 401 if wrong else 200, headers)
+
+    async def _log_out(self, request: Request) -> Response:
+        return RedirectResponse("./login", 303, {"Set-Cookie": self._login.no_cookie()})
 
     async def _tell_health(self, request: Request) -> Response:
         up = self.keeper.engine is not None

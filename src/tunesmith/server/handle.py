@@ -62,6 +62,8 @@ class Chat:
         """What the file's template tells it where a conversation has no system prompt."""
         self.sampling: dict[str, Any] = first["sampling"]
         """How it samples where a request says nothing, in llama.cpp's names."""
+        self.context: int = first["context"]
+        """Tokens that a conversation may have: those of the recipe, or fewer where the model knows fewer."""
         self._key: str = first["key"]
 
     def client(self) -> Client:

@@ -26,12 +26,16 @@ class Reached:
 class Keeper:
     """Keeps one engine alive. `engine` is where it answers; None while it does not."""
 
-    def __init__(self, job: Mapping[str, Any], on_event: Callable[[str], None], on_end: Callable[[], None]) -> None:
+    def __init__(
+        self, job: Mapping[str, Any], on_event: Callable[[str], None], on_end: Callable[[], None], *,
+        patient: bool = False,
+    ) -> None:  # fmt: skip
         """Start it, and wait until it answers. `on_event` gets what the user should know, `on_end` tells the end of it.
+        `patient`: it is never given up, since one of many who ask may be to blame, and the others should find it again.
 
         Raises what the engine raises on its first start.
         """
-        self._job, self._on_event, self._on_end = job, on_event, on_end
+        self._job, self._on_event, self._on_end, self._patient = job, on_event, on_end, patient
         self._deaths = deque[float](maxlen=MOST_DEATHS)
         self.restarts = 0
         self.reason: TunesmithError | None = None
@@ -59,12 +63,15 @@ class Keeper:
                 self.engine = None
                 self._child.close()
                 self._deaths.append(time.monotonic())
-                if len(self._deaths) == MOST_DEATHS and self._deaths[-1] - self._deaths[0] < WITHIN_S:
+                if self._is_hopeless() and not self._patient:
                     self._give_up(why)
                     return
                 self._on_event(f"{why.what}; it is started again")
                 time.sleep(min(LONGEST_WAIT_S, FIRST_WAIT_S * 4 ** (len(self._deaths) - 1)))
                 why = self._started_again()
+
+    def _is_hopeless(self) -> bool:
+        return len(self._deaths) == MOST_DEATHS and self._deaths[-1] - self._deaths[0] < WITHIN_S
 
     def _ended(self) -> TunesmithError:
         """Wait until it ends, and why it did: nobody else closes it."""

@@ -36,13 +36,22 @@ class Login:
 
     def cookie(self, *, secure: bool) -> str:
         """What the browser keeps: no script can read it, and no other site's page sends it."""
-        return f"{COOKIE}={self._session}; Path=/; HttpOnly; SameSite=Strict{'; Secure' if secure else ''}"
+        return _set_cookie(self._session, "; Secure" if secure else "")
+
+    @staticmethod
+    def no_cookie() -> str:
+        """For a browser that is to forget it."""
+        return _set_cookie("", "; Max-Age=0")
 
 
 def login_page(name: str, wrong: bool) -> str:
     """The page that asks for the key; it has no script."""
     page = PAGE.read_text(encoding="utf-8").replace("{wrong}", WRONG if wrong else "")
     return page.replace("{name}", html.escape(name))
+
+
+def _set_cookie(value: str, more: str) -> str:
+    return f"{COOKIE}={value}; Path=/; HttpOnly; SameSite=Strict{more}"
 
 
 def _cookie(headers: Headers) -> bytes:

@@ -82,16 +82,20 @@ def with_run(page: bytes, run: dict[str, Any]) -> bytes:
 
 
 def described(
-    name: str, system: str | None, facts: Sequence[tuple[str, str]] = (), examples: Sequence[str] = ()
-) -> dict[str, Any]:
-    """What the page is told: the run's name, what it shows of it, and the settings that belong to the run."""
+    name: str, system: str | None, facts: Sequence[tuple[str, str]] = (), examples: Sequence[str] = (),
+    *, login: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """What the page is told: the run's name, what it shows of it, and the settings that belong to the run.
+
+    `login`: the key was asked for, so that the browser can forget it.
+    """
     shown = ["System prompt:", shorten(system, MOST_SHOWN, placeholder=" ...")] if system else ["No system prompt"]
     settings = {
         "systemMessage": system or "", "showSystemMessage": True, "showRawModelNames": True,
         "pasteLongTextToFileLen": 0, "autoMicOnEmpty": False, "jsSandboxEnabled": False, "mcpServers": "[]",
     }  # fmt: skip
     own = {"name": name, "settings": settings, "toolsOff": list(TOOLS)}
-    return own | {"shown": shown, "facts": list(facts), "examples": list(examples)}
+    return own | {"shown": shown, "facts": list(facts), "examples": list(examples), "login": login}
 
 
 def said_limits(limits: Limits, context: int) -> list[tuple[str, str]]:

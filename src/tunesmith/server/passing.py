@@ -1,7 +1,6 @@
 """A request that may pass waits for its turn and goes to the engine; its answer comes back as it is made."""
 
 import asyncio
-import json
 import re
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from tunesmith.server.door import Door
 from tunesmith.server.keeper import Keeper, Reached
 from tunesmith.server.line import Line, Rates, TooMany
 from tunesmith.server.metrics import Metrics
+from tunesmith.server.wanted import checked
 
 OURS = {"host", "origin", "referer", "cookie", "authorization", "x-api-key", "content-length", "transfer-encoding",
         "connection", "keep-alive", "te", "trailer", "upgrade", "expect", "proxy-authorization", "x-forwarded-for",
@@ -28,8 +28,6 @@ WORK = re.compile(r"(/v1|/api)?(/chat)?/(completions?|infill|embeddings?|re-?ran
 NEEDED = ("/props", "/v1/models", "/models")
 ASSET = re.compile(r"/(_app/[A-Za-z0-9_./-]+|[A-Za-z0-9_-]+\.(ico|svg|png|webmanifest))", re.ASCII)
 """What others than this machine may have of the engine beside answers: what its page needs, and no more."""
-LENGTHS, SEVERAL = ("max_tokens", "max_completion_tokens", "n_predict"), ("n", "n_cmpl")
-"""What a request may say of how long its answer is, and of how many it wants."""
 AWAY = "the engine has ended and is started again; ask again in some seconds"
 RETRY_S = 2
 
@@ -71,7 +69,8 @@ class Passing:
         if asked.method != "POST" or not WORK.fullmatch(unquote(asked.path)):
             return await self._ask_engine(answer)
         if asked.path in CHAT:
-            answer.body = _checked(answer.body, self._door.limits.answer)
+            context, limits = self._keeper.first["context"], self._door.limits
+            answer.body = checked(answer.body, context=context, longest=limits.answer, public=self._door.public)
         try:
             self._rates.count(asked.address)
             async with self._line.turn(asked.ticket, asked.address):
@@ -131,26 +130,6 @@ def _is_offered(asked: Asked) -> bool:
     if asked.method == "POST":
         return asked.path in CHAT
     return asked.method in ("GET", "HEAD") and (asked.path in NEEDED or ASSET.fullmatch(asked.path) is not None)
-
-
-def _checked(body: bytes, longest: int | None) -> bytes:
-    """A request for an answer, with no more tokens than `longest`.
-
-    Raises HTTPException for what can be none, before it waits for its turn.
-    """
-    try:
-        found = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise HTTPException(400, "the request is no JSON") from error
-    if not isinstance(found, dict) or not isinstance(found.get("messages"), list):
-        raise HTTPException(400, "the request has no list of messages")
-    if longest is None:
-        return body
-    if any(found.get(name) not in (None, 1) for name in SEVERAL):
-        raise HTTPException(400, "a request gets one answer here")
-    asked = {name: found[name] for name in LENGTHS if found.get(name) is not None} or {"max_tokens": longest}
-    kept = {name: value for name, value in asked.items() if not isinstance(value, int | float) or 0 <= value <= longest}
-    return json.dumps({**found, **dict.fromkeys(asked, longest), **kept}).encode()
 
 
 def _request(engine: Reached, answer: Answer) -> httpx2.Request:

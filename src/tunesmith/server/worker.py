@@ -21,13 +21,12 @@ def answer_requests(job: dict[str, Any]) -> None:
     door, chat = _door(job["door"]), ChatConfig.model_validate(job["engine"]["chat"])
     log = (lambda line: tell({"log": line})) if door.log or door.log_texts else None
     front = Front(door, lambda why: tell({"warning": f"a request was refused: {why}"}), log)  # a port in use: at once
-    keeper = Keeper(job["engine"], lambda text: tell({"warning": text}), front.stop)
+    keeper = Keeper(job["engine"], lambda text: tell({"warning": text}), front.stop, patient=door.public)
     system = chat.system or keeper.first["own_system"]
-    told = {"url": front.url, "own_system": keeper.first["own_system"], "sampling": keeper.first["sampling"]}
-    tell(told | {"key": ""})
+    tell(keeper.first | {"url": front.url, "key": ""})
     name, file = job["engine"]["alias"], Path(job["engine"]["gguf"])
-    facts = [*model_facts(file), *said_limits(door.limits, chat.context)]
-    page = Page(name, described(name, system, facts, job["engine"]["examples"]))
+    facts = [*model_facts(file), *said_limits(door.limits, keeper.first["context"])]
+    page = Page(name, described(name, system, facts, job["engine"]["examples"], login=bool(door.key)))
     front.answer(keeper, page, chat.slots)
     if keeper.reason:
         raise keeper.reason
