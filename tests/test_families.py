@@ -424,6 +424,35 @@ def test_a_family_that_is_not_known_here_is_not_filled_in_with_random_numbers(tm
     assert caught.value.fix
 
 
+def test_weights_that_would_be_left_out_are_named(tmp_path):
+    folder = save_family(tmp_path / "base", "qwen2")
+    edit(folder / "config.json", num_hidden_layers=1, layer_types=["full_attention"])
+    with pytest.raises(
+        BaseError, match=r"have model\.layers\.1\.\S+ and \d+ more, which Qwen2ForCausalLM as"
+    ) as caught:
+        load_base(folder, precision="fp32", device=torch.device("cpu"))
+    assert "a part of it would be left out" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("stored", "said"),
+    [
+        ({}, "quantization_config names no method"), ({"bits": 4}, "quantization_config names no method"),
+        ("", "quantization_config names no method"), ({"load_in_4bit": True, "load_in_8bit": False}, "load_in_4bit"),
+        ({"quant_method": "gptq"}, "gptq"), ("awq", "awq"),
+    ],
+)  # fmt: skip
+def test_a_base_that_is_stored_quantised_is_refused_before_anything_is_made(tmp_path, stored, said):
+    folder = save_base(tmp_path / "base")
+    locate_base(str(folder), convert)
+    edit(folder / "config.json", quantization_config=stored)
+    with pytest.raises(BaseError, match=rf"is stored quantised \({said}\)") as caught:
+        locate_base(str(folder), convert)
+    assert ("delete quantization_config from config.json" in caught.value.fix) == ("no method" in said)
+    edit(folder / "config.json", quantization_config=None)
+    locate_base(str(folder), convert)
+
+
 FIN = {"template": CHATML.replace("<|im_end|>", "<|fin|>"), "specials": ("<|endoftext|>", "<|im_start|>", "<|fin|>")}
 
 

@@ -47,6 +47,24 @@ def test_the_way_back_gives_every_bit(tmp_path, tied):
     }
 
 
+@pytest.mark.parametrize("damage", ["the same numbers", "no whole alignment", "a larger type"])
+def test_tensors_that_do_not_follow_each_other_are_no_base(tmp_path, tiny_base, damage):
+    """llama.cpp refuses such a file too: where one begins within another, two have the same numbers."""
+    write_gguf(tiny_base, tmp_path / "a.gguf", "F16", ABOUT)
+    content, name = bytearray((tmp_path / "a.gguf").read_bytes()), b"blk.0.ffn_down.weight"
+    kind = content.index(name) + len(name) + 4 + 2 * 8  # after its name: dimensions, type, offset (ggml's docs/gguf.md)
+    offset = int.from_bytes(content[kind + 4 : kind + 12], "little")
+    if damage == "a larger type":
+        content[kind : kind + 4] = gguf.GGMLQuantizationType.F32.to_bytes(4, "little")
+    else:
+        wrong = 0 if damage == "the same numbers" else offset + 1
+        content[kind + 4 : kind + 12] = wrong.to_bytes(8, "little")
+    (tmp_path / "a.gguf").write_bytes(content)
+    (tmp_path / "back").mkdir()
+    with pytest.raises(BaseError, match=r"a\.gguf is no whole GGUF file: \S+ begins at byte \d+, not \d+"):
+        read.convert(tmp_path / "a.gguf", tmp_path / "back")
+
+
 def test_blocks_and_expected_size_change_nothing(tmp_path, tiny_base, monkeypatch):
     write_gguf(tiny_base, tmp_path / "a.gguf", "F16", ABOUT)
     monkeypatch.setattr(ours, "BLOCK_NUMBERS", 64 * 3)  # three rows, and less than a head

@@ -105,7 +105,12 @@ def test_where_others_find_the_base():
     assert nowhere.id is None and "author's machine" in nowhere.remark
 
 
-PROOF = {"Q8_0": {"held_out": {"loss": 1.5, "bits_per_byte": 0.5}, "against_F16": {"mean_kl": 0.00321, "top1": 0.987}}}
+PROOF = {
+    "Q8_0": {
+        "held_out": {"loss": 1.5, "bits_per_byte": 0.5, "positions": 1234, "rows": 7},
+        "against_F16": {"mean_kl": 0.00321, "top1": 0.987},
+    }
+}
 
 
 def fill(folder, _=None):
@@ -167,6 +172,9 @@ def test_the_card_says_what_the_records_say(plan):
     assert f"[org/rows](https://huggingface.co/datasets/org/rows/tree/{'d' * 40})" in texts["model"]
     measured = heads["gguf"]["model-index"][0]["results"][0]["metrics"]
     assert {"type": "loss", "value": 1.5, "name": "Held-out loss, nats per token (Q8_0)"} in measured
+    where = "1,234 positions of 7 rows"  # the run holds out others beside them
+    assert heads["gguf"]["model-index"][0]["results"][0]["dataset"]["name"] == f"held-out conversations ({where})"
+    assert f"by llama.cpp at {where} that were held out" in texts["gguf"]
     assert "| 0.0032 | 98.7% | 1.5000 | 0.5000 |" in texts["gguf"] and "1.7e-05 | 0.0001 | 64 |" in texts["gguf"]
     assert "1.7e-05" not in texts["model"] and "llama-cli -hf me/Llama-mine-GGUF:Q8_0" in texts["model"]
     assert "Modelfile" in files["gguf"] and "ollama create tiny -f Modelfile" in texts["gguf"]

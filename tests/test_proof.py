@@ -24,7 +24,7 @@ from tunesmith.model.base import load_base
 from tunesmith.model.batch import Batching, supervised_in
 from tunesmith.proof import gguf as proof
 from tunesmith.proof import reference
-from tunesmith.proof.divergence import Apart
+from tunesmith.proof.divergence import NEAR_TIE, Apart
 from tunesmith.proof.gguf import compare, loss_limit, prove_gguf, why_unequal
 from tunesmith.proof.sample import LONGEST, pick_sample
 from tunesmith.recipe import ChatConfig, Limits, Recipe
@@ -145,6 +145,14 @@ def add_noise(path):
     rewrite(path, "blk.1.ffn_up.weight", lambda rows: rows + rng.normal(0, 0.02, rows.shape).astype(np.float16))
 
 
+def scale_little(path):
+    rewrite(path, "blk.1.ffn_up.weight", lambda rows: rows * np.float16(1.001))
+
+
+def lose_a_word(path):
+    rewrite(path, "token_embd.weight", lambda rows: rows * (np.arange(len(rows)) != 400)[:, None])
+
+
 def say_bos(path):
     field(path, "tokenizer.ggml.add_bos_token", 1)
 
@@ -196,6 +204,8 @@ FAULTS = {
     r"'.*' \(token \d+, log-probability -\d.*\), the file '.*' \(token \d+, -\d",
     add_noise: r"is not the merged model: mean KL .*; not the model's: blk.1.ffn_up.weight \(relative "
     r"difference 0\.\d+\)\n.*first at held-out row \d+, token \d+",
+    scale_little: r"is not the merged model: not the model's: blk.1.ffn_up.weight \(relative difference 0\.0",
+    lose_a_word: r"is not the merged model: .*not the model's: token_embd.weight \(relative difference 0\.\d+\)",
     other_theta: r"is not the merged model: .*; llama.rope.freq_base is 500, and config.json has 10000\n",
     say_bos: r"llama.cpp has \[1, .*; its tokenizer.ggml.add_bos_token is True, and the model's is "
     r"False\n.*add_bos_token",
@@ -223,7 +233,7 @@ def test_a_planted_fault_fails_the_gate(made, good, fault):
 def test_with_too_little_memory_the_comparison_with_the_model_is_skipped_and_said(made, good, monkeypatch):
     recipe, run, _ = made
     details, proofs = prove_gguf(recipe, run, {"F16": good}, good.parent)
-    assert [proof.skipped_because for proof in proofs] == [None] * 10 and all(p.holds for p in proofs)
+    assert [proof.skipped_because for proof in proofs] == [None] * 11 and all(p.holds for p in proofs)
     monkeypatch.setattr(machine, "free_memory_bytes", lambda: 1_000_000)
     less, skipped = prove_gguf(recipe, run, {"F16": good}, good.parent)
     assert [proof.name for proof in skipped] == [proof.name for proof in proofs]
@@ -340,7 +350,7 @@ def test_where_whole_sequences_cannot_be_had_fewer_positions_are_proved_and_it_i
     assert reason in facts["F16"]["way"] and len(asked) == 1
     said = " ".join(capsys.readouterr().err.split())
     assert "only 5 positions are compared" in said and reason in said
-    assert {proof.positions for proof in proofs[3:-1]} == {5} and all(proof.holds for proof in proofs)
+    assert {proof.positions for proof in proofs[4:-1]} == {5} and all(proof.holds for proof in proofs)
     assert facts["F16"]["held_out"]["bits_per_byte"] is None  # of no whole row
     assert facts["F16"]["against_model"]["positions"] == 5
 
@@ -431,6 +441,31 @@ def test_divergence_is_torchs_and_near_ties_are_counted_apart():
     zero = ours.clone()
     zero[0, 7] = -3e38  # as llama.cpp writes a probability of zero
     assert np.isfinite(apart_of(ours, zero).mean_kl)
+
+
+def test_of_few_positions_one_near_tie_fails_nothing():
+    """What the model likes nearly as well is no other model, as in greedy answers; smaller types are only measured."""
+    reference = torch.tensor([[0.0, -0.03, -5.0]] * 20).log_softmax(1)
+    file = reference.clone()
+    file[3] = file[3].flip(0).roll(-1)  # 0.03 nats between the two
+    for near_tie, same in ((0.05, True), (0.02, False)):
+        found = Apart(near_tie)
+        found.add(reference, file)
+        assert found.found(str).top1 == (1 if same else 0.95) and found.found(str).near_ties == same
+    default = Apart()
+    default.add(reference, file)
+    assert default.found(str).top1 == 0.95
+
+
+def test_the_limit_of_near_ties_is_for_f16_alone(made, good, tmp_path, monkeypatch):
+    recipe, run, base = made
+    q8, limits, compare = tmp_path / "made-Q8_0.gguf", [], proof.compare
+    write_gguf(run.model, q8, "Q8_0", About("made", base.name, None, recipe.chat))
+    monkeypatch.setattr(
+        proof, "compare", lambda *given, near_tie, **rest: [limits.append(near_tie), compare(*given, **rest)][1]
+    )
+    prove_gguf(recipe, run, {"F16": good, "Q8_0": q8}, tmp_path)
+    assert limits == [recipe.export.limits.near_tie, NEAR_TIE]
 
 
 def test_the_first_position_that_differs_is_named_with_both_choices():

@@ -3,20 +3,21 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from training_runs import prepare_rows, recipe_with
 
-from tunesmith.errors import ProofError, ResourceError, ResumeError
+from tunesmith.errors import BaseError, ProofError, ResourceError, ResumeError
 from tunesmith.model import attention, lora
 from tunesmith.model.adapter import adapter_tensors
 from tunesmith.model.attention import Packing
-from tunesmith.model.base import hidden_states, load_base, recompute_layers
+from tunesmith.model.base import hidden_states, load_base, recompute_layers, refuse_odd_numbers
 from tunesmith.model.batch import Batching, supervised_in
 from tunesmith.model.lora import adapted_layers, attach
 from tunesmith.proof import compiling, packing
@@ -450,6 +451,28 @@ def test_a_loss_that_is_no_number_is_named(run, base):
     with pytest.raises(ProofError, match="lower train"):
         train(recipe_with(lr=1e30, epochs=4), run, base)
     assert "NaN" not in run.metrics.read_text() and "Infinity" not in run.metrics.read_text()
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (math.nan, "has a number that is nan in fp32"), (math.inf, "has a number that is inf in fp32"),
+        (1e6, r"has a number of size 1e\+06, and F16, from which each GGUF is made, ends at 65,504"),
+    ],
+)  # fmt: skip
+def test_a_base_whose_numbers_are_none_is_refused_by_the_tensors_name(run, base, tmp_path, number, said):
+    """And neither packing nor training is blamed for it."""
+    folder = shutil.copytree(base.folder, tmp_path / "odd")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = -number
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    odd = replace(base, folder=folder)
+    with pytest.raises(BaseError, match=rf"the base's model\.layers\.1\.mlp\.up_proj\.weight {said}") as caught:
+        train(recipe_with(epochs=1), run, odd)
+    assert str(folder) in caught.value.where
+    if number == 1e6:  # which fp32 holds: without a GGUF nothing is wrong with it
+        model = load_base(folder, precision="fp32", device=torch.device("cpu"))
+        refuse_odd_numbers(model, folder, "fp32", in_f16=False)
 
 
 def test_loss_scaling_is_saved_and_its_skipped_steps_are_counted(run, base):

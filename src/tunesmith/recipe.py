@@ -166,12 +166,12 @@ class Limits(Section):
     kl: Annotated[float, Field(gt=0)] = 1e-4
     """F16 against the merged model: mean KL divergence in nats, over the whole vocabulary."""
     top1: Annotated[float, Field(gt=0, le=1)] = 0.99
-    """F16 against the merged model: share of positions with the same most likely token, at least."""
+    """F16 against the merged model: share of positions with the same most likely token, or a near tie, at least."""
     loss: Annotated[float, Field(gt=0)] = 1e-3
     """F16 against the merged model: difference of their held-out losses in nats; over fewer than 1,000 positions it may
     be larger, by the root of 1,000 over their number."""
     near_tie: Annotated[float, Field(ge=0)] = 0.05
-    """Greedy answers of F16 and the merged model may part where the latter's two tokens are so close, in nats."""
+    """F16 and the merged model may choose two tokens that are so close to the latter, in nats; greedy answers too."""
     quantised_kl: Annotated[float, Field(gt=0)] | None = None
     """Every smaller file against F16: mean KL divergence in nats; null stops nothing, and warns above 0.5."""
 

@@ -24,6 +24,14 @@ class Source:
         except Exception as error:  # numpy's, struct's and its own, by what is damaged
             what = f"{path.name} is no whole GGUF file: {error}"
             raise BaseError(what, fix=again, where=str(path)) from error
+        due = reader.data_offset
+        for tensor in reader.tensors:  # as llama.cpp asks for it: else two could have the same numbers
+            if tensor.data_offset != due:
+                what = (
+                    f"{path.name} is no whole GGUF file: {tensor.name} begins at byte {tensor.data_offset}, not {due}"
+                )
+                raise BaseError(what, fix=again, where=str(path))
+            due += -(-int(tensor.n_bytes) // reader.alignment) * reader.alignment
 
     def get(self, key: str, kind: type[Value], *default: Any) -> Value:
         """The value of a key, which is of this kind; the default where there is no such key."""

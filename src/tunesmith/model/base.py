@@ -3,6 +3,7 @@
 Shapes: T tokens of a flat row, S positions, D hidden width, V vocabulary.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tunesmith.errors import BaseError
 from tunesmith.gguf.heads import head_numbers
 from tunesmith.model.attention import PACKED, Packing
 
+F16_END = 65504.0
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -44,7 +46,8 @@ class Head:
 def load_base(folder: Path, *, precision: str, device: torch.device) -> PreTrainedModel:
     """The model of a Hugging Face folder, frozen; no code of the folder runs.
 
-    Raises BaseError if transformers cannot read it, or would fill in a weight that is missing with random numbers.
+    Raises BaseError if transformers cannot read it, would fill in a weight that is missing with random numbers, or
+    would leave out one that is there.
     """
     disable_progress_bar()  # loading takes a second; the bar would garble our own lines
     try:
@@ -69,8 +72,40 @@ def load_base(folder: Path, *, precision: str, device: torch.device) -> PreTrain
             fix="fetch the model again, or use another base: they would be random numbers",
             where=str(folder),
         )
+    if left_out := sorted(name for name in found["unexpected_keys"] if name.endswith(".weight")):
+        raise BaseError(
+            f"the weights have {left_out[0]}"
+            + (f" and {len(left_out) - 1} more" if left_out[1:] else "")
+            + f", which {type(model).__name__} as config.json describes it has no place for",
+            fix="fetch the model again, or use another base: a part of it would be left out",
+            where=str(folder),
+        )
     model.requires_grad_(False)
     return model.eval().to(device)
+
+
+def refuse_odd_numbers(model: PreTrainedModel, folder: Path, precision: str, *, in_f16: bool) -> None:
+    """Raise BaseError for a weight of the base that is no number, or (`in_f16`) one that F16 does not hold.
+
+    What such a base computes would be blamed on packing, and on training where it is exported.
+    """
+    for name, weight in model.named_parameters():
+        if not weight.is_floating_point():
+            continue
+        largest = float(torch.stack(torch.aminmax(weight.detach())).abs().max())  # a NaN stays one
+        if not math.isfinite(largest):
+            raise BaseError(
+                f"the base's {name} has a number that is {largest} in {precision}",
+                fix="fetch the base again; if it is so there too, set train.precision to fp32, or use another base",
+                where=str(folder),
+            )
+        if in_f16 and largest > F16_END:
+            raise BaseError(
+                f"the base's {name} has a number of size {largest:g}, and F16, from which each GGUF is made, ends at "
+                f"{F16_END:,.0f}",
+                fix="use another base; or write `export: {gguf: []}` in the recipe to train and merge it without one",
+                where=str(folder),
+            )
 
 
 def backbone(model: PreTrainedModel) -> nn.Module:

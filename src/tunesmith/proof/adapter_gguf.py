@@ -57,7 +57,7 @@ def prove_adapter_gguf(
             store_model(base, sample, reference, run.adapter)
             pieces = _one_by_one(*files, sample, threads)
             first = next(pieces)
-        apart, done = Apart(), 0
+        apart, done = Apart(recipe.export.limits.near_tie), 0
         with progress(f"proof of {file.name}", len(sample), unit="positions") as advance:
             for logprobs_CV in chain([first], pieces):
                 apart.add(reference.read(done, done + len(logprobs_CV)), logprobs_CV)

@@ -1,4 +1,4 @@
-"""Where an F16 file is not the merged model, tensor by tensor: what an error says beside how far the two are apart.
+"""Where an F16 file is not the merged model, tensor by tensor: small faults too, that probabilities hardly show.
 
 Tensors are compared as numbers, in the order that llama.cpp's rotary wants: written anew here, from the definition, and
 not with the code that wrote the file.
@@ -26,6 +26,7 @@ from tunesmith.weights.peft_files import CONFIG
 from tunesmith.weights.tensorfile import TensorInfo, pieces, read_index, read_rows, to_f32
 
 TYPES: dict[int, str] = {Type.F16: "<f2", Type.F32: "<f4"}
+UNDAMAGED = "each of its tensors is the model's, so look at how llama.cpp computes this family, and at its metadata"
 NAMED = 3  # tensors that an error names; of the others the number
 ALIKE = 1e-2  # relative difference below which two updates are the same one, rounded
 Rows = NDArray[Any]
@@ -43,7 +44,7 @@ def check_names(model: Path, file: Path) -> int:
 
 
 def find_damage(model: Path, adapter: Path, file: Path) -> str:
-    """What is not as it should be in an F16 file of a merged model, in words. It reads both whole."""
+    """What is not as it should be in an F16 file of a merged model, in words; empty where all is. Reads both whole."""
     config, infos, head = read_config(model), read_index(model), read_head(file)
     updates, scale = load_adapter(adapter) if (adapter / CONFIG).exists() else ({}, 0.0)
     found: dict[str, list[str]] = {}
@@ -56,8 +57,7 @@ def find_damage(model: Path, adapter: Path, file: Path) -> str:
             if odd:
                 found.setdefault(odd, []).append(f"{name}{detail}")
     said = [f"{odd}: {_some(names)}" for odd, names in found.items()] + _odd_numbers(config, head)
-    as_model = "each of its tensors is the model's, so look at how llama.cpp computes this family, and at its metadata"
-    return "; ".join(said) or as_model
+    return "; ".join(said)
 
 
 def _names(model: Path) -> dict[str, str]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-NEAR_TIE = 1e-3  # nats between the reference's two best tokens below which another top-1 is rounding, not a fault
+NEAR_TIE = 1e-3  # nats by which the reference likes another's first choice less, where that is rounding and no fault
 TOP = 100
 FLOOR = -100.0  # nats; llama.cpp writes a probability that fell to zero as -3e38
 
@@ -36,7 +36,7 @@ class Divergence:
     max_difference_top100: float  # |difference of log-probabilities| among the reference's 100 most likely tokens
     max_relative_difference: float  # of a position's logits: |difference| over |reference|, both less their mean
     top1: float  # share of positions with the same most likely token; near ties count as the same
-    near_ties: int  # positions with another one, where the reference's two best are closer than NEAR_TIE
+    near_ties: int  # positions with another one, which the reference finds nearly as likely
     widest_other: float  # nats by which the reference's first choice is more likely to it than the other's, at most
     positions: int
 
@@ -44,7 +44,9 @@ class Divergence:
 class Apart:
     """Numbers of each position; the probabilities themselves are not kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, near_tie: float = NEAR_TIE) -> None:
+        """`near_tie`: nats by which the reference may like another's first choice less."""
+        self._near_tie = near_tie
         self._kl: list[Tensor] = []
         self._largest: list[Tensor] = []
         self._relative: list[Tensor] = []
@@ -62,8 +64,9 @@ class Apart:
         self._kl.append((reference_CV.exp().mul_(difference_CV)).sum(dim=1, dtype=torch.float64))
         other_C = best_CT.indices[:, 0] != first_C.indices
         self._other.append(other_C)
-        self._tie.append(other_C & (best_CT.values[:, 0] - best_CT.values[:, 1] < NEAR_TIE))
-        self._gap.append(best_CT.values[:, 0] - reference_CV.gather(1, first_C.indices[:, None])[:, 0])
+        gap_C = best_CT.values[:, 0] - reference_CV.gather(1, first_C.indices[:, None])[:, 0]
+        self._tie.append(other_C & (gap_C <= self._near_tie))
+        self._gap.append(gap_C)
         pairs = (best_CT.indices[:, 0], best_CT.values[:, 0], first_C.indices, first_C.values)
         self._choices.append(torch.stack([part.double() for part in pairs], dim=1))
 

@@ -25,8 +25,8 @@ from tunesmith.console import progress, warn
 from tunesmith.errors import ProofError, ResourceError
 from tunesmith.inference.engine import PatientEngine
 from tunesmith.inference.logits import Unavailable, sequence_logits
-from tunesmith.proof.damage import check_names, find_damage
-from tunesmith.proof.divergence import Apart, Choice, Divergence
+from tunesmith.proof.damage import UNDAMAGED, check_names, find_damage
+from tunesmith.proof.divergence import NEAR_TIE, Apart, Choice, Divergence
 from tunesmith.proof.greedy import TOKENS, Greedy, answer, compare_answers, prompt_ids
 from tunesmith.proof.merged import (
     BITS,
@@ -128,7 +128,8 @@ class Gate:
         way = (
             _one_by_one(path, sample, self.threads) if one_by_one else _whole(path, sample, self.threads, self.scratch)
         )
-        apart, loss = compare(way, sample, self.reference, path.name, keep=keep)
+        near_tie = self.limits.near_tie if kind == "F16" else NEAR_TIE
+        apart, loss = compare(way, sample, self.reference, path.name, keep=keep, near_tie=near_tie)
         if apart is None:
             return Found(kind, texts, None, None, loss, was)
         limit = self.limits.kl if kind == "F16" else self.limits.quantised_kl or WARN_KL
@@ -136,16 +137,21 @@ class Gate:
 
     def _check(self, found: Found, path: Path) -> None:
         """Raise ProofError for a file beyond the limits, with the first position that differs and where damage lies."""
-        if found.apart is None or found.first is None:
-            return
-        if found.kind != "F16":
+        if found.kind == "F16":
+            self._check_f16(found, path)
+        elif found.apart and found.first:
             self._check_quantised(found.apart, found.first, path.name)
-        elif what := why_unequal(
-            found.apart, abs(found.loss.loss - found.was.loss) if found.was else None, self.limits
-        ):
-            damage = find_damage(self.run.model, self.run.adapter, path)
+
+    def _check_f16(self, found: Found, path: Path) -> None:
+        what, place = "", ""
+        if found.apart and found.first:
+            losses = abs(found.loss.loss - found.was.loss) if found.was else None
+            what = why_unequal(found.apart, losses, self.limits)
             place = self._in_words(found.first, "the merged model")
-            raise ProofError(f"{path.name} is not the merged model: {what}; {damage}", fix=FIX, where=place)
+        damage = find_damage(self.run.model, self.run.adapter, path)
+        if what or damage:
+            what = "; ".join(part for part in (what, damage or UNDAMAGED) if part)
+            raise ProofError(f"{path.name} is not the merged model: {what}", fix=FIX, where=place)
 
     def _check_quantised(self, apart: Divergence, first: Choice, name: str) -> None:
         limit = self.limits.quantised_kl
@@ -181,7 +187,7 @@ class Gate:
                     f"log-probability {parting.model_logprob:.3f}), the file {file} (token {parting.file}, "
                     f"{parting.file_logprob:.3f} in the model)"
                 )
-                raise ProofError(f"{what}; {find_damage(self.run.model, self.run.adapter, path)}", fix=FIX, where=where)
+                raise ProofError(f"{what}; {UNDAMAGED}", fix=FIX, where=where)
         return greedy
 
 
@@ -233,13 +239,13 @@ def _one_by_one(path: Path, sample: Sample, threads: int) -> Iterator[Tensor]:
 
 
 def compare(
-    pieces: Iterator[Tensor], sample: Sample, reference: Reference, name: str, *, keep: bool
+    pieces: Iterator[Tensor], sample: Sample, reference: Reference, name: str, *, keep: bool, near_tie: float = NEAR_TIE
 ) -> tuple[Apart | None, HeldOutLoss]:
     """How far a file's log-probabilities are from the reference, where there is one, and its held-out loss.
 
     `keep`: they take the reference's place. Raises ProofError for a file that computes no numbers.
     """
-    apart, targets_S, nats, done = Apart(), torch.from_numpy(sample.targets_S), list[Tensor](), 0
+    apart, targets_S, nats, done = Apart(near_tie), torch.from_numpy(sample.targets_S), list[Tensor](), 0
     with progress(f"proof of {name}", len(sample), unit="positions") as advance:
         for logprobs_CV in pieces:
             part = slice(done, done + len(logprobs_CV))
@@ -289,6 +295,8 @@ def _proofs(found: Found, names: int, limits: Limits, reason: str | None) -> lis
     ]
     numbers = (apart.mean_kl, 1 - apart.top1, apart.max_relative_difference) if apart else (None, None, None)
     limit_of: dict[str, float | None] = dict.fromkeys(NUMBERS)
+    if kind == "F16":
+        proofs.insert(2, Proof("F16: tensors whose numbers are not the model's", 0.0, 0.0, names))
     if kind != "F16":
         limit_of["mean KL in nats"] = limits.quantised_kl
         pairs = zip(limit_of.items(), numbers, strict=True)

@@ -175,17 +175,17 @@ def _results(
 ) -> Iterator[EvalResult]:
     """What was measured on held-out rows: of the adapter in training, of each GGUF file by llama.cpp."""
     counts, rows = records["adapter"].counts, records["data"].counts.get("held_out_rows")
-    measured = [("", counts.get("held_out_loss"), counts.get("bits_per_byte"))]
+    measured = [("", counts.get("held_out_loss"), counts.get("bits_per_byte"), f"{rows} rows")]
     if part == "gguf":
-        measured = [(f" ({file['kind']})", file["loss"], file["bits_per_byte"]) for file in files]
-    for which, loss, bits in measured:
+        measured = [(f" ({file['kind']})", file["loss"], file["bits_per_byte"], file["of"]) for file in files]
+    for which, loss, bits, of in measured:
         values = (("loss", "Held-out loss, nats per token", loss), ("bits_per_byte", "Held-out bits per byte", bits))
         for kind, title, value in values:
             if value is not None:
                 yield EvalResult(
                     task_type="text-generation",
                     dataset_type=hub_data[0] if hub_data else "held-out",
-                    dataset_name=f"held-out conversations ({rows} rows)",
+                    dataset_name=f"held-out conversations ({of})",
                     metric_type=kind,
                     metric_name=f"{title}{which}",
                     metric_value=round(value, 4),
@@ -206,6 +206,7 @@ def _gguf_files(recipe: Recipe, run: Run, record: Record | None) -> list[dict[st
         found.append({
             "kind": kind, "name": name, "bytes": record.outputs[name]["bytes"], "kl": against.get("mean_kl"),
             "top1": against.get("top1"), "loss": held_out.get("loss"), "bits_per_byte": held_out.get("bits_per_byte"),
+            "of": f"{held_out.get('positions', 0):,} positions of {held_out.get('rows', 0):,} rows",
         })  # fmt: skip
     return found
 

@@ -9,9 +9,12 @@ from tunesmith.console import warn
 from tunesmith.gguf.config import context_length
 from tunesmith.gguf.families import read_config
 from tunesmith.gguf.modelfile import UNTRANSLATED, Messages, Render, modelfile
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import GgufType, Recipe
 from tunesmith.tokens.template import end_of_turn_id, render
 from tunesmith.tokens.tokenizer import load_tokenizer
+
+CONTEXT = 4096  # tokens; of a chat.context that is changed later the file knows nothing
+USUAL: GgufType = "Q8_0"
 
 
 def make_modelfile(recipe: Recipe, model: Path, path: Path) -> None:
@@ -23,14 +26,20 @@ def make_modelfile(recipe: Recipe, model: Path, path: Path) -> None:
 
 
 def modelfile_of(recipe: Recipe, model: Path, longest: int) -> str:
-    """The text for the file that `evaluate` asks. `model`: the merged folder; `longest`: tokens that it knows."""
+    """The text. `model`: the merged folder; `longest`: tokens that it knows."""
     tokenizer, chat = load_tokenizer(model), recipe.chat
     ends = [tokenizer.convert_ids_to_tokens(end_of_turn_id(tokenizer)), tokenizer.eos_token]
-    said = {"temperature": chat.temperature, "top_p": chat.top_p, "num_ctx": min(chat.context, longest)}
+    said = {"temperature": chat.temperature, "top_p": chat.top_p, "num_ctx": min(CONTEXT, longest)}
     stops = list(dict.fromkeys(str(end) for end in ends if end))
     return modelfile(
-        f"{recipe.name}-{recipe.evaluate.gguf}.gguf", renderer(tokenizer, recipe.data.date), said, chat.system, stops
+        f"{recipe.name}-{_served(recipe)}.gguf", renderer(tokenizer, recipe.data.date), said, chat.system, stops
     )
+
+
+def _served(recipe: Recipe) -> GgufType:
+    """The type that it names. By what an export is made from alone: what is chosen later leaves the file as it is."""
+    small: list[GgufType] = [kind for kind in recipe.export.gguf if kind not in ("F16", "BF16")]
+    return USUAL if USUAL in small else (small or list(recipe.export.gguf))[0]
 
 
 def renderer(tokenizer: PreTrainedTokenizerBase, date: str) -> Render:

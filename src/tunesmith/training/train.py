@@ -15,7 +15,7 @@ from tunesmith.decides import adapter_needs
 from tunesmith.errors import ResourceError, ResumeError, TunesmithError
 from tunesmith.model.adapter import save_adapter
 from tunesmith.model.attention import has_varlen_kernel
-from tunesmith.model.base import load_base, recompute_layers
+from tunesmith.model.base import load_base, recompute_layers, refuse_odd_numbers
 from tunesmith.model.batch import Batching, supervised_in
 from tunesmith.model.lora import attach
 from tunesmith.proof.compiling import prove_compiling
@@ -185,6 +185,7 @@ def _start(job: Job, base: LocatedBase, proofs: list[Proof]) -> TrainState:
     recipe, device = job.recipe, job.batching.device
     say(f"train: loading {base.name} in {recipe.train.precision} on {job.conditions['device']}")
     model = load_base(base.folder, precision=recipe.train.precision, device=device)
+    refuse_odd_numbers(model, base.folder, recipe.train.precision, in_f16=bool(recipe.export.gguf))
     proofs.append(prove_packing(model, (job.rows, job.batching), (job.held_out, job.held_out_batching)))
     say(f"train: {proofs[-1].in_words('packed rows compute the same as single ones')}")
     keys = attach(model, recipe.lora, seed=recipe.seed)

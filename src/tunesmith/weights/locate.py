@@ -29,6 +29,7 @@ GGUF_FORM = 2  # in the name of an unpacked GGUF; raise it when gguf/read.py wri
 SMALL_FILES = (CONFIG, GENERATION_CONFIG, "tokenizer.json", TOKENIZER_CONFIG, TEMPLATE)
 Unpack = Callable[[Path, Path], None]
 Check = Callable[[Path], None]
+UNNAMED = "quantization_config names no method"
 INSTRUCT = "use an instruct or chat model, such as builtin:smollm2-135m-instruct"
 
 
@@ -163,12 +164,15 @@ def _check_small_files(folder: Path, name: str, check: Check | None) -> None:
         check(folder)
     if method := _quantised(config.get("quantization_config")):  # last: nobody is sent to look for another form in vain
         fix = "name the model it was made from, in F32, F16 or BF16"
+        if method == UNNAMED:
+            fix += f"; or delete quantization_config from {CONFIG} where its weights are such numbers"
         raise BaseError(f"{name} is stored quantised ({method})", fix=fix, where=str(folder))
 
 
 def _quantised(stored: Any) -> str:
     """The name of the way a base is stored quantised; empty if it is not."""
-    if not isinstance(stored, dict):
-        return str(stored or "")
-    loads = [name for name, value in stored.items() if name.startswith("load_in_") and value]
-    return str(stored.get("quant_method") or ", ".join(loads))
+    if stored is None:
+        return ""
+    settings = stored if isinstance(stored, dict) else {"quant_method": stored}
+    loads = [name for name, value in settings.items() if name.startswith("load_in_") and value]
+    return str(settings.get("quant_method") or ", ".join(loads) or UNNAMED)
