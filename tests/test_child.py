@@ -163,7 +163,8 @@ def test_memory_is_blamed_only_where_it_was_killed(child_of, ends, said, fix):
         child.read()
     assert f"answers with tiny ended with {said}" in caught.value.what and fix in caught.value.fix
     assert ("memory" in str(caught.value)) == (fix == "free some memory")
-    assert ("GGML" in caught.value.what) == ("GGML" in said)  # a crash may have printed what somebody has asked
+    silent = (signal.SIGKILL, 128 + signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS)  # it may be what somebody asked
+    assert ("GGML" in caught.value.what) == (ends not in silent and ends != "raise")
 
 
 def test_what_it_printed_is_known_after_it_is_closed(child_of):

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import gguf
 import pytest
@@ -22,7 +23,9 @@ from tunesmith.gguf.supported import supported
 from tunesmith.gguf.write import About, write_gguf
 from tunesmith.inference.engine import Engine
 from tunesmith.model.base import load_base
+from tunesmith.model.lora import attach, refuse_unmergeable
 from tunesmith.pipeline import run_stages
+from tunesmith.proof import packing
 from tunesmith.recipe import ChatConfig, Recipe
 from tunesmith.record import read_record
 from tunesmith.release.base_gguf import export_base
@@ -121,6 +124,9 @@ ALWAYS = {  # what neither trains nor exports
     ),
     "no whole safetensors": lambda folder: (folder / "model.safetensors").write_bytes(b"cut"),
     "more tokens than vocab_size 511: ids up to 511": config(vocab_size=511),
+    "is BertLMHeadModel": config(architectures=["BertLMHeadModel"], model_type="bert"),
+    "is RobertaForCausalLM, an encoder": config(architectures=["RobertaForCausalLM"], model_type="roberta"),
+    "is ElectraForCausalLM, an encoder": config(architectures=["ElectraForCausalLM"], model_type="electra"),
     "tokenizer.json cannot be read": lambda folder: (folder / "tokenizer.json").write_text("{}"),
     **{
         f"is {name}ForCausalLM, whose attention cannot be packed": config(
@@ -422,6 +428,41 @@ def test_a_family_that_is_not_known_here_is_not_filled_in_with_random_numbers(tm
     with pytest.raises(BaseError, match=f"(?s){what}") as caught:
         load_base(folder, precision="fp32", device=torch.device("cpu"))
     assert caught.value.fix
+
+
+def test_a_layer_whose_weights_have_another_name_is_refused_before_training(tmp_path):
+    folder = save_family(tmp_path / "base", "qwen2")
+    model = load_base(folder, precision="fp32", device=torch.device("cpu"))
+    attach(model, recipe_of().lora, seed=0)
+    refuse_unmergeable(model, folder)
+    tensors(lambda held: held.update({"other.name": held.pop("model.layers.0.mlp.up_proj.weight")}))(folder)
+    with pytest.raises(
+        BaseError, match=r"has the layer model\.layers\.0\.mlp\.up_proj, and the base's weights have none"
+    ):
+        refuse_unmergeable(model, folder)
+
+
+def test_what_cannot_be_computed_packed_is_an_error_of_ours(tmp_path, monkeypatch):
+    folder = save_family(tmp_path / "base", "qwen2")
+    model = load_base(folder, precision="fp32", device=torch.device("cpu"))
+    rows = SimpleNamespace()
+
+    def fails(*_):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied\nmore")
+        yield
+
+    monkeypatch.setattr(packing, "_differences", fails)
+    monkeypatch.setattr(packing, "_Bin", lambda *_: SimpleNamespace(chosen=[0, 1], longest=1))
+    monkeypatch.setattr(packing, "rows_of_one_bin", lambda *_: [])
+    with pytest.raises(BaseError, match=r"Qwen2ForCausalLM cannot be computed packed: mat1 and mat2 .* multiplied\n"):
+        packing.prove_packing(model, (rows, SimpleNamespace(capacity=9)))
+
+
+def test_windows_without_their_length_are_refused(tmp_path):
+    folder = save_family(tmp_path / "base", "qwen2")
+    edit(folder / "config.json", layer_types=["sliding_attention", "full_attention"], sliding_window=None)
+    with pytest.raises(BaseError, match=r"sliding_window is missing or null, and layer_types has layers with a window"):
+        supported(folder, recipe_of())
 
 
 def test_weights_that_would_be_left_out_are_named(tmp_path):

@@ -64,17 +64,62 @@ def test_a_licence_that_is_not_known_is_refused_until_it_is_named(base, card):
     with pytest.raises(RecipeError, match="cannot be seen to") as caught:
         terms_of(base, ASKED, "org/odd")
     assert "publish.licence" in caught.value.fix and "apache-2.0" in caught.value.fix
+    with pytest.raises(RecipeError, match="MIT License asks that its text goes along"):
+        terms_of(base, PublishConfig(licence="mit"), "org/odd")
+    (base / "LICENSE").write_text("the text")
     assert terms_of(base, PublishConfig(licence="mit"), "org/odd").licence is LICENCES["mit"]
     terms = terms_of(base, PublishConfig(licence="my-licence"), "org/odd")
-    assert terms.metadata() | {"license_link": ""} == {
-        "license": "other", "license_name": "my-licence", "license_link": ""
-    }  # fmt: skip
+    assert terms.metadata() == {"license": "other", "license_name": "my-licence", "license_link": "LICENSE"}
+    (base / "LICENSE").unlink()
+    with pytest.raises(RecipeError, match="neither an address nor a text is known"):
+        terms_of(base, PublishConfig(licence="my-licence"), "org/odd")
+
+
+def test_the_text_of_apaches_licence_goes_along_also_where_the_base_has_none(base):
+    (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    assert b"Apache License" in terms_of(base, ASKED, "org/free").files["LICENSE"]
+    (base / "LICENSE.txt").write_text("the base's own")
+    assert terms_of(base, ASKED, "org/free").files == {"LICENSE.txt": b"the base's own"}
+
+
+@pytest.mark.parametrize(
+    ("parent", "of_parent"),
+    [("meta-llama/Llama-3.2-1B", "llama3.2"), ("meta-llama/Meta-Llama-3-8B", "llama3"),
+     ("google/gemma-3-1b-it", "gemma"), ("meta-llama/Llama-3.1-8B-Instruct", "llama3.1")],
+)  # fmt: skip
+def test_a_base_is_under_the_licence_of_what_it_was_made_from(base, parent, of_parent):
+    (base / "README.md").write_text(f"---\nlicense: apache-2.0\nbase_model: [{parent}]\n---\n")
+    (base / "LICENSE").write_text("the text")
+    with pytest.raises(
+        RecipeError, match=f"apache-2.0, and it was made from {parent}, which is under {of_parent}"
+    ) as no:
+        terms_of(base, ASKED, "org/tuned")
+    assert f"set publish.licence to {of_parent}" in no.value.fix
+    assert terms_of(base, PublishConfig(licence=of_parent), "org/tuned").licence is LICENCES[of_parent]
+    assert terms_of(base, PublishConfig(licence="apache-2.0"), "org/tuned").licence is LICENCES["apache-2.0"]
+    (base / "README.md").write_text(f"---\nlicense: {of_parent}\nbase_model: {parent}\n---\n")
+    assert terms_of(base, ASKED, "org/tuned").licence is LICENCES[of_parent]
+
+
+def test_two_files_of_one_name_and_names_of_the_models_own_files_are_refused(base, tmp_path, plan):
+    (base / "README.md").write_text("---\nlicense: mit\n---\n")
+    paths = [tmp_path / name / "LICENSE" for name in ("one", "two")]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text("text")
+    with pytest.raises(RecipeError, match="two files of the name LICENSE"):
+        terms_of(base, PublishConfig(licence_files=tuple(map(str, paths))), "org/free")
+    for name in ("Modelfile", "README.md", "loss.png"):
+        (tmp_path / name).write_text("of the licence")
+        with pytest.raises(RecipeError, match=f"the licence's {name} has the name of a file"):
+            plan(licence_files=(str(tmp_path / name),), parts=("gguf",))
 
 
 def test_a_licence_that_is_known_is_not_renamed(base):
     (base / "README.md").write_text("---\nlicense: gemma\n---\n")
     with pytest.raises(RecipeError, match=r"publish\.licence is mit, and org/gemma is under gemma"):
         terms_of(base, PublishConfig(licence="mit"), "org/gemma")
+    (base / "LICENSE").write_text("the terms")
     terms = terms_of(base, PublishConfig(licence="gemma"), "org/gemma")
     assert b"Gemma Terms of Use" in terms.files["NOTICE"] and any("prohibited_use" in duty for duty in terms.duties())
 

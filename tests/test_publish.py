@@ -188,6 +188,49 @@ def test_a_repository_that_others_wrote_to_is_left_alone(run, hub):
     assert repo.files["mine.txt"] == b"mine" and b"fine-tuned" in repo.files["README.md"]
 
 
+def test_what_others_have_changed_is_not_deleted(run, hub, tmp_path):
+    """Also where all that is to be published is there: the file that this run no longer has may be another's by now."""
+    notice = tmp_path / "NOTICE"
+    notice.write_text("ours")
+    only = "publish.parts=[model]"
+    sent(run, only, f"publish.licence_files=[{notice}]")
+    repo = hub.repos["me/small"]
+    repo.commit(repo.files | {"NOTICE": b"theirs"})
+    with pytest.raises(PublishError, match="me/small has moved on"):
+        sent(run, only)
+    sent(run, only, overwrite=True)
+    assert repo.files["NOTICE"] == b"theirs"
+    sent(run, only)
+    assert repo.files["NOTICE"] == b"theirs"
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        "abc", {"commit": 5, "files": {}, "endpoint": "e"}, {"commit": "c", "files": [], "endpoint": "e"}, {},
+        {"commit": "c", "files": "README.md", "endpoint": "e"}, {"commit": "c", "files": {"a": 1}, "endpoint": "e"},
+    ],
+)  # fmt: skip
+def test_a_record_of_what_is_published_that_is_none_is_damaged(run, hub, known):
+    run.published.write_text(json.dumps({"repositories": {"me/small": known}}))
+    with pytest.raises(ResumeError, match=r"published\.json is damaged"):
+        sent(run)
+    assert not hub.puts() and standing_of(run).state == "damaged"
+
+
+def test_a_token_with_a_letter_that_none_has_is_named_and_not_shown(run, hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_gehe\u00edm")
+    with pytest.raises(PublishError, match="has a letter that no token has") as caught:
+        sent(run)
+    assert "gehe" not in str(caught.value)
+
+
+@pytest.mark.parametrize("code", [400, 409, 422])
+def test_where_waiting_is_no_help_none_is_advised(code):
+    reason, fix = hub_client._reason(code, "why it is so", ValueError())
+    assert f"(HTTP {code}) (why it is so)" in reason and "wait" not in fix and "--to" in fix
+
+
 def test_a_repository_that_is_not_ours_is_refused_before_anything_is_sent(run, hub):
     hub.create_for("me/small-GGUF", {"model.gguf": b"theirs"})
     with pytest.raises(PublishError, match="me/small-GGUF is there already, and this run did not make it"):
@@ -334,6 +377,16 @@ def test_nothing_is_published_that_is_not_proved_whole_and_new(run, tmp_path):
     file.write_bytes(was)
     with pytest.raises(ResumeError, match=r"not what its recipe says(.|\n)*lora\.alpha"):
         publish(run.path, [TO, "lora.alpha=3"])
+    with pytest.raises(ResumeError, match="not what its recipe says") as caught:
+        publish(run.path, [TO, "export.gguf=[F16,Q8_0]"])
+    assert f"`tunesmith run {run.path} --set 'export.gguf=[F16,Q8_0]'`, which makes it anew" in caught.value.fix
+    evaluation = run.evaluation.rename(tmp_path / "evaluation")
+    with pytest.raises(ResumeError, match="has no whole evaluation/, whose answers and speeds the cards tell"):
+        publish(run.path, [TO])
+    evaluation.rename(run.evaluation)
+    metrics = run.metrics.rename(tmp_path / "metrics")
+    assert "the cards have no learning curve: metrics.jsonl is gone" in publish(run.path, [TO])
+    metrics.rename(run.metrics)
     (run.gguf / "record.json").unlink()
     with pytest.raises(ResumeError, match="has no whole gguf/"):
         publish(run.path, [TO])
@@ -356,6 +409,8 @@ def test_names_and_parts_that_do_not_do(run, tmp_path):
         publish(run.path, ["publish.to=me/small--model"])
     with pytest.raises(RecipeError, match=r"publish\.to"):
         publish(run.path, ["publish.to=small"])
+    done = completed("publish", run.path, "--to", "small")
+    assert done.returncode == 2 and "--to small is no USER/NAME" in done.stderr and "^[" not in done.stderr
     said = publish(run.path, [TO, "publish.base_on_hub=null"])
     assert "me/small-lora" not in said and "the adapter is left out" in said
     with pytest.raises(RecipeError, match="the adapter is left out"):

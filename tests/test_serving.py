@@ -4,9 +4,12 @@ import asyncio
 import contextlib
 import http.client
 import json
+import os
 import re
+import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import openai
 import pytest
@@ -14,15 +17,17 @@ from test_front import opened
 
 from tunesmith.errors import RecipeError, ResourceError
 from tunesmith.gguf.write import About, write_gguf
+from tunesmith.inference import serving
 from tunesmith.inference.engine import Engine
 from tunesmith.recipe import ChatConfig
-from tunesmith.server import asked, keeper
+from tunesmith.server import asked, keeper, protocol
+from tunesmith.server import front as module
 from tunesmith.server.answer import Answer
 from tunesmith.server.door import Door, Limits, checked_door
 from tunesmith.server.front import Front
 from tunesmith.server.keeper import Keeper
 from tunesmith.server.line import Line, Rates, TooMany
-from tunesmith.server.login import login_page
+from tunesmith.server.login import Login, login_page
 
 KEY = "a-key-of-enough-letters"
 HI = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 4}
@@ -97,11 +102,18 @@ def test_without_the_key_there_is_a_login_and_the_rest_is_closed(locked):
     assert status == 200 and "default-src 'none'; style-src 'sha256-" in headers["content-security-policy"]
     assert b"<script" not in page
     assert send(locked, "POST", "/login", "key=wrong")[0] == 401
-    status, headers, _ = send(locked, "POST", "/login", f"key={KEY}", Origin=f"http://127.0.0.1:{locked.port}")
+    assert send(locked, "POST", "/login", "a=1&b=2&c=3&d=4&e=5&key=")[0] == 401
+    status, headers, _ = send(locked, "POST", "/login", f"key=+{KEY}%0A", Origin=f"http://127.0.0.1:{locked.port}")
     cookie = headers["set-cookie"]
-    assert status == 303 and re.fullmatch("tunesmith=[0-9a-f]{64}; Path=/; HttpOnly; SameSite=Strict", cookie)
-    assert send(locked, "GET", "/v1/models", Cookie=cookie.partition(";")[0])[0] == 200
-    codes = [send(locked, "POST", "/login", "key=guess")[0] for _ in range(9)]
+    form = "tunesmith-[0-9a-f]{8}=[0-9a-f]{64}; Path=/; HttpOnly; SameSite=Strict"
+    assert status == 303 and re.fullmatch(form, cookie)
+    own = cookie.partition(";")[0]
+    others = ("", 'x={"a":"b"}; ', "a[b]=1; ", "foo; ", "name@host=1; ", "a=b c;", f"{own.partition('=')[0][:-1]}0=1; ")
+    for other in others:  # of other programs of this host, and of another chat
+        assert send(locked, "GET", "/v1/models", Cookie=f"{other}{own}")[0] == 200
+        assert send(locked, "GET", "/v1/models", Cookie=f"{own}; {other}")[0] == 200
+    assert Login(KEY).cookie(secure=False).partition("=")[0] != own.partition("=")[0]
+    codes = [send(locked, "POST", "/login", "key=guess")[0] for _ in range(8)]
     assert codes[-1] == 429 and send(locked, "POST", "/login", f"key={KEY}")[0] == 429  # also with the right one
 
 
@@ -165,7 +177,11 @@ def test_an_address_has_a_share_and_only_a_proxy_beside_us_names_it(public):
     assert ask("8.8.8.8")[0] == 200
     assert asked._forwarded(asked.Headers({"x-forwarded-for": "8.8.8.7"}), "9.9.9.9") == "9.9.9.9"
     assert asked._forwarded(asked.Headers({"x-forwarded-for": "2001:db8::7, ::1"}), "127.0.0.1") == "127.0.0.1"
-    assert asked._forwarded(asked.Headers({"x-forwarded-for": "2a00:1450::7"}), "127.0.0.1") == "2a00:1450::/64"
+    for named, address in (
+        ("2a00:1450::7", "2a00:1450::/64"), ("[2a00:1450::7]:443", "2a00:1450::/64"), ("8.8.4.4:4711", "8.8.4.4"),
+        ("::ffff:8.8.4.4", "8.8.4.4"), ("[::ffff:8.8.4.4]:1, 10.0.0.3:99", "8.8.4.4"), ("nobody", "127.0.0.1"),
+    ):  # fmt: skip
+        assert asked._forwarded(asked.Headers({"x-forwarded-for": named}), "127.0.0.1") == address, named
 
 
 def test_in_public_any_name_is_answered_but_no_other_site_and_nothing_but_the_chat(public):
@@ -175,10 +191,13 @@ def test_in_public_any_name_is_answered_but_no_other_site_and_nothing_but_the_ch
     assert send(public, "GET", "/v1/models", Host="me.example", Origin="https://evil.example")[0] == 403
     for method, path in (
         ("GET", "/slots"), ("GET", "/lora-adapters"), ("POST", "/completion"), ("POST", "/lora-adapters"),
-        ("POST", "/tokenize"), ("GET", "/%73lots"), ("GET", "/_app/../slots%2f"), ("DELETE", "/v1/models"),
+        ("POST", "/tokenize"), ("GET", "/%73lots"), ("DELETE", "/v1/models"),
     ):  # fmt: skip
         status, _, text = send(public, method, path, "{}")
         assert status == 404 and b"there is nothing of that name here" in text, path
+    for path in ("/_app/../slots%2f", "/_app/%2e%2e/slots", "/./slots", "//slots", "/v1/..", "/v1\\..\\slots"):
+        status, _, text = send(public, "GET", path)
+        assert status == 403 and b"empty or dotted parts" in text, path
     status, _, text = send(public, "GET", "/props")
     assert status == 200 and b"tiny.gguf" not in text and json.loads(text)["model_path"] == "sailor"
     assert send(public, "POST", "/v1/chat/completions", "x" * 2001)[0] == 413
@@ -194,6 +213,9 @@ def test_an_answer_is_no_longer_than_the_door_allows(engine):
             body = {"messages": HI["messages"], "ignore_eos": True} | asks
             status, _, text = send(front, "POST", "/v1/chat/completions", body)
             assert status == 200 and json.loads(text)["usage"]["completion_tokens"] <= 5, asks
+        for path in ("/completion", "/v1/messages", "/infill"):
+            status, _, text = send(front, "POST", path, {"prompt": "a", "messages": HI["messages"], "n_predict": 12})
+            assert status == 404 and b"bounded" in text
         for asks in ({"n": 2}, {"n_cmpl": 2}, {"max_tokens": "many"}):
             assert send(front, "POST", "/v1/chat/completions", HI | asks)[0] == 400, asks
 
@@ -376,9 +398,79 @@ def test_an_engine_for_everybody_is_started_again_for_ever(monkeypatch):
     assert enough.wait(10) and kept.reason is None
 
 
+def test_an_engine_that_does_not_answer_is_not_healthy(engine, monkeypatch):
+    monkeypatch.setattr(module, "HEALTH_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as stuck:  # takes the request, and says nothing
+        silent = SimpleNamespace(url=f"http://127.0.0.1:{stuck.getsockname()[1]}", headers={})
+        with opened(Door(), silent) as front:
+            assert send(front, "GET", "/health")[0] == 503
+            assert json.loads(send(front, "GET", "/health")[2]) == {"status": "the engine does not answer"}
+    with opened(Door(), engine) as front:
+        assert json.loads(send(front, "GET", "/health")[2]) == {"status": "ok"}
+
+
+def test_connections_that_say_nothing_keep_nobody_out(engine, monkeypatch):
+    monkeypatch.setattr(protocol, "MOST_UNSAID", 5)
+    with opened(Door(), engine) as front, contextlib.ExitStack() as idle:
+        silent = [idle.enter_context(socket.create_connection(("127.0.0.1", front.port), 5)) for _ in range(12)]
+        for client in silent:
+            client.sendall(b"GET / HT")
+        assert send(front, "GET", "/health")[0] == 200
+        cut = 0
+        for client in silent:
+            client.settimeout(0.2)
+            try:
+                cut += client.recv(1) == b""
+            except ConnectionError:
+                cut += 1
+            except TimeoutError:
+                pass
+        assert cut >= 7
+
+
+def test_what_an_engine_prints_of_requests_is_not_kept(monkeypatch, tmp_path):
+    monkeypatch.setattr(serving, "MOST_PRINTED_BYTES", 10)
+    with (tmp_path / "printed").open("wb+") as file:
+        kept = os.dup(2)
+        try:
+            os.dup2(file.fileno(), 2)
+            os.write(2, b"root ::= secret\n")
+            serving._forget_what_is_printed()
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+        assert (tmp_path / "printed").stat().st_size == 0
+
+
+def has_ipv6():
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_addresses_of_this_machine_are_its_names(engine):
+    for host in ("127.0.0.2", *(["::1"] if has_ipv6() else [])):
+        with opened(Door(host=host), engine) as front:
+            name = f"[{host}]" if ":" in host else host
+            assert front.url == f"http://{name}:{front.port}"
+            with contextlib.closing(http.client.HTTPConnection(host, front.port, timeout=20)) as connection:
+                connection.request("GET", "/v1/models", headers={"Host": f"{name}:{front.port}"})
+                assert connection.getresponse().status == 200
+    if has_ipv6():
+        front = Front(Door(host="::", key=KEY))
+        assert front.url == f"http://[::1]:{front.port}"
+        front.close()
+    assert checked_door(host=" [::1] ").host == "::1"
+    with pytest.raises(RecipeError, match="--host is empty"):
+        checked_door(host="")
+
+
 def test_a_browser_that_logs_out_is_asked_for_the_key_again(locked):
     status, headers, _ = send(locked, "POST", "/logout", "", Cookie="tunesmith=any", Authorization=f"Bearer {KEY}")
     assert (status, headers["location"]) == (303, "./login")
-    assert headers["set-cookie"] == "tunesmith=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0"
+    form = "tunesmith-[0-9a-f]{8}=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0"
+    assert re.fullmatch(form, headers["set-cookie"])
     assert send(locked, "POST", "/logout", "")[0] == 401
     assert send(locked, "POST", "/logout", "", Origin="http://evil.example")[0] == 403

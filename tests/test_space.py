@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -31,7 +32,7 @@ from study_runs import SKIPPED, finished_run
 from training_runs import recipe_with
 
 from tunesmith.api import space
-from tunesmith.errors import BaseError, DataError, PublishError, RecipeError, ResourceError, ResumeError
+from tunesmith.errors import BaseError, DataError, ProofError, PublishError, RecipeError, ResourceError, ResumeError
 from tunesmith.files import digest_folder
 from tunesmith.machine import group_limits
 from tunesmith.release.published import keep_published
@@ -135,6 +136,8 @@ def test_a_space_of_a_run_is_whole_and_told_by_its_records(run, tmp_path, capsys
 def hub(monkeypatch):
     with HubStore().running() as store:
         monkeypatch.setattr(constants, "ENDPOINT", store.url)
+        template = store.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)  # read at import
         monkeypatch.setenv("HF_ENDPOINT", store.url)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield store
@@ -185,6 +188,8 @@ def test_a_licence_that_is_not_known_is_warned_of_and_not_sent(run, tmp_path, ca
     (tmp_path / "bare").mkdir()
     run.recipe.write_text(run.recipe.read_text().replace("/base\n", "/nowhere\n"))
     space(run.path, Wanted(tmp_path / "space"))
+    for text in ("README.md", "record.json"):  # nor of where the base was
+        assert "/nowhere" not in (tmp_path / "space" / text).read_text()
     assert "the Space says nothing of a licence" in capsys.readouterr().err
     with pytest.raises(BaseError, match="nowhere"):
         space(run.path, Wanted(to="me/x"))
@@ -495,6 +500,15 @@ def test_root_starts_another_user_with_less_memory():
         limits.python_for("2.7", 12345, [python, "no-such-python"])
 
 
+STEP = """\
+import subprocess, sys, time
+from tunesmith.release.space.limits import guarded, limits
+
+with limits(12345) as limited:
+    words = guarded(["sh", "-c", "sleep 60 & echo $! > pid && wait $!; true"])
+    print(subprocess.Popen(words, start_new_session=True, preexec_fn=limited.start["preexec_fn"]).pid, flush=True)
+    time.sleep(60)
+"""
 KILLED = """\
 import subprocess, sys, time
 from tunesmith.release.space.limits import limits
@@ -503,6 +517,52 @@ with limits(12345) as limited:
     print(subprocess.Popen(["/bin/sleep", "60"], cwd="/", **limited.start).pid, flush=True)
     time.sleep(60)
 """
+
+
+def test_a_run_whose_proofs_do_not_hold_is_not_shipped(run, tmp_path):
+    record = json.loads((run.gguf / "record.json").read_text())
+    record["proofs"][-1] |= {"value": 0.5, "limit": 0.1}
+    (run.gguf / "record.json").write_text(json.dumps(record))
+    with pytest.raises(ProofError, match="a proof does not hold, so nothing is shipped: F16 = merged"):
+        space(run.path, Wanted(tmp_path / "space"))
+    assert not (tmp_path / "space").exists()
+
+
+def test_a_licence_file_replaces_no_file_of_the_space(alone, tmp_path):
+    with pytest.raises(RecipeError, match="the licence's Dockerfile has the name of a file"):
+        make_space(replace(alone, texts={"Dockerfile": b"FROM evil"}), tmp_path / "space")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_step_ends_with_all_that_it_has_started(tmp_path, number):
+    """A shell that waits for another program, as that of pip does: told to end, or with who has started it."""
+    with subprocess.Popen([sys.executable, "-c", STEP], stdout=subprocess.PIPE, text=True, cwd=tmp_path) as command:
+        shell = int(command.stdout.readline())
+        deadline = time.monotonic() + 10
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        inner = int((tmp_path / "pid").read_text())
+        command.kill() if number == signal.SIGKILL else os.kill(shell, number)
+        while is_running(inner) or is_running(shell):
+            assert time.monotonic() < deadline, "it goes on"
+            time.sleep(0.02)
+        command.kill()
+
+
+def test_the_folder_of_a_try_that_was_killed_is_cleared(tmp_path, monkeypatch):
+    monkeypatch.setattr(attempt.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(attempt.tempfile, "tempdir", str(tmp_path))
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    left, other = tmp_path / f"{attempt.PLACE}{ended.pid}-abc", tmp_path / f"{attempt.PLACE}{os.getpid()}-abc"
+    mine = tmp_path / f"{attempt.PLACE}notes"
+    for place in (left, other, mine):
+        (place / "venv").mkdir(parents=True)
+    (tmp_path / "space").mkdir()
+    with attempt._place(tmp_path / "space") as place:
+        assert place.parent == tmp_path and not left.exists() and other.exists() and mine.exists()
+    assert not place.exists()
 
 
 def test_what_is_tried_does_not_outlive_a_command_that_is_killed():

@@ -26,6 +26,7 @@ def test_a_penalty_looks_no_further_back_than_the_conversation(name):
 @pytest.mark.parametrize(
     ("wanted", "said"),
     [
+        ({"json_schema": {"type": "string", "pattern": "^((a{0,1000}){0,1000}){0,1000}$"}}, "repeats what it repeats"),
         ({"n_probs": 21}, "n_probs is 21, 20 is the most"),
         ({"top_logprobs": 10**6, "logprobs": True}, r"top_logprobs is 1e\+06, 20 is the most"),
         ({"grammar": "root ::= " + "(" * 201 + '"a"' + ")" * 201}, "brackets 202 deep, 200 is the most"),
@@ -42,6 +43,7 @@ def test_what_is_out_of_bounds_is_refused_for_everybody(wanted, said):
 
 def test_bounds_are_the_last_that_are_let_through():
     asked(n_probs=20, top_logprobs=20, logprobs=True, grammar="root ::= " + "(" * (DEEPEST - 1) + '"a"' + ")" * 199)
+    asked(grammar='root ::= "a"{1,100} "b"{,100}', json_schema={"pattern": "^a{10}b{1000}$", "x": "{}{a}{1,2,3}"})
     name = "x" * (SETTINGS_BYTES - len(json.dumps({"user": ""})))
     assert asked(user=name)["user"] == name
     long = [{"role": "user", "content": "(" * 3 * SETTINGS_BYTES}]  # what is said has no form

@@ -4,10 +4,12 @@ What is no fault of the user's or of the machine is a fault of tunesmith's own: 
 traceback is kept in a file to report. Knows the libraries by name only, so that none is loaded for an error.
 """
 
+import contextlib
 import errno
 import os
 import platform
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -24,9 +26,15 @@ CACHE = "~/.cache/tunesmith"
 ANOTHER_CACHE = "set the environment variable TUNESMITH_CACHE to another folder"
 ANOTHER_RUN_DIR = "put the run elsewhere with --run-dir"
 WHOLE = "what was committed before is whole"
-FREE = "free some space and type the same again; a run can be elsewhere with --run-dir, the cache with TUNESMITH_CACHE"
+FREE = (
+    "free some space and type the same again; a run can be elsewhere with --run-dir, a Space with --out, the cache "
+    "with TUNESMITH_CACHE"
+)
 STREAMS = ("standard output", "standard error")
-_PERMISSIONS = ("may not be written or read", "change its permissions; a run can also be elsewhere, with --run-dir")
+_PERMISSIONS = (
+    "may not be written or read",
+    "change its permissions; a run can also be elsewhere, with --run-dir, a Space with --out",
+)
 _OTHER_KIND = ("is in the way: a file stands where a folder belongs, or the other way round", "move it elsewhere")
 _DRIVE = (
     "could not be written or read: its drive fails or is gone",
@@ -80,6 +88,18 @@ def explained(error: Exception) -> TunesmithError:
         return error
     ways = (_full_disk, _full_memory, _refused, _no_text, _too_deep, _not_loaded, _of_another)
     return next((said for way in ways if (said := way(error))), None) or _own(error)
+
+
+@contextlib.contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """In the block SIGTERM ends a command as Ctrl+C does, with what it cleans up."""
+    numbers = (signal.SIGINT, signal.SIGTERM)  # a shell starts what goes on in the background with SIGINT ignored
+    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def why_unread(error: Exception) -> str:

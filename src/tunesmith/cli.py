@@ -236,6 +236,8 @@ def publish(  # noqa: PLR0913, PLR0917 - a command has the options that it has
 ) -> None:
     """Model, adapter and GGUF to the Hugging Face Hub, with a model card; a dry run unless --yes."""
     _begin("publish", f"reading {run}")
+    if to is not None and to.count("/") != 1:
+        raise RecipeError(f"--to {to} is no USER/NAME", fix="name your account and the model, as in me/chat")
     from tunesmith.api import publish as send
 
     said = {

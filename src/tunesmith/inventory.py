@@ -63,11 +63,12 @@ def runs_in(folders: Sequence[Path] | None) -> tuple[list[Standing], list[Path]]
 
 
 def _is_run(folder: Path) -> bool:
-    """Whether tunesmith made this folder, and something is in it: a lock that nobody holds is nothing."""
+    """Whether tunesmith made this folder, and something is in it: what a prepare that failed leaves is nothing."""
     run = Run(folder)
     try:
         run.refuse_strangers()
-        return folder.is_dir() and (any(path != run.lock for path in folder.iterdir()) or process_in(run) is not None)
+        made = any(path not in (run.lock, run.manifest) for path in folder.iterdir())
+        return folder.is_dir() and (made or process_in(run) is not None)
     except READ:
         return False
 
@@ -116,7 +117,7 @@ def _state(run: Run, recipe: Recipe | None, records: dict[str, Record | None]) -
 
 def _where_published(run: Run) -> str:
     """In which repositories of the Hub it was published last, in words; empty where in none."""
-    there = [id for id, said in published(run).items() if said["commit"]]
+    there = [id for id, said in published(run).items() if said.get("commit")]
     return f", published as {' and '.join(there)}" if there else ""
 
 

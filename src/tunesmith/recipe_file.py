@@ -37,6 +37,12 @@ def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the path
         fix = "name a YAML file; `tunesmith init` writes one"
         fix = f"save it as UTF-8, or {fix}" if isinstance(error, UnicodeError) else fix
+        if isinstance(error, FileNotFoundError) and path.suffix.lower() not in (".yaml", ".yml"):
+            what, fix = (
+                f"there is no {path}, neither a recipe nor the folder of a run",
+                f"{fix}; `tunesmith list` shows runs",
+            )
+            raise RecipeError(what, fix=fix) from error
         raise RecipeError(f"recipe {path} cannot be read: {why_unread(error)}", fix=fix) from error
     raw, lines = read_yaml(text, "recipe", str(path))
     if path.suffix.lower() == ".json" and not (isinstance(raw, dict) and Recipe.model_fields.keys() & raw):

@@ -13,7 +13,8 @@ from tunesmith.recipe import Recipe, sections_in
 from tunesmith.values import Section
 from tunesmith.yaml_text import Loc, Places
 
-UNION_TAGS = {"share", "source", "literal['auto']", "literal['all-linear']", "constrained-int", "tuple[str, ...]"}
+HELD_OUT_TAGS = ("share", "source")
+UNION_TAGS = {*HELD_OUT_TAGS, "literal['auto']", "literal['all-linear']", "constrained-int", "tuple[str, ...]"}
 # what pydantic calls the alternatives of a union; users never wrote it
 COUNTED = "a step is counted in tokens, prompts included: rows a step times their mean length"
 ELSEWHERE = {
@@ -95,7 +96,7 @@ def report(error: ValidationError, path: Path, lines: Places) -> RecipeError:
             continue  # a list that is short because of an item that is wrong
         if found["type"] == "missing" and meant & {found["loc"], (*found["loc"], "sources")}:
             continue  # it is there, by another tool's name
-        loc = tuple(part for part in found["loc"] if part not in UNION_TAGS)
+        loc = _written(found["loc"])
         where = place_of(loc, path, lines)
         said.add("--set" if where.startswith("--set") else "the recipe")
         problem = f"{'.'.join(map(str, loc)) or 'recipe'}{_what(found, loc)} ({where})"
@@ -110,7 +111,7 @@ def _meant(error: ValidationError) -> Iterator[Loc]:
     """The settings that were said by another name."""
     for found in error.errors():
         if found["type"] == "extra_forbidden":
-            *section, key = (part for part in found["loc"] if part not in UNION_TAGS)
+            *section, key = _written(found["loc"])
             yield tuple(meant_by(str(key), tuple(section)).partition(" ")[0].split("."))
 
 
@@ -162,8 +163,20 @@ PATTERNS = {
     r"^[A-Za-z0-9][A-Za-z0-9._-]*$": "may hold only letters a to z, digits, dots, _ and -, and begins with a letter or "
     "digit",
     r"^\d{4}-\d{2}-\d{2}$": "must be a day, as 2026-01-31",
+    r"^[\w.-]+/[\w.-]+$": "must be USER/NAME, as in me/chat",
+    r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$": "must be OWNER/NAME or OWNER/NAME@COMMIT",
+    r"^[a-z]{2,3}$": "must be the code of a language, as en",
 }
 """Pattern of a field -> what it asks for."""
+
+
+def _written(loc: Loc) -> Loc:
+    """A place as users write it: `source` names an alternative behind held_out alone, elsewhere it is a key of theirs."""
+    pairs = zip(("", *loc), loc, strict=False)
+    return tuple(
+        part for before, part in pairs
+        if part not in UNION_TAGS or (part in HELD_OUT_TAGS and before != "held_out")
+    )  # fmt: skip
 
 
 def _what(found: Any, loc: Loc) -> str:

@@ -72,7 +72,8 @@ def _refuse_others(found: dict[str, Any], family: Family, folder: Path) -> None:
         raise odd(name, activation, f"is not {due}, which llama.cpp computes in a {family.architecture}", folder)
     for field, value in family.fixed.items():
         if found.get(field) not in (value, None):
-            what = f"is not {value}, which llama.cpp computes in a {family.architecture}"
+            due_value = "null" if value is None else value
+            what = f"is not {due_value}, which llama.cpp computes in a {family.architecture}"
             raise odd(field, found[field], what, folder)
     for field in family.multipliers:
         found[field] = number({field: 1.0} | said(found), field, folder)
@@ -95,6 +96,8 @@ def _refuse_others(found: dict[str, Any], family: Family, folder: Path) -> None:
 def _window(found: dict[str, Any], family: Family, folder: Path) -> int | None:
     """Tokens that layers with a window see, None if no layer has one."""
     layers, asked = found["num_hidden_layers"], family.windows == "if set" or found.get("use_sliding_window") is True
+    if "sliding_attention" in (found.get("layer_types") or ()) and found.get("sliding_window") is None:
+        raise odd("sliding_window", None, "is missing or null, and layer_types has layers with a window", folder)
     if family.windows == "none" or not asked or found.get("sliding_window") is None:
         if family.full_every:
             raise odd(

@@ -30,6 +30,7 @@ EXPERTS = re.compile(r"(^|_)experts$")  # num_experts, num_local_experts, n_rout
 BY_LONGEST = {"dynamic": "max_position_embeddings", "longrope": "original_max_position_embeddings"}
 # rotary scalings that change with the longest conversation of a batch, and the length up to which they do not
 REPLACEABLE = "_supports_attention_backend = True"  # so transformers marks what its AttentionInterface reaches
+ENCODER = "standalone, add `is_decoder=True"  # what transformers' classes of encoders warn of
 CHUNK = "attention_chunk_size"
 PARTS = ("vision_config", "audio_config")  # of a model that takes more than text
 LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
@@ -133,17 +134,31 @@ def _models_folder() -> Path:
     return Path(str(found and found.origin)).parent / "models"
 
 
-@cache
 def _is_packable(architecture: str) -> bool:
     """Whether attention of this class of transformers can be replaced by ours; True where its source is not there."""
-    for path in _models_folder().glob("*/modeling_*.py"):
-        if f"class {architecture}(" in (source := path.read_text(encoding="utf-8")):
-            return REPLACEABLE in source
-    return True
+    return REPLACEABLE in (_source_of(architecture) or REPLACEABLE)
+
+
+def _is_encoder(architecture: str) -> bool:
+    """Whether a class of transformers is an encoder's, which it makes a decoder of where config.json asks for it."""
+    return ENCODER in _source_of(architecture)
+
+
+@cache
+def _source_of(architecture: str) -> str:
+    """The source of a class of transformers; empty where it is not there."""
+    sources = (path.read_text(encoding="utf-8") for path in _models_folder().glob("*/modeling_*.py"))
+    return next((source for source in sources if f"class {architecture}(" in source), "")
 
 
 def _refuse_unpacked(config: dict[str, Any], folder: Path, name: str) -> None:
     """Conversations are packed by an attention of our own, which some classes cannot be given, or have no place for."""
+    if _is_encoder(architectures(config)[0]):
+        raise BaseError(
+            f"{name} is {architectures(config)[0]}, an encoder: it was trained to see the words that follow",
+            fix=f"use a chat model; to GGUF go: {', '.join(family.architecture for family in FAMILIES)}",
+            where=str(folder),
+        )
     if not _is_packable(stated := architectures(config)[0]):
         raise BaseError(
             f"{name} is {stated}, whose attention cannot be packed: tunesmith needs one that the AttentionInterface of "

@@ -117,7 +117,7 @@ class Child:
 
 
 def _unnamed_file() -> IO[bytes]:
-    """A file for what is printed; where there is no place for one, nothing is kept."""
+    """A file for what is printed, always at its end; where there is no place for one, nothing is kept."""
     try:
         return tempfile.TemporaryFile()
     except OSError:

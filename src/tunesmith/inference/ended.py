@@ -24,7 +24,7 @@ CAUSES: dict[int, tuple[str, str]] = {
     ),
 }
 """Signal, what it means here, and the fix."""
-SILENT = (-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGBUS)
+SILENT = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS)
 """Ends that nothing tells of: what was printed before is of something else, such as a grammar that was asked for."""
 SHELL = 128  # a shell between us and the process makes its signal n the code 128 + n
 
@@ -34,8 +34,9 @@ def ended(name: str, code: int, printed: str) -> ResourceError:
 
     What was printed is a note of the error; its last line, the reason, is in the error itself.
     """
-    cause, fix = CAUSES.get(-code if code < 0 else code - SHELL) or _other(code)
-    last = "" if cause and code in SILENT else printed.strip().rpartition("\n")[2].strip()
+    number = -code if code < 0 else code - SHELL
+    cause, fix = CAUSES.get(number) or _other(code)
+    last = "" if number in SILENT else printed.strip().rpartition("\n")[2].strip()
     reason = "; ".join(part for part in (cause, last) if part)
     error = ResourceError(f"the process that answers with {name} ended with code {code}: {reason}", fix=fix)
     if printed.strip():

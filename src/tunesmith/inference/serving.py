@@ -4,13 +4,17 @@ The job has what Engine takes; what is told is its URL and key, the system promp
 where a request says nothing, and the tokens that a conversation may have.
 """
 
-import threading
+import contextlib
+import os
+import time
 from pathlib import Path
 from typing import Any
 
 from tunesmith.inference.child import serve_parent, tell
 from tunesmith.inference.engine import Engine
 from tunesmith.recipe import ChatConfig
+
+LOOK_EVERY_S, MOST_PRINTED_BYTES = 10.0, 100_000
 
 
 def serve(job: dict[str, Any]) -> None:
@@ -22,7 +26,16 @@ def serve(job: dict[str, Any]) -> None:
     )  # fmt: skip
     own, sampling = engine.own_system(), engine.sampling()
     tell({"url": engine.url, "key": engine.key, "own_system": own, "sampling": sampling, "context": engine.context})
-    threading.Event().wait()
+    while True:
+        time.sleep(LOOK_EVERY_S)
+        _forget_what_is_printed()
+
+
+def _forget_what_is_printed() -> None:
+    """llama.cpp prints what it cannot use of a request, such as a grammar: that is neither kept nor fills the disk."""
+    with contextlib.suppress(OSError):  # standard error that is no file
+        if os.fstat(2).st_size > MOST_PRINTED_BYTES:
+            os.ftruncate(2, 0)
 
 
 if __name__ == "__main__":

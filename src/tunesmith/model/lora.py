@@ -9,14 +9,17 @@ Shapes: T tokens (all leading dimensions), I input width, O output width, R rank
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tunesmith.errors import BaseError
 from tunesmith.recipe import LoraConfig
 from tunesmith.recipe_problems import no_such_target
+from tunesmith.weights.tensorfile import read_index
 
 MIX = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # splitmix64 (Steele et al. 2014)
 SIGNED = [m - (1 << 64) if m >= 1 << 63 else m for m in MIX]  # the same bits as torch's signed 64-bit integers
@@ -154,6 +157,18 @@ def adapted_layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
     for name, module in model.named_modules():
         if isinstance(module, LoraLinear):
             yield name, module
+
+
+def refuse_unmergeable(model: nn.Module, folder: Path) -> None:
+    """Raise BaseError for a layer with an adapter whose weights have another name in the base: merge finds none."""
+    stored = read_index(folder)
+    if other := [name for name, _ in adapted_layers(model) if f"{name}.weight" not in stored]:
+        raise BaseError(
+            f"transformers has the layer {other[0]}, and the base's weights have none of that name: what is trained "
+            "could not be merged into them",
+            fix="load the base with transformers, save it with save_pretrained, and use that folder as the base",
+            where=str(folder),
+        )
 
 
 def _targets(model: nn.Module, config: LoraConfig) -> Iterator[tuple[str, nn.Linear]]:

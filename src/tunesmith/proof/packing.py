@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tunesmith.errors import ProofError
+from tunesmith.boundary import NO_MEMORY
+from tunesmith.errors import BaseError, ProofError
 from tunesmith.model.attention import PACKED
 from tunesmith.model.base import head, hidden_states
 from tunesmith.model.batch import Batching
@@ -45,7 +46,13 @@ def prove_packing(model: PreTrainedModel, *packed: tuple[TokenRows, Batching]) -
     if window is not None and chosen[0].longest <= window:
         longer = (_Bin(rows, of, rows_past(window, rows, of.capacity)) for rows, of in packed)
         chosen += [one for one in longer if one.chosen][:1]
-    compared = [found for one in chosen for found in _differences(model, one)]
+    try:
+        compared = [found for one in chosen for found in _differences(model, one)]
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:  # of a family that was never tried
+        if any(sign in str(error) for sign in NO_MEMORY):
+            raise
+        what = f"{type(model).__name__} cannot be computed packed: {str(error).strip().partition(chr(10))[0][:200]}"
+        raise BaseError(what, fix="use another base, and report this one") from error
     difference_T = torch.cat([difference for difference, _, _ in compared])
     worst, limit = int(difference_T.argmax()), LIMITS[head(model).weight_VD.dtype]
     if difference_T.isnan().any() and head(model).weight_VD.dtype == torch.float16:

@@ -1,5 +1,6 @@
 """The texts of a GGUF file: token ids, chat template and stop tokens are those of the merged model's tokenizer."""
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow.parquet
 from transformers import PreTrainedTokenizerBase
 
+from tunesmith.console import warn
 from tunesmith.data.split import HELD_OUT
 from tunesmith.errors import BaseError, ProofError
 from tunesmith.gguf.metadata import Head, read_head, read_item
@@ -115,17 +117,25 @@ def _check_conversations(
     for text in PROBES:
         ids(tokenizer(text)["input_ids"], engine.tokenize(text), repr(text))
     draw, tokens = partial(render, tokenizer, system=recipe.chat.system, date=recipe.data.date), 0
+    composes, decomposed = bool(read_tokenizer(run.model)["normalizer"]), 0
     rows = held_out_rows(run)
     for where, messages in rows:
         text = draw(messages)
         found = encode(text)["input_ids"]
-        ids(found, engine.tokenize(text.removeprefix(bos)), where)
+        seen = unicodedata.normalize("NFC", text) if composes else text
+        decomposed += seen != text
+        ids(found, engine.tokenize(seen.removeprefix(bos)), where)
         tokens += len(found)
         if any(message["role"] == "tool" for message in messages):  # the chat never sends one
             continue
         asked = [*messages, {"role": "user", "content": "Go on."}]  # so that the end of the last answer is seen
         ours = draw(asked, add_generation_prompt=True)
         same_text(ours.removeprefix(bos), engine.render(asked).removeprefix(bos), where)
+    if decomposed:
+        warn(
+            f"{decomposed} of {len(rows)} held-out conversations have letters in parts, as e and an accent: this "
+            "tokenizer composes them and llama.cpp does not, so it is to be given composed ones (NFC)"
+        )
     return tokens, len(rows)
 
 

@@ -22,7 +22,7 @@ from tunesmith.recipe import Part, PublishConfig, Recipe, Source
 from tunesmith.recipe_file import dump_short
 from tunesmith.record import Proof, Record, read_record
 from tunesmith.release.licences import Terms
-from tunesmith.release.sources import from_hub, named, sources
+from tunesmith.release.sources import base_name, from_hub, named, sources
 from tunesmith.runs import Run
 from tunesmith.training.metrics import Metrics, plot_losses
 from tunesmith.weights import builtin
@@ -219,10 +219,7 @@ def _recipe_text(recipe: Recipe, data_record: Record) -> str:
         "held_out": named(held_out, data_record) if isinstance(held_out, Source) else held_out,
     })  # fmt: skip
     prompts = os.path.basename(recipe.evaluate.prompts)
-    base = (
-        recipe.base if recipe.base.startswith(builtin.SCHEME) or not is_local(recipe.base) else Path(recipe.base).name
-    )
     return dump_short(recipe.model_copy(update={
-        "base": base, "data": data, "publish": PublishConfig(),
+        "base": base_name(recipe.base), "data": data, "publish": PublishConfig(),
         "evaluate": recipe.evaluate.model_copy(update={"prompts": prompts}),
     }))  # fmt: skip

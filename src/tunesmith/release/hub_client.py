@@ -55,6 +55,8 @@ class HubClient:
         """Raises PublishError where there is no token."""
         self._token = huggingface_hub.get_token()
         self.api = HfApi(token=self._token)
+        if self._token and not (self._token.isascii() and self._token.isprintable()):
+            raise PublishError("the token of the Hub has a letter that no token has", fix=_TOKEN_FIX)
         if not self._token:
             raise PublishError("publishing needs a token of the Hub, and there is none", fix=_TOKEN_FIX)
 
@@ -111,11 +113,19 @@ _TOKEN_FIX = (
     f"make a token that may write at {TOKENS}, and set the environment variable HF_TOKEN to it, or type `hf auth login`"
 )
 _NO_RIGHT = ("this token may not do that", f"give it write access to this account at {TOKENS}; or name another in --to")
+_OTHER_NAME = "or name another repository in --to"
+_REFUSED = ("the Hub does not take what was sent", f"see what it says of it, and mend that; {_OTHER_NAME}")
 REFUSALS = {
     401: ("the Hub does not know this token", _TOKEN_FIX),
     402: _NO_RIGHT,
     403: _NO_RIGHT,
     404: ("the Hub does not find it", "check the name after --to, and that it was not deleted there"),
+    400: _REFUSED,
+    409: (
+        "it is in the way of what is there, which this token may not see",
+        f"look at the account there; {_OTHER_NAME}",
+    ),
+    422: _REFUSED,
     412: ("the repository has moved on while this was sent", f"look at it there; then {AGAIN}"),
     413: (
         "a file, or all of them together, is too large for the Hub",

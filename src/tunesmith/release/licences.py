@@ -4,8 +4,10 @@ Each row says what the licence's own text asks for. It is no legal advice: the t
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +74,8 @@ def _qwen(id: str, title: str, limits: str) -> Licence:
 
 
 LICENCES = {licence.id: licence for licence in (
-    Licence("apache-2.0", "Apache License 2.0", "https://www.apache.org/licenses/LICENSE-2.0"),
-    Licence("mit", "MIT License", "https://opensource.org/license/mit"),
+    Licence("apache-2.0", "Apache License 2.0", "https://www.apache.org/licenses/LICENSE-2.0", text=True),
+    Licence("mit", "MIT License", "https://opensource.org/license/mit", text=True),
     Licence("bsd-3-clause", "BSD 3-Clause License", "https://opensource.org/license/bsd-3-clause", text=True),
     Licence("cc0-1.0", "CC0 1.0", "https://creativecommons.org/publicdomain/zero/1.0/"),
     Licence("cc-by-4.0", "CC BY 4.0", "https://creativecommons.org/licenses/by/4.0/"),
@@ -82,6 +84,7 @@ LICENCES = {licence.id: licence for licence in (
     Licence("cc-by-nc-4.0", "CC BY-NC 4.0", "https://creativecommons.org/licenses/by-nc/4.0/",
             limits="No commercial use."),
     Licence("gemma", "Gemma Terms of Use", "https://ai.google.dev/gemma/terms",
+            text=True,
             notice="Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms",
             limits="Use must follow https://ai.google.dev/gemma/prohibited_use_policy, and who "
             "passes the model on must say so too."),
@@ -95,6 +98,15 @@ LICENCES = {licence.id: licence for licence in (
     _qwen("qwen", "Qwen LICENSE AGREEMENT", "From 100 million monthly users on Alibaba Cloud is to be asked."),
 )}  # fmt: skip
 """The id of a licence -> what it asks."""
+
+OURS = "apache-2.0"
+"""The licence of tunesmith itself: of the bases under it few have its text beside them."""
+PARENTS = {
+    "meta-llama/(Meta-)?Llama-2": "llama2", r"meta-llama/(Meta-)?Llama-3\.1": "llama3.1",
+    r"meta-llama/Llama-3\.2": "llama3.2", r"meta-llama/Llama-3\.3": "llama3.3",
+    r"meta-llama/(Meta-)?Llama-3-": "llama3", "meta-llama/Llama-4": "llama4", "google/gemma-": "gemma",
+}  # fmt: skip
+"""How ids of models begin -> their licence: what is made from them stays under it, whatever its card says."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +148,12 @@ def terms_of(folder: Path, config: PublishConfig, base: str) -> Terms:
     said = metadata_of(folder)
     name, link = _named(said), said.get("license_link")
     known = LICENCES.get(name.lower())
+    parent, of_parent = _of_parent(said, known)
+    if known and of_parent and config.licence is None:
+        what = f"{base} says that it is under {known.id}, and it was made from {parent}, which is under {of_parent}"
+        raise RecipeError(what, fix=f"set publish.licence to {of_parent}; or, if you know better, to {known.id}")
+    if known and of_parent and config.licence == of_parent:
+        known, link = LICENCES[of_parent], None
     if known and config.licence not in (None, known.id):
         what = f"publish.licence is {config.licence}, and {base} is under {known.id}"
         raise RecipeError(what, fix="leave publish.licence out: it is for a base whose licence is not known")
@@ -147,12 +165,46 @@ def terms_of(folder: Path, config: PublishConfig, base: str) -> Terms:
         raise RecipeError(f"{is_under}, so what it asks of you cannot be seen to", fix=fix)
     licence = known or _asked(config.licence or name, link)
     files = {path.name: path.read_bytes() for path in _files(folder, config)}
-    if licence.text and not any(file.upper().startswith(TEXTS) for file in files):
+    text = next((file for file in files if file.upper().startswith(TEXTS)), "")
+    if licence.id == OURS and not text and (own := _own_text()):
+        files["LICENSE"] = own
+    elif licence.text and not text:
         what = f"{licence.title} asks that its text goes along, and {base} has no LICENSE file beside it"
         raise RecipeError(what, fix=f"fetch it ({link or licence.link}) and name it in publish.licence_files")
     if licence.notice and licence.notice.encode() not in files.get(NOTICE, b""):
         files[NOTICE] = f"{licence.notice}\n".encode() + files.get(NOTICE, b"")
-    return Terms(licence, str(link or licence.link), files)
+    address = str(link or licence.link or text)
+    if not address:
+        what = f"{base} is under {licence.id}, of which neither an address nor a text is known"
+        raise RecipeError(what, fix="name its text in publish.licence_files")
+    return Terms(licence, address, files)
+
+
+def _own_text() -> bytes | None:
+    """The text of the licence that tunesmith itself is under, where it was installed with it."""
+    try:
+        distribution = metadata.distribution("tunesmith")
+    except metadata.PackageNotFoundError:
+        return None
+    found = distribution.read_text("licenses/LICENSE") or distribution.read_text("LICENSE")
+    return found.encode() if found else None
+
+
+def _of_parent(said: Mapping[str, Any], known: Licence | None) -> tuple[str, str]:
+    """The model that a base was made from, and its licence, where the base says another."""
+    named = said.get("base_model") or ()
+    for parent in [named] if isinstance(named, str) else named:
+        for pattern, licence in PARENTS.items():
+            if known and licence != known.id and re.match(pattern, str(parent), re.IGNORECASE):
+                return str(parent), licence
+    return "", ""
+
+
+def refuse_clash(files: Mapping[str, bytes], others: Collection[str]) -> None:
+    """Raise RecipeError for a file of a licence that has the name of another one of the same repository."""
+    if clash := sorted(files.keys() & set(others)):
+        what = f"the licence's {clash[0]} has the name of a file that is published with it"
+        raise RecipeError(what, fix="name it otherwise in publish.licence_files, such as LICENSE or NOTICE")
 
 
 def refuse_name(terms: Terms, name: str) -> None:
@@ -182,13 +234,16 @@ def _named(said: Mapping[str, Any]) -> str:
 
 def _asked(name: str, link: Any) -> Licence:
     """The licence that the recipe names; one that is not in the table asks what its reader says that it asks."""
-    return LICENCES.get(name.lower()) or Licence(name, name, str(link or "no address is known"), other=True)
+    return LICENCES.get(name.lower()) or Licence(name, name, str(link or ""), other=True)
 
 
 def _files(folder: Path, config: PublishConfig) -> Sequence[Path]:
     """The licence files beside a base, and those that the recipe names: these go before."""
     own = {path.name: path for pattern in LICENCE_FILES for path in sorted(folder.glob(pattern)) if path.is_file()}
     named = [Path(file) for file in config.licence_files]
+    if twice := [name for name, count in Counter(path.name for path in named).items() if count > 1]:
+        what = f"publish.licence_files has two files of the name {twice[0]}, and one repository has place for one"
+        raise RecipeError(what, fix="put what they say into one file, or name one of them otherwise")
     if lacking := next((path for path in named if not path.is_file()), None):
         raise RecipeError(f"publish.licence_files: there is no file {lacking}", fix="name files that are there")
     return list((own | {path.name: path for path in named}).values())

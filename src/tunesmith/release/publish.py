@@ -5,6 +5,7 @@ Nothing is sent here: upload.py does that, with the plan of this file.
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from tunesmith.gguf.read import convert
 from tunesmith.recipe import Part, Recipe
 from tunesmith.record import Proof, read_record, refuse_damaged, refuse_lost_measures
 from tunesmith.release.card import PLOT, STAGES_OF, SUFFIXES, Published, draw_losses, origin_of, proofs_of, write_card
-from tunesmith.release.licences import Terms, refuse_name, terms_of
+from tunesmith.release.licences import Terms, refuse_clash, refuse_name, terms_of
 from tunesmith.runs import Run
 from tunesmith.stages import stage_at
 from tunesmith.stale import stale
@@ -112,8 +113,10 @@ class Plan:
         yield from self.remarks
 
 
-def make_plan(recipe: Recipe, run: Run) -> Plan:
+def make_plan(recipe: Recipe, run: Run, changes: Sequence[str] = ()) -> Plan:
     """What `publish` in the recipe asks for. Reads every file that would be sent; sends nothing.
+
+    `changes`: those to the recipe, which a command that makes what is missing must have too.
 
     Raises RecipeError for a name or a licence that does not do, ResumeError for a run that is not whole, not what its
     recipe says, or damaged, ProofError where a proof does not hold or was skipped.
@@ -125,10 +128,13 @@ def make_plan(recipe: Recipe, run: Run) -> Plan:
     origin = origin_of(recipe)
     parts, remarks = _parts(recipe, origin.id is not None)
     terms = refuse_terms(recipe)
-    _refuse_unfinished(recipe, run, parts)
+    sets = [word for change in changes if not change.startswith("publish.") for word in ("--set", change)]
+    _refuse_unfinished(recipe, run, parts, shlex.join(["tunesmith", "run", str(run.path), *sets]))
     skipped = _refuse_unproved(run, parts, config.unproved)
     published = Published(recipe, run, config.to, parts, config, terms, origin)
     plot = draw_losses(run) if run.metrics.exists() else None
+    if not plot:
+        remarks.append(f"the cards have no learning curve: {run.metrics.name} is gone")
     repositories = tuple(Repository(published.repository(part), part, _files(published, part, plot)) for part in parts)
     return Plan(run, repositories, config.public, tuple(terms.duties()), tuple(map(str, skipped)), tuple(remarks))
 
@@ -170,17 +176,23 @@ def _parts(recipe: Recipe, on_hub: bool) -> tuple[tuple[Part, ...], list[str]]:
     return parts, [f"{what}; {fix}" for what, fix in left_out]
 
 
-def _refuse_unfinished(recipe: Recipe, run: Run, parts: Sequence[Part]) -> None:
-    """Raise ResumeError unless the run is whole and of one piece, and its files are as the stages wrote them."""
+def _refuse_unfinished(recipe: Recipe, run: Run, parts: Sequence[Part], make: str) -> None:
+    """Raise ResumeError unless the run is whole and of one piece, and its files are as the stages wrote them.
+
+    `make`: the command that makes what is not.
+    """
     folders = [name for name in dict.fromkeys(name for part in parts for name in STAGES_OF[part])
                if name != run.gguf.name or recipe.export.gguf]  # fmt: skip
     for name in folders:
         if read_record(run.path / name) is None:
-            what = f"{run.path} has no whole {name}/, which is made by `tunesmith {stage_at(name).verb}`"
-            raise ResumeError(what, fix=f"type `tunesmith run {run.path}`, which makes what is missing")
+            what = f"{run.path} has no whole {name}/, which is made by `tunesmith {stage_at(name).verb} {run.path}`"
+            raise ResumeError(what, fix=f"type `{make}`, which makes what is missing")
     if old := stale(recipe, run, "evaluate"):
         what = "\n  - ".join(["the run is not what its recipe says, so it is not published:", *old])
-        raise ResumeError(what, fix=f"type `tunesmith run {run.path}`, which makes it anew")
+        raise ResumeError(what, fix=f"type `{make}`, which makes it anew")
+    if recipe.export.gguf and read_record(run.evaluation) is None:
+        what = f"{run.path} has no whole {run.evaluation.name}/, whose answers and speeds the cards tell"
+        raise ResumeError(what, fix=f"type `{make}`, which makes what is missing")
     for name in (*folders, run.evaluation.name):
         refuse_damaged(run.path / name)
         refuse_lost_measures(run.path / name)
@@ -210,7 +222,8 @@ def refuse_id(id: str) -> None:
         validate_repo_id(id)
     except HFValidationError as error:
         fix = (
-            "name it USER/NAME, of letters, digits, - _ and ., at most 96, with nothing but letters and digits at ends"
+            "name it USER/NAME, of letters, digits, - _ and ., at most 96, with nothing but letters and digits at its "
+            "ends, without -- or .. in it, and without .git at its end"
         )
         raise RecipeError(f"{id} can be no repository on the Hub: {error}", fix=fix) from None
 
@@ -228,6 +241,7 @@ def _files(published: Published, part: Part, plot: bytes | None) -> tuple[Sent, 
         found[peft_files.CONFIG] = _made(peft_files.CONFIG, _adapter_config(published))
     if part == "gguf" and (run.gguf / PROOFS).is_file():
         found[PROOFS] = on_disk(run.gguf / PROOFS)
+    refuse_clash(published.terms.files, {*found, PLOT, CARD})
     found |= {name: _made(name, content) for name, content in published.terms.files.items()}
     if plot:
         found[PLOT] = _made(PLOT, plot)

@@ -15,11 +15,25 @@ from tunesmith.runs import Run
 
 def published(run: Run) -> dict[str, Any]:
     """What this run has published: repository -> its last commit and the digests of its files."""
+    if not run.published.exists():
+        return {}
     try:
-        return dict(json_object(run.published.read_bytes())["repositories"]) if run.published.exists() else {}
-    except OTHER_JSON as error:
+        known = json_object(run.published.read_bytes())["repositories"]
+        if not all(_is_said(said) for said in known.values()):
+            raise ValueError("a repository is not described as tunesmith does")
+        return dict(known)
+    except (*OTHER_JSON, AttributeError) as error:
         fix = "move it elsewhere; --overwrite then goes on with the repositories that are there"
         raise ResumeError(f"{run.published} is damaged", fix=fix) from error
+
+
+def _is_said(said: Any) -> bool:
+    """Whether a repository is described in full."""
+    if not isinstance(said, dict):
+        return False
+    files, commit = said.get("files"), said.get("commit")
+    named = isinstance(files, dict) and all(isinstance(digest, str) for digest in files.values())
+    return named and isinstance(said.get("endpoint"), str) and (commit is None or isinstance(commit, str))
 
 
 def keep_published(run: Run, id: str, endpoint: str, **said: Any) -> None:

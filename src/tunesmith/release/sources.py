@@ -1,4 +1,4 @@
-"""What a run was trained on, as others may know it: data sets of the Hub by id and commit, files by name alone."""
+"""What a run was made from, as others may know it: what is of the Hub by id and commit, files by their names alone."""
 
 import os
 from collections.abc import Iterator
@@ -6,6 +6,13 @@ from collections.abc import Iterator
 from tunesmith.decides import sources_of
 from tunesmith.recipe import Recipe, Source
 from tunesmith.record import Record
+from tunesmith.weights import builtin
+from tunesmith.weights.locate import is_local
+
+
+def base_name(base: str) -> str:
+    """A base as others may know it: never by a path of this machine, whether or not something is there still."""
+    return base if base.startswith(builtin.SCHEME) or not is_local(base) else os.path.basename(os.path.normpath(base))
 
 
 def from_hub(data: Record) -> dict[str, str]:

@@ -8,8 +8,10 @@ it is seen.
 import contextlib
 import hashlib
 import io
+import tempfile
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, constants
@@ -18,6 +20,7 @@ from huggingface_hub.hf_api import RepoFile
 from tunesmith import __version__
 from tunesmith.console import progress, say
 from tunesmith.errors import PublishError, ResumeError
+from tunesmith.files import digest_file
 from tunesmith.release.hub_client import AGAIN, HubClient, Upload
 from tunesmith.release.publish import Plan, Repository, Sent
 from tunesmith.release.published import keep_published, published
@@ -26,7 +29,7 @@ OF_THE_HUB = {"model": {".gitattributes"}, "space": {".gitattributes", "README.m
 """What the Hub itself puts into a repository that is new."""
 ALWAYS_LFS = 10_000_000
 """Bytes from which on a file is a large one, on the Hub, whatever is in it: git takes none of these."""
-LOOK = "look at it on the Hub; --overwrite goes on, and keeps what else is there"
+LOOK = "look at it on the Hub; --overwrite replaces the files that this run has, and keeps what else is there"
 
 
 def upload(plan: Plan, overwrite: bool = False) -> list[str]:
@@ -82,7 +85,8 @@ def _state(hub: HubClient, plan: Plan, repository: Repository, overwrite: bool) 
     unmoved = ours and (
         info.sha == known.get("commit") or (not known.get("commit") and not tree.keys() - OF_THE_HUB[kind])
     )
-    if not unmoved and not _holds(tree, repository) and not overwrite:
+    gone = (known.get("files", {}).keys() - _digests(repository).keys()) & tree.keys()
+    if not unmoved and not overwrite and (gone or not _holds(tree, repository)):
         if not ours:
             raise PublishError(f"{repository.place} is there already, and this run did not make it", fix=LOOK)
         since = f"since this run published {known['commit'][:8]}" if known.get("commit") else "since this run made it"
@@ -120,6 +124,18 @@ def _is_same(there: RepoFile, file: Sent) -> bool:
     return bool(there.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest())
 
 
+def _is_still(hub: HubClient, repository: Repository, commit: str, there: RepoFile, sha256: str) -> bool:
+    """Whether a file on the Hub has this digest; a small one, of which the Hub says another digest, is fetched."""
+    if there.lfs:
+        return bool(there.lfs.sha256 == sha256)
+    with tempfile.TemporaryDirectory(prefix="tunesmith-") as place:
+        fetch = partial(hub.api.hf_hub_download, repository.id, there.path, repo_type=repository.kind)
+        path = hub.call(
+            f"looking at {there.path} of {repository.place}", lambda: fetch(revision=commit, local_dir=place)
+        )
+        return digest_file(Path(path)) == sha256
+
+
 def _published(hub: HubClient, plan: Plan, repository: Repository, state: Mapping[str, Any] | None) -> str:
     """Do one repository; what is to be said of it."""
     id, kind, place, run = repository.id, repository.kind, repository.place, plan.run
@@ -131,6 +147,12 @@ def _published(hub: HubClient, plan: Plan, repository: Repository, state: Mappin
         state = {"head": head, "private": not plan.public, "tree": {}}
     earlier = published(run).get(place, {}).get("files", {})
     gone = sorted((earlier.keys() - _digests(repository).keys()) & state["tree"].keys())
+    if state["head"] != published(run).get(place, {}).get("commit"):
+        entries, at = state["tree"], str(state["head"])
+        others = [name for name in gone if not _is_still(hub, repository, at, entries[name], earlier[name])]
+        gone = [name for name in gone if name not in others]
+        if others:
+            say(f"publish: {place}: {', '.join(others)} may be another's by now, and stays")
     head, how = state["head"], "already there"
     if gone or not _holds(state["tree"], repository):
         head, how = _commit(hub, repository, state, gone), "published"

@@ -4,12 +4,12 @@ import contextlib
 import http.client
 import io
 import os
-import signal
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from tunesmith.boundary import sigterm_as_ctrl_c
 from tunesmith.console import say
 from tunesmith.gguf.metadata import read_singles
 from tunesmith.server.door import Door
@@ -40,7 +40,7 @@ def chat(served: Served, *, door: Door, threads: int, cli: bool) -> None:
             talk.go_on()
         return
     with (
-        _sigterm_as_ctrl_c(),
+        sigterm_as_ctrl_c(),
         contextlib.suppress(KeyboardInterrupt),
         Chat(served, door=door, threads=threads) as handle,
     ):
@@ -93,17 +93,6 @@ def _end_explained(handle: Chat) -> Iterator[None]:
     except (ConnectionError, http.client.HTTPException):
         handle.wait()
         raise
-
-
-@contextlib.contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    numbers = (signal.SIGINT, signal.SIGTERM)  # a shell starts what goes on in the background with SIGINT ignored
-    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 def _take_any_bytes() -> None:

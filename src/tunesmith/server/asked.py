@@ -46,21 +46,26 @@ def _forwarded(headers: Headers, peer: str) -> str:
     What stands before it, the client may have written itself. So only a proxy beside us is believed, which has a
     private address; an IPv6 address stands for its network of 64 bits, which one household has.
     """
-    named = [name.strip() for line in headers.getlist("x-forwarded-for") for name in line.split(",")]
-    found = next((name for name in (peer, *reversed(named)) if not _is_private(name)), peer)
-    try:
-        address = ipaddress.ip_address(found)
-    except ValueError:
+    named = [name for line in headers.getlist("x-forwarded-for") for name in line.split(",")]
+    found = [_address(name) for name in (peer, *reversed(named))]
+    address = next((each for each in found if each is None or not (each.is_private or each.is_loopback)), found[0])
+    if address is None:
         return peer
     return str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else str(address)
 
 
-def _is_private(name: str) -> bool:
+def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address in a word of the header, which may have a port, and brackets around it; None where it has none."""
+    text = name.strip()
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
     try:
-        address = ipaddress.ip_address(name)
+        address = ipaddress.ip_address(text)
     except ValueError:
-        return False
-    return address.is_private or address.is_loopback
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 async def read_body(asked: Asked, receive: Receive, most: int) -> bytes:

@@ -62,7 +62,8 @@ class Door:
     def names(self) -> Names:
         """What it may be called in `Host`."""
         if not self.beyond and not self.public:
-            return Names()
+            host = self.host.lower()
+            return Names(more=(f"[{host}]" if ":" in host else host,))  # 127.0.0.2 is this machine too
         return Names(more=(self.host.lower(), socket.gethostname().lower()), addresses=True, any=self.public)
 
 
@@ -80,6 +81,9 @@ def checked_door(  # noqa: PLR0913 - one argument an option
     log_texts: bool = False,
 ) -> Door:  # fmt: skip
     """A door of the options that were given. Raises RecipeError for one that is open by oversight."""
+    host = host.strip().removeprefix("[").removesuffix("]")
+    if not host:
+        raise RecipeError("--host is empty", fix=f"leave it out, which is {LOOPBACK}, or name an address")
     key = _read_key(key_file)
     if public and key:
         fix = "leave one of the two out"

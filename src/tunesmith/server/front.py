@@ -35,6 +35,7 @@ from tunesmith.server.passing import Passing
 from tunesmith.server.protocol import Protocol, problem
 
 MOST_TOLD = 8
+HEALTH_S = 3.0  # in which an engine says how it is, also while it works
 LOGINS = 10  # tries a minute of one address
 KEY_BYTES, TARGET_BYTES = 4096, 8192
 METHODS = ("GET", "HEAD", "POST", "DELETE")
@@ -66,7 +67,7 @@ class Front:
         """
         self.door, self._socket = door, _listening(door)
         self.port: int = self._socket.getsockname()[1]
-        shown = "127.0.0.1" if door.host in ("0.0.0.0", "::") else door.host
+        shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(door.host, door.host)
         self.url = f"http://{f'[{shown}]' if ':' in shown else shown}:{self.port}"
         self._on_refused, self._told, self._log = on_refused, set[str](), log
         self.metrics, self._login, self._tries = Metrics(), Login(door.key), Rates(LOGINS)
@@ -193,8 +194,8 @@ class Front:
             except TooMany as full:
                 self.metrics.refusals["login"] += 1
                 return said("rate_limit_error", 429, str(full), {"Retry-After": str(full.retry_after_s)})
-            form = parse_qs((await read_body(asked, request.receive, KEY_BYTES)).decode("latin-1"), max_num_fields=4)
-            if self._login.is_key(form.get("key", [""])[0]):
+            form = parse_qs((await read_body(asked, request.receive, KEY_BYTES)).decode("latin-1"))
+            if self._login.is_key(form.get("key", [""])[0].strip()):
                 secure = asked.headers.get("origin", "").startswith("https:")
                 return RedirectResponse("./", 303, {"Set-Cookie": self._login.cookie(secure=secure)})
             wrong = True
@@ -206,8 +207,19 @@ class Front:
         return RedirectResponse("./login", 303, {"Set-Cookie": self._login.no_cookie()})
 
     async def _tell_health(self, request: Request) -> Response:
-        up = self.keeper.engine is not None
-        return JSONResponse({"status": "ok" if up else "the engine is started again"}, 200 if up else 503)
+        status = await self._status()
+        return JSONResponse({"status": status}, 200 if status == "ok" else 503)
+
+    async def _status(self) -> str:
+        """How the engine is, by what it says itself."""
+        if (engine := self.keeper.engine) is None:
+            return "the engine is started again"
+        try:
+            async with httpx2.AsyncClient(trust_env=False, timeout=HEALTH_S) as client:
+                response = await client.get(f"{engine.url}/health", headers=dict(engine.headers))
+        except httpx2.HTTPError:
+            return "the engine does not answer"
+        return "ok" if response.status_code == 200 else "the engine is not ready"
 
     async def _tell_metrics(self, request: Request) -> Response:
         self.metrics.restarts = self.keeper.restarts

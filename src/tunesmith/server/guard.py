@@ -10,11 +10,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from email.message import Message
+from urllib.parse import unquote
 
 from tunesmith.errors import RecipeError
 
 THIS_MACHINE = ("127.0.0.1", "localhost", "[::1]")
 ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://((?:\*\.)?[a-z0-9._-]+|\[[0-9a-f:.]+\])(:\d{1,5})?", re.ASCII)
+PLAIN = re.compile(r"(?!.*\\)(?!.*/\.{0,2}/)(?!.*/\.{1,2}$)/.*", re.DOTALL)
 PAGE = ("/", "/index.html")
 FOREIGN = ("cross-site", "same-site")
 """Values of Sec-Fetch-Site for what another origin asked for; another port of this machine is same-site."""
@@ -98,6 +100,8 @@ def _odd(path: str, headers: Message) -> str:
     """What no browser and no client of HTTP/1.1 sends."""
     if len(headers.get_all("Host", [])) != 1 or len(headers.get_all("Origin", [])) > 1 or not path.startswith("/"):
         return "a request has one Host, at most one Origin, and a path"
+    if not PLAIN.fullmatch(unquote(path.partition("?")[0])):
+        return "the address has empty or dotted parts, or a backslash"  # which the engine would read as another one
     return ""
 
 

@@ -4,7 +4,6 @@ import hashlib
 import hmac
 import html
 import secrets
-from http.cookies import CookieError, SimpleCookie
 from importlib.resources import files
 
 from starlette.datastructures import Headers
@@ -20,6 +19,9 @@ class Login:
     def __init__(self, key: str) -> None:
         """`key`: empty lets everybody in."""
         self._key = key.encode()
+        self._cookie = (
+            f"{COOKIE}-{secrets.token_hex(4)}"  # another chat of this machine has one too: ports are no border
+        )
         self._session = hmac.new(secrets.token_bytes(32), self._key, hashlib.sha256).hexdigest()  # ends with the chat
 
     def lets_in(self, headers: Headers) -> bool:
@@ -28,7 +30,7 @@ class Login:
             return True
         kind, _, token = headers.get("authorization", "").partition(" ")
         given = token.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
-        return self.is_key(given) | hmac.compare_digest(_cookie(headers), self._session.encode())
+        return self.is_key(given) | hmac.compare_digest(_value(headers, self._cookie), self._session.encode())
 
     def is_key(self, given: str) -> bool:
         """Compare in a time that tells nothing of the key."""
@@ -36,12 +38,14 @@ class Login:
 
     def cookie(self, *, secure: bool) -> str:
         """What the browser keeps: no script can read it, and no other site's page sends it."""
-        return _set_cookie(self._session, "; Secure" if secure else "")
+        return self._set_cookie(self._session, "; Secure" if secure else "")
 
-    @staticmethod
-    def no_cookie() -> str:
+    def no_cookie(self) -> str:
         """For a browser that is to forget it."""
-        return _set_cookie("", "; Max-Age=0")
+        return self._set_cookie("", "; Max-Age=0")
+
+    def _set_cookie(self, value: str, more: str) -> str:
+        return f"{self._cookie}={value}; Path=/; HttpOnly; SameSite=Strict{more}"
 
 
 def login_page(name: str, wrong: bool) -> str:
@@ -50,13 +54,7 @@ def login_page(name: str, wrong: bool) -> str:
     return page.replace("{name}", html.escape(name))
 
 
-def _set_cookie(value: str, more: str) -> str:
-    return f"{COOKIE}={value}; Path=/; HttpOnly; SameSite=Strict{more}"
-
-
-def _cookie(headers: Headers) -> bytes:
-    try:
-        found = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-    except CookieError:
-        found = None
-    return found.value.encode(errors="replace") if found else b""
+def _value(headers: Headers, cookie: str) -> bytes:
+    """Of several cookies of one host ours alone is read: others may be written in ways that Python's parser refuses."""
+    pairs = [pair.strip().partition("=") for line in headers.getlist("cookie") for pair in line.split(";")]
+    return next((value.encode(errors="replace") for name, _, value in pairs if name == cookie), b"")

@@ -68,6 +68,8 @@ class Passing:
         asked = answer.asked
         if asked.method != "POST" or not WORK.fullmatch(unquote(asked.path)):
             return await self._ask_engine(answer)
+        if asked.path not in CHAT and self._door.limits.answer is not None:
+            raise HTTPException(404, f"where answers are bounded they are had at {CHAT[0]} alone")
         if asked.path in CHAT:
             context, limits = self._keeper.first["context"], self._door.limits
             answer.body = checked(answer.body, context=context, longest=limits.answer, public=self._door.public)

@@ -23,6 +23,11 @@ def problem(kind: str, code: int, message: str) -> bytes:
     return json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}}).encode()
 
 
+MOST_UNSAID = 256
+"""Connections without a whole request; of more the oldest is cut."""
+_unsaid: dict["Protocol", None] = {}
+
+
 class Protocol(H11Protocol):
     """One connection, with one request."""
 
@@ -32,6 +37,11 @@ class Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """It has a time to send its request in."""
         super().connection_made(transport)
+        _unsaid[self] = None
+        if len(_unsaid) > MOST_UNSAID:  # else who opens connections and says nothing keeps everybody out
+            oldest = next(iter(_unsaid))
+            del _unsaid[oldest]
+            oldest.transport.abort()
         self._patience = self.loop.call_later(REQUEST_S, self._refuse_slow)
 
     def data_received(self, data: bytes) -> None:
@@ -40,6 +50,7 @@ class Protocol(H11Protocol):
             super().data_received(data)
         if self._patience and self.cycle is not None and not self.cycle.more_body:
             self._patience.cancel()
+            _unsaid.pop(self, None)
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Whether the connection stays open: for who has asked, until it is known to have gone."""
@@ -52,6 +63,7 @@ class Protocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """No timer outlives it."""
+        _unsaid.pop(self, None)
         for timer in (self._patience, self._asking):
             if timer:
                 timer.cancel()

@@ -5,6 +5,8 @@ and reads a grammar by calling itself, which ends it at some hundred thousand br
 """
 
 import json
+import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +19,9 @@ LAST_TOKENS = ("repeat_last_n", "dry_penalty_last_n")
 ALTERNATIVES, MOST_ALTERNATIVES = ("top_logprobs", "n_probs", "logprobs"), 20  # as many as OpenAI's API gives
 SETTINGS_BYTES, DEEPEST = 1 << 18, 200
 """Of all that is no message: bytes, and brackets within brackets."""
+MOST_COPIES = 10_000
+"""Of a part of a pattern: llama.cpp writes them all out before it begins to answer."""
+REPEATED = re.compile(r"\{(\d{1,9})?,?(\d{1,9})?\}")
 FORMS = ("grammar", "json_schema", "response_format", "tools", "grammar_triggers", "lora")
 """What is not for everybody: forms of an answer, whose cost nobody can tell before, and what is on the model."""
 
@@ -53,6 +58,8 @@ def _problems(found: dict[str, Any], public: bool) -> Iterator[str]:
     settings = json.dumps({name: value for name, value in found.items() if name != "messages"})
     if len(settings) > SETTINGS_BYTES:
         yield f"the request has {len(settings):,} bytes beside its messages, {SETTINGS_BYTES:,} is the most"
+    if any(_copies(text) > MOST_COPIES for text in _texts(found)):
+        yield f"a pattern of the request repeats what it repeats more than {MOST_COPIES:,} times"
     if (depth := _depth(settings)) > DEEPEST:
         yield f"the request has brackets {depth} deep, {DEEPEST} is the most"
 
@@ -67,6 +74,22 @@ def _depth(text: str) -> int:
         elif letter in ")]}":
             depth = max(0, depth - 1)
     return deepest
+
+
+def _texts(settings: dict[str, Any]) -> Iterator[str]:
+    """All texts of a request beside its messages."""
+    left: list[Any] = [value for name, value in settings.items() if name != "messages"]
+    while left:
+        one = left.pop()
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, dict | list):
+            left += one.values() if isinstance(one, dict) else one
+
+
+def _copies(text: str) -> int:
+    """How many copies of its innermost part a text with repetitions, as {0,1000}, may stand for."""
+    return math.prod(max(1, *(int(number or 0) for number in found)) for found in REPEATED.findall(text))
 
 
 def _bounded(found: dict[str, Any], longest: int) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+KNOWN = 0.05  # nats per token: 95 % of what comes next
+
 
 def outcome(counts: Mapping[str, Any]) -> str:
     """From the counts of a record of any version; empty where they do not say."""
@@ -15,6 +17,11 @@ def outcome(counts: Mapping[str, Any]) -> str:
         return f"in {steps} steps never better than the base"
     if best == steps and counts.get("stopped_early"):
         return f"best at step {best} of {planned}: still falling, but by less than min_gain, so training stopped"
+    if best == steps and counts["held_out_loss"] < KNOWN:
+        return (
+            f"best at the last step, {steps}, and the held-out loss is next to none: either it has learned all there is, "
+            "or held-out rows are like rows that it was trained on"
+        )
     if best == steps:
         return f"best at the last step, {steps}: still falling, so more epochs may help"
     stopped = f", so training stopped at step {steps}" if counts.get("stopped_early") else ""

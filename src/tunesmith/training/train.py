@@ -17,7 +17,7 @@ from tunesmith.model.adapter import save_adapter
 from tunesmith.model.attention import has_varlen_kernel
 from tunesmith.model.base import load_base, recompute_layers, refuse_odd_numbers
 from tunesmith.model.batch import Batching, supervised_in
-from tunesmith.model.lora import attach
+from tunesmith.model.lora import attach, refuse_unmergeable
 from tunesmith.proof.compiling import prove_compiling
 from tunesmith.proof.packing import prove_packing
 from tunesmith.recipe import Recipe, TrainConfig
@@ -189,6 +189,7 @@ def _start(job: Job, base: LocatedBase, proofs: list[Proof]) -> TrainState:
     proofs.append(prove_packing(model, (job.rows, job.batching), (job.held_out, job.held_out_batching)))
     say(f"train: {proofs[-1].in_words('packed rows compute the same as single ones')}")
     keys = attach(model, recipe.lora, seed=recipe.seed)
+    refuse_unmergeable(model, base.folder)
     if recipe.train.recompute == "on":
         recompute_layers(model)
     if job.batching.static:

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -20,19 +21,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.boundary import why_unread
+from tunesmith.boundary import sigterm_as_ctrl_c, why_unread
 from tunesmith.console import progress, say
 from tunesmith.errors import DataError, ResourceError, TunesmithError
 from tunesmith.files import bytes_of, remove
 from tunesmith.machine import need_disk, peak_memory_of, processor
 from tunesmith.release.space import dockerfile
 from tunesmith.release.space.dockerfile import ADVICE, Step
-from tunesmith.release.space.limits import CORES, Limits, as_user, limits, python_for
+from tunesmith.release.space.limits import CORES, Limits, as_user, guarded, limits, python_for
 from tunesmith.release.space.texts import HOME, UID, summed_up
 
 KEPT = re.compile(r"(?i)PIP_\w+|(?:https?|no|all)_proxy|SSL_CERT_\w+|REQUESTS_CA_BUNDLE|HF_ENDPOINT")
 """Settings of this machine that its network may need."""
 OFFLINE = ("NewConnectionError", "Temporary failure in name resolution", "Network is unreachable", "ConnectTimeout")
+PLACE = "tunesmith-try-"
 PACKAGES_BYTES = 500 * 10**6
 START_S, STEP_S, ANSWER_S = 300.0, 1800.0, 600.0
 """The longest that a chat may take to begin, a step of the Dockerfile, and an answer."""
@@ -65,7 +67,7 @@ def try_space(folder: Path, prompts: Sequence[str], max_tokens: int) -> dict[str
     found = dockerfile.steps((folder / "Dockerfile").read_text(encoding="utf-8"))
     port = dockerfile.port_of(dockerfile.command(found))
     refuse_port_in_use(port)
-    with _place(folder) as place, limits(UID) as limited:
+    with sigterm_as_ctrl_c(), _place(folder) as place, limits(UID) as limited:
         image = Image(place, limited, _environment(place, _python(found)))
         say(f"space: the Dockerfile's steps are done in {place} as {limited.says}")
         for step in found:
@@ -102,7 +104,11 @@ def _place(folder: Path) -> Iterator[Path]:
     """A folder of the other user's, deleted afterwards."""
     temporary = Path(tempfile.gettempdir())
     need_disk(temporary, bytes_of(folder) + PACKAGES_BYTES, "to try the Space", fix="free some space, or set TMPDIR")
-    place = Path(tempfile.mkdtemp(prefix="tunesmith-space-"))
+    for left in temporary.glob(f"{PLACE}*"):
+        number = left.name.removeprefix(PLACE).partition("-")[0]
+        if number.isdigit() and not Path(f"/proc/{number}").exists():  # of a command that was killed
+            shutil.rmtree(left, ignore_errors=True)
+    place = Path(tempfile.mkdtemp(prefix=f"{PLACE}{os.getpid()}-"))
     try:
         if as_user(UID):
             os.chown(place, UID, UID)
@@ -188,7 +194,7 @@ def _run(step: Step, image: Image) -> None:
     log = image.place / ".step.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            ["sh", "-c", text], cwd=image.folder, env=environment, stdin=subprocess.DEVNULL, stdout=output,
+            guarded(["sh", "-c", text]), cwd=image.folder, env=environment, stdin=subprocess.DEVNULL, stdout=output,
             stderr=subprocess.STDOUT, start_new_session=True, **image.limits.start,
         )  # fmt: skip
         with _ended(process):
@@ -222,7 +228,7 @@ def _started(words: Sequence[str], image: Image) -> Iterator[subprocess.Popen[by
     say(f"space: CMD {' '.join(words)}")
     with (image.place / ".chat.log").open("wb") as output:
         process = subprocess.Popen(
-            [program, *(image.here(word) for word in words[1:])], cwd=image.folder, env=environment,
+            guarded([program, *(image.here(word) for word in words[1:])]), cwd=image.folder, env=environment,
             stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             **image.limits.start,
         )  # fmt: skip
@@ -232,17 +238,17 @@ def _started(words: Sequence[str], image: Image) -> Iterator[subprocess.Popen[by
 
 @contextlib.contextmanager
 def _ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """A process that does not outlive the block: as `docker stop` ends it."""
+    """A process that does not outlive the block, with all that it has started: as `docker stop` ends it."""
     try:
         yield
     finally:
         if process.poll() is None:
             process.terminate()
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _wait(process: subprocess.Popen[bytes], port: int, image: Image) -> None:
@@ -318,7 +324,7 @@ def ask(port: int, prompt: str, max_tokens: int) -> dict[str, float]:
 
 def _timed(answer: http.client.HTTPResponse, begun: float) -> dict[str, float]:
     times: list[float] = []
-    tokens = 0
+    tokens, per_s = 0, 0.0
     for line in answer:
         if not line.startswith(b"data: {"):
             continue
@@ -326,12 +332,14 @@ def _timed(answer: http.client.HTTPResponse, begun: float) -> dict[str, float]:
         if (choices := chunk.get("choices")) and choices[0]["delta"].get("content"):
             times.append(time.perf_counter() - begun)
         tokens = (chunk.get("usage") or {}).get("completion_tokens", tokens)
+        per_s = (chunk.get("timings") or {}).get("predicted_per_second", per_s)
     if not times:
         return {"first_token_s": time.perf_counter() - begun, "tokens": tokens}
     tokens = tokens or len(times)
     found = {"first_token_s": times[0], "tokens": tokens}
-    after = times[-1] - times[0]
-    return found | ({"tokens_per_s": (tokens - 1) / after} if tokens > 1 and after > 0 else {})
+    after = times[-1] - times[0]  # of an engine that does not say; tokens that came together would count as none
+    per_s = per_s or (tokens - 1) / after if after > 0 else per_s
+    return found | ({"tokens_per_s": per_s} if tokens > 1 and per_s else {})
 
 
 def tried_in_words(tried: Mapping[str, Any]) -> str:

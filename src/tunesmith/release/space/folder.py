@@ -14,12 +14,13 @@ from typing import Any
 
 from tunesmith import __version__
 from tunesmith.console import say, warn
-from tunesmith.errors import ResourceError, ResumeError
+from tunesmith.errors import ProofError, ResourceError, ResumeError
 from tunesmith.files import RECORD, digest_file, file_entry, flush, is_clutter, remove, scratch_folder, write_file
 from tunesmith.gguf.metadata import read_singles
 from tunesmith.json_file import OTHER_JSON, json_object
 from tunesmith.machine import need_disk
 from tunesmith.record import Record, made_anew, read_record
+from tunesmith.release.licences import refuse_clash
 from tunesmith.release.space import texts
 from tunesmith.release.space.texts import Model
 from tunesmith.release.space.wheel import FILE as WHEEL
@@ -62,7 +63,7 @@ def make_space(shipped: Shipped, folder: Path, address: str = "") -> Model:
     """Write the Space of a model to `folder`; what was measured before stays where the same is served.
 
     Raises BaseError for what is no GGUF; ResourceError for one that is too large for a free Space; ResumeError for a
-    folder or file that is not ours.
+    folder or file that is not ours; ProofError where a proof does not hold.
     """
     standing = refuse_strangers(folder)
     model = _looked_at(shipped)
@@ -72,8 +73,9 @@ def make_space(shipped: Shipped, folder: Path, address: str = "") -> Model:
         WHEEL: wheel(),
         ".gitattributes": texts.ATTRIBUTES.encode(),
         ".dockerignore": texts.IGNORED.encode(),
-        **shipped.texts,
     }
+    refuse_clash(shipped.texts, {*files, model.file, "README.md", RECORD})
+    files |= shipped.texts
     if not model.published:
         files[model.file] = shipped.gguf
         need_disk(folder, shipped.gguf.stat().st_size, f"the Space in {folder}", fix=ELSEWHERE)
@@ -165,6 +167,9 @@ def _looked_at(shipped: Shipped) -> Model:
                     f"{shipped.gguf} is not as it was written, so it is not shipped", fix=made_anew(folder)
                 )
             about = [proof for proof in record.proofs if not _is_of_another(proof.name, shipped.gguf, record)]
+            if failed := [proof for proof in about if not proof.skipped_because and not proof.holds]:
+                fix = f"type `tunesmith run {folder.parent}`; delete {folder.name}/ if it stands as it is"
+                raise ProofError(f"{folder}: a proof does not hold, so nothing is shipped: {failed[0]}", fix=fix)
             unproved += [str(proof) for proof in about if proof.skipped_because]
             proofs += [str(proof) for proof in about if not proof.skipped_because]
     if unproved:
@@ -188,9 +193,9 @@ def _own_licence(said: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _is_of_another(proof: str, gguf: Path, record: Record) -> bool:
-    """Whether a proof is of a GGUF file beside this one; that of F16 is of the model, which all come from."""
+    """Whether a proof is of a GGUF file beside this one, or the adapter's; that of F16 is of the model itself."""
     types = {name.removesuffix(".gguf").rpartition("-")[2] for name in record.outputs if name != gguf.name}
-    return re.split(r"[ :]", proof)[0] in types - {"F16"}
+    return re.split(r"[ :]", proof)[0] in {*types, "adapter"} - {"F16"}
 
 
 def plain(name: str) -> str:

@@ -7,7 +7,7 @@ import resource
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,13 +50,21 @@ def limits(uid: int) -> Iterator[Limits]:
         yield Limits(as_user(uid) | {"preexec_fn": _limiter(cores, members)}, ", ".join(said))
 
 
+def guarded(words: Sequence[str]) -> list[str]:
+    """A command to be started in a session of its own: told to end, it ends with all that it has started.
+
+    What a shell of a step starts would go on where the shell alone is ended.
+    """
+    return ["sh", "-c", 'trap "trap : TERM; kill -TERM 0; wait; kill -KILL 0" TERM; "$@" & wait $!', "sh", *words]
+
+
 def _limiter(cores: list[int], members: int | None) -> Callable[[], None]:
     """What a new process does before its program begins."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux alone has it
 
     def limit() -> None:
         if prctl:
-            prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # nothing goes on answering where we were killed
+            prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # where we were killed, `guarded` ends what goes on
         if cores:
             os.sched_setaffinity(0, cores)
         if members is not None:

@@ -10,8 +10,10 @@ from tunesmith.errors import TunesmithError
 from tunesmith.files import digest_file
 from tunesmith.gguf.read import convert
 from tunesmith.recipe import Recipe
+from tunesmith.release.card import origin_of
 from tunesmith.release.licences import Terms, terms_of
 from tunesmith.release.published import published
+from tunesmith.release.sources import base_name
 from tunesmith.release.space.fetch import endpoint
 from tunesmith.release.space.folder import Shipped
 from tunesmith.runs import Run
@@ -25,10 +27,11 @@ def of_run(recipe: Recipe, run: Run, gguf: Path, chosen: str, *, strict: bool) -
     """
     terms = _terms(recipe, strict)
     place, private = published_at(run, gguf)
-    base = Path(recipe.base).name if Path(recipe.base).exists() else recipe.base
+    origin = origin_of(recipe)
+    base = origin.id or base_name(recipe.base)
     return Shipped(
         gguf, recipe.name, run.path, prompts_of(recipe.evaluate), recipe.evaluate.max_tokens, run=run, base=base,
-        licence=terms.metadata() if terms else {}, duties=_duties(terms, base) if terms else (),
+        licence=terms.metadata() if terms else {}, duties=[*(_duties(terms, base) if terms else ()), *([origin.remark] if origin.remark else [])],
         texts=terms.files if terms else {}, published=place, private=private, chosen=chosen,
     )  # fmt: skip
 
