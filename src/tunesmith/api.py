@@ -228,9 +228,8 @@ def to_serve(model: Path, gguf: str | None, changes: Sequence[str], *, alone: bo
         lora = run.adapter_gguf(recipe.name)
         known = ", ".join(found.name for found in sorted(run.gguf.glob("*.gguf")) if found != lora)
         wanted = gguf or recipe.evaluate.gguf
-        more = (
-            "" if wanted in recipe.export.gguf else f" --set 'export.gguf=[{','.join([*recipe.export.gguf, wanted])}]'"
-        )
+        wider = ",".join([*recipe.export.gguf, wanted])
+        more = "" if wanted in recipe.export.gguf else f" --set 'export.gguf=[{wider}]'"
         make = f"type `tunesmith run {shlex.quote(str(model))}{more}` to make"
         fix = f"choose one with --gguf, or {make} what is missing" if known else f"{make} it"
         raise ResumeError(f"there is no {file}; this run has {known or 'no GGUF file'}", fix=fix)

@@ -38,11 +38,8 @@ def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
         fix = "name a YAML file; `tunesmith init` writes one"
         fix = f"save it as UTF-8, or {fix}" if isinstance(error, UnicodeError) else fix
         if isinstance(error, FileNotFoundError) and path.suffix.lower() not in (".yaml", ".yml"):
-            what, fix = (
-                f"there is no {path}, neither a recipe nor the folder of a run",
-                f"{fix}; `tunesmith list` shows runs",
-            )
-            raise RecipeError(what, fix=fix) from error
+            what = f"there is no {path}, neither a recipe nor the folder of a run"
+            raise RecipeError(what, fix=f"{fix}; `tunesmith list` shows runs") from error
         raise RecipeError(f"recipe {path} cannot be read: {why_unread(error)}", fix=fix) from error
     raw, lines = read_yaml(text, "recipe", str(path))
     if path.suffix.lower() == ".json" and not (isinstance(raw, dict) and Recipe.model_fields.keys() & raw):

@@ -171,7 +171,7 @@ PATTERNS = {
 
 
 def _written(loc: Loc) -> Loc:
-    """A place as users write it: `source` names an alternative behind held_out alone, elsewhere it is a key of theirs."""
+    """A place as users write it: `source` is an alternative after held_out alone, elsewhere it is a key of theirs."""
     pairs = zip(("", *loc), loc, strict=False)
     return tuple(
         part for before, part in pairs

@@ -96,7 +96,8 @@ def _refuse_others(found: dict[str, Any], family: Family, folder: Path) -> None:
 def _window(found: dict[str, Any], family: Family, folder: Path) -> int | None:
     """Tokens that layers with a window see, None if no layer has one."""
     layers, asked = found["num_hidden_layers"], family.windows == "if set" or found.get("use_sliding_window") is True
-    if "sliding_attention" in (found.get("layer_types") or ()) and found.get("sliding_window") is None:
+    kinds = found.get("layer_types")
+    if isinstance(kinds, list) and "sliding_attention" in kinds and found.get("sliding_window") is None:
         raise odd("sliding_window", None, "is missing or null, and layer_types has layers with a window", folder)
     if family.windows == "none" or not asked or found.get("sliding_window") is None:
         if family.full_every:
@@ -108,7 +109,6 @@ def _window(found: dict[str, Any], family: Family, folder: Path) -> int | None:
             )
         return None
     window = size(found, "sliding_window", folder)
-    kinds = found.get("layer_types")
     if family.full_every:
         period = found.get("sliding_window_pattern") or found.get("_sliding_window_pattern") or family.full_every
         due = family.layer_types(layers)

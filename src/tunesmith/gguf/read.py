@@ -149,10 +149,7 @@ def _config(source: Source, family: Family) -> dict[str, Any]:
         "head_dim": head_dim,
         family.activation[0]: family.activation[1],
         "rms_norm_eps": _decimal(source.get(f"{arch}.attention.layer_norm_rms_epsilon", float)),
-        "vocab_size": _shape(source.tensors["token_embd.weight"])[0],
-        "tie_word_embeddings": "output.weight" not in source.tensors,
-        "dtype": DTYPES[_stored(source.tensors["token_embd.weight"])],
-        **{switch: BIASED[switch] in source.tensors for switch in family.switches},
+        **{switch: True for switch in family.switches if BIASED[switch] in source.tensors},
         **family.fixed,
     }
     if family.windows == "if set":
@@ -165,7 +162,12 @@ def _config(source: Source, family: Family) -> dict[str, Any]:
     for field, key in family.multipliers.items():  # where a file is silent llama.cpp takes these
         silent = max(1, head_dim) ** -0.5 if key == "attention.scale" else 1.0
         config[field] = _decimal(source.get(f"{arch}.{key}", float, silent))
-    return config | _rope(source, family, config)
+    config |= _rope(source, family, config)
+    return config | {  # last, as version 0.1 wrote it: of these bytes is the digest that runs know their base by
+        "vocab_size": _shape(source.tensors["token_embd.weight"])[0],
+        "tie_word_embeddings": "output.weight" not in source.tensors,
+        "dtype": DTYPES[_stored(source.tensors["token_embd.weight"])],
+    }
 
 
 def _decimal(value: float) -> float:

@@ -19,8 +19,8 @@ def outcome(counts: Mapping[str, Any]) -> str:
         return f"best at step {best} of {planned}: still falling, but by less than min_gain, so training stopped"
     if best == steps and counts["held_out_loss"] < KNOWN:
         return (
-            f"best at the last step, {steps}, and the held-out loss is next to none: either it has learned all there is, "
-            "or held-out rows are like rows that it was trained on"
+            f"best at the last step, {steps}, and the held-out loss is next to none: it has learned all there is, or "
+            "held-out rows are like rows that it was trained on"
         )
     if best == steps:
         return f"best at the last step, {steps}: still falling, so more epochs may help"

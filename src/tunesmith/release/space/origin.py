@@ -29,10 +29,11 @@ def of_run(recipe: Recipe, run: Run, gguf: Path, chosen: str, *, strict: bool) -
     place, private = published_at(run, gguf)
     origin = origin_of(recipe)
     base = origin.id or base_name(recipe.base)
+    duties = [*(_duties(terms, base) if terms else ()), *filter(None, [origin.remark])]
     return Shipped(
         gguf, recipe.name, run.path, prompts_of(recipe.evaluate), recipe.evaluate.max_tokens, run=run, base=base,
-        licence=terms.metadata() if terms else {}, duties=[*(_duties(terms, base) if terms else ()), *([origin.remark] if origin.remark else [])],
-        texts=terms.files if terms else {}, published=place, private=private, chosen=chosen,
+        licence=terms.metadata() if terms else {}, duties=duties, texts=terms.files if terms else {},
+        published=place, private=private, chosen=chosen,
     )  # fmt: skip
 
 
