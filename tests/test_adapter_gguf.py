@@ -10,6 +10,7 @@ import pytest
 import torch
 from gguf_reader import reader_of
 from safetensors.torch import load_file, save_file
+from second_llama import logits_of
 from tiny import save_base
 from training_runs import prepare_rows, recipe_with
 
@@ -72,6 +73,37 @@ def test_the_file_says_what_it_is_and_equals_the_adapter(made, tmp_path):
     assert np.array_equal(found_OR[:4], b_OR[[0, 8, 1, 9]]) and np.array_equal(found_OR[16:18], b_OR[[16, 24]])
     proofs = prove(made, file, tmp_path)
     assert [p.name for p in proofs] == [KL, CHOICE] and all(p.value <= p.limit and p.positions > 100 for p in proofs)
+
+
+def test_another_llama_cpp_than_ours_takes_it(made, tmp_path):
+    run, base, base_file = made
+    write_adapter(run.adapter, base, file := tmp_path / "lora.gguf", ABOUT)
+    ids = [int(id_) for id_ in np.random.default_rng(0).integers(3, 500, 24)]
+    places = list(range(len(ids)))
+    ours = [
+        np.concatenate(list(sequence_logits(base_file, [(ids, places)], threads=1, window=tmp_path / "w", adapter=put)))
+        for put in (file, None)
+    ]
+    theirs = logits_of(base_file, ids, tmp_path, file)
+    assert np.abs(ours[0] - theirs).max() < 1e-2 < 10 * 1e-2 < np.abs(ours[1] - theirs).max()
+
+
+@pytest.mark.parametrize(
+    ("key", "said"), [("alpha", "its adapter.lora.alpha is 6.001"), ("tensor", "not the adapter's: blk")]
+)
+def test_faults_too_small_for_probabilities_are_seen(made, tmp_path, monkeypatch, key, said):
+    run, base, _ = made
+    write_adapter(run.adapter, base, file := tmp_path / "lora.gguf", ABOUT)
+    reader = gguf.GGUFReader(file, "r+")
+    if key == "alpha":
+        field = reader.fields["adapter.lora.alpha"]
+        field.parts[field.data[0]][0] = 6.001
+    else:
+        tensor = next(one for one in reader.tensors if one.name == "blk.1.attn_q.weight.lora_b")
+        tensor.data[0, 0] = np.nextafter(tensor.data[0, 0], np.float16(9))
+    del reader
+    with pytest.raises(ProofError, match=said):
+        prove(made, file, tmp_path)
 
 
 def test_without_the_c_functions_the_server_is_asked(made, tmp_path, monkeypatch):

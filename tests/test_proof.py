@@ -457,6 +457,18 @@ def test_of_few_positions_one_near_tie_fails_nothing():
     assert default.found(str).top1 == 0.95
 
 
+def test_metadata_of_each_file_are_the_models(made, good, tmp_path):
+    """Of a smaller type too, whose probabilities may be far from F16's without that."""
+    recipe, run, base = made
+    q4 = tmp_path / "made-Q4_K_M.gguf"
+    write_gguf(run.model, q4, "Q4_K_M", About("made", base.name, None, recipe.chat))
+    field(q4, "llama.context_length", 128)
+    with pytest.raises(
+        ProofError, match=r"made-Q4_K_M\.gguf is not the merged model: llama.context_length is 128, and"
+    ):
+        prove_gguf(recipe, run, {"F16": good, "Q4_K_M": q4}, tmp_path)
+
+
 def test_the_limit_of_near_ties_is_for_f16_alone(made, good, tmp_path, monkeypatch):
     recipe, run, base = made
     q8, limits, compare = tmp_path / "made-Q8_0.gguf", [], proof.compare

@@ -18,6 +18,7 @@ from tunesmith.console import progress
 from tunesmith.errors import ProofError
 from tunesmith.inference.engine import Engine
 from tunesmith.inference.logits import Unavailable, sequence_logits
+from tunesmith.proof.damage import find_adapter_damage
 from tunesmith.proof.divergence import Apart
 from tunesmith.proof.reference import Reference, store_model
 from tunesmith.proof.sample import Sample, pick_sample
@@ -66,9 +67,13 @@ def prove_adapter_gguf(
     assert done == len(sample)
     found = apart.found(sample.place)
     values = {KL: found.mean_kl, CHOICE: 1 - found.top1}
+    damage = find_adapter_damage(base, run.adapter, file)
     if broken := [name for name, value in values.items() if not value <= limits[name]]:  # a NaN is not equal
         what = f"{file.name} on the base is not the adapter: {broken[0]} is {values[broken[0]]:.2g}"
-        raise ProofError(f"{what}, limit {limits[broken[0]]:g}", fix=FIX, where=found.worst)
+        why = f"; {damage}" if damage else ""
+        raise ProofError(f"{what}, limit {limits[broken[0]]:g}{why}", fix=FIX, where=found.worst)
+    if damage:
+        raise ProofError(f"{file.name} is not the adapter: {damage}", fix=FIX, where=str(file))
     return [Proof(name, value, limits[name], found.positions) for name, value in values.items()]
 
 

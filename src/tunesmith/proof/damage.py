@@ -6,6 +6,7 @@ not with the code that wrote the file.
 Shapes: O and I output and input width of a layer.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from tunesmith.gguf.metadata import Head, StoredTensor, read_head
 from tunesmith.gguf.rope import rope_tables
 from tunesmith.gguf.shapes import gguf_name, head_rows
 from tunesmith.model.adapter import load_adapter
-from tunesmith.weights.peft_files import CONFIG
-from tunesmith.weights.tensorfile import TensorInfo, pieces, read_index, read_rows, to_f32
+from tunesmith.weights.peft_files import CONFIG, PREFIX, WEIGHTS, A, B
+from tunesmith.weights.tensorfile import TensorInfo, pieces, read_header, read_index, read_rows, to_f32
 
 TYPES: dict[int, str] = {Type.F16: "<f2", Type.F32: "<f4"}
 UNDAMAGED = "each of its tensors is the model's, so look at how llama.cpp computes this family, and at its metadata"
@@ -58,6 +59,34 @@ def find_damage(model: Path, adapter: Path, file: Path) -> str:
                 found.setdefault(odd, []).append(f"{name}{detail}")
     said = [f"{odd}: {_some(names)}" for odd, names in found.items()] + _odd_numbers(config, head)
     return "; ".join(said)
+
+
+def find_odd_numbers(model: Path, file: Path) -> str:
+    """What of a file's metadata is not what config.json says, in words; empty where all is."""
+    return "; ".join(_odd_numbers(read_config(model), read_head(file)))
+
+
+def find_adapter_damage(base: Path, adapter: Path, file: Path) -> str:
+    """What is not as it should be in the GGUF file of an adapter, in words; empty where all is."""
+    config, head = read_config(base), read_head(file)
+    alpha = float(json.loads((adapter / CONFIG).read_text())["lora_alpha"])
+    stated, wrong = float(head.singles.get(gguf.Keys.Adapter.LORA_ALPHA, 0.0)), list[str]()
+    if stated != float(np.float32(alpha)):
+        return f"its {gguf.Keys.Adapter.LORA_ALPHA} is {stated:g}, and the adapter's is {alpha:g}"
+    for source, info in read_header(adapter / WEIGHTS).items():
+        end, part = (A, ".lora_a") if source.endswith(A) else (B, ".lora_b")
+        layer = f"{source.removeprefix(PREFIX).removesuffix(end)}.weight"
+        name = f"{gguf_name(layer, config['family'], config['num_hidden_layers'])}{part}"
+        stored = head.tensors.get(name)
+        if stored is None or stored.shape != info.shape or stored.kind not in TYPES:
+            wrong.append(name)
+            continue
+        ours, theirs = (np.concatenate(parts) for parts in zip(*_pairs(info, stored, file, 0.0), strict=True))
+        if end == B and (rows := head_rows(layer, config)):
+            theirs = _reordered(theirs, rows, rows // 2)
+        if not np.array_equal(ours, theirs):
+            wrong.append(name)
+    return f"not the adapter's: {_some(wrong)}" if wrong else ""
 
 
 def _names(model: Path) -> dict[str, str]:

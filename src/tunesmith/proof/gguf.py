@@ -25,7 +25,7 @@ from tunesmith.console import progress, warn
 from tunesmith.errors import ProofError, ResourceError
 from tunesmith.inference.engine import PatientEngine
 from tunesmith.inference.logits import Unavailable, sequence_logits
-from tunesmith.proof.damage import UNDAMAGED, check_names, find_damage
+from tunesmith.proof.damage import UNDAMAGED, check_names, find_damage, find_odd_numbers
 from tunesmith.proof.divergence import NEAR_TIE, Apart, Choice, Divergence
 from tunesmith.proof.greedy import TOKENS, Greedy, answer, compare_answers, prompt_ids
 from tunesmith.proof.merged import (
@@ -139,6 +139,8 @@ class Gate:
         """Raise ProofError for a file beyond the limits, with the first position that differs and where damage lies."""
         if found.kind == "F16":
             self._check_f16(found, path)
+        elif odd := find_odd_numbers(self.run.model, path):
+            raise ProofError(f"{path.name} is not the merged model: {odd}", fix=FIX, where=str(path))
         elif found.apart and found.first:
             self._check_quantised(found.apart, found.first, path.name)
 
