@@ -467,6 +467,8 @@ def test_windows_without_their_length_are_refused(tmp_path):
 
 def test_weights_that_would_be_left_out_are_named(tmp_path):
     folder = save_family(tmp_path / "base", "qwen2")
+    tensors(lambda held: held.update({"v_head.summary.weight": torch.zeros(1, 32)}))(folder)  # of a model that rates
+    load_base(folder, precision="fp32", device=torch.device("cpu"))
     edit(folder / "config.json", num_hidden_layers=1, layer_types=["full_attention"])
     with pytest.raises(
         BaseError, match=r"have model\.layers\.1\.\S+ and \d+ more, which Qwen2ForCausalLM as"

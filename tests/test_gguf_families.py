@@ -23,6 +23,7 @@ from tunesmith.gguf.supported import supported
 from tunesmith.gguf.write import About, write_gguf
 from tunesmith.inference.engine import Engine
 from tunesmith.inference.logits import Library, sequence_logits
+from tunesmith.proof.damage import find_damage
 from tunesmith.recipe import ChatConfig
 from tunesmith.tokens.tokenizer import load_tokenizer
 
@@ -268,6 +269,18 @@ def test_a_wrong_pre_tokenizer_is_seen(whole, tmp_path, hard_texts, monkeypatch,
     monkeypatch.setattr(vocabulary, "pre_tokenizer", lambda _: other)
     write_gguf(folder, tmp_path / "spoilt.gguf", "F16", ABOUT)
     assert wrong_texts(tmp_path / "spoilt.gguf", folder, TINY[name], hard_texts)
+
+
+def test_a_small_fault_in_a_table_of_rotary_factors_is_seen(whole, tmp_path):
+    """Which probabilities of short rows hardly show."""
+    folder, path, *_ = whole("llama3")
+    assert find_damage(folder, tmp_path / "no adapter", path) == ""
+    spoilt = tmp_path / "spoilt.gguf"
+    spoilt.write_bytes(path.read_bytes())
+    tensor = next(one for one in gguf.GGUFReader(spoilt, "r+").tensors if one.name == "rope_freqs.weight")
+    tensor.data[-1] *= 1.0001
+    del tensor
+    assert find_damage(folder, tmp_path / "no adapter", spoilt) == "not the model's: rope_freqs.weight"
 
 
 # what differs within a family

@@ -16,7 +16,7 @@ from tunesmith.proof.adapter_gguf import CHOICE, KL
 from tunesmith.recipe import ExportConfig, PublishConfig, Source
 from tunesmith.release import card
 from tunesmith.release.card import OF_ADAPTER, draw_losses, origin_of
-from tunesmith.release.licences import LICENCES, refuse_name, terms_of
+from tunesmith.release.licences import LICENCES, refuse_clash, refuse_name, terms_of
 from tunesmith.release.publish import make_plan
 from tunesmith.runs import Run
 from tunesmith.weights import builtin
@@ -99,6 +99,24 @@ def test_a_base_is_under_the_licence_of_what_it_was_made_from(base, parent, of_p
     assert terms_of(base, PublishConfig(licence="apache-2.0"), "org/tuned").licence is LICENCES["apache-2.0"]
     (base / "README.md").write_text(f"---\nlicense: {of_parent}\nbase_model: {parent}\n---\n")
     assert terms_of(base, ASKED, "org/tuned").licence is LICENCES[of_parent]
+
+
+@pytest.mark.parametrize(
+    ("name", "licence", "parent"),
+    [("meta-llama/Llama-3.3-70B-Instruct", "llama3.3", "meta-llama/Llama-3.1-70B"),
+     ("org/gemma-4-tuned", "apache-2.0", "google/gemma-4-E4B"), ("google/gemma-x", "apache-2.0", "google/gemma-2-2b"),
+     ("org/both", "llama3.3", "meta-llama/Llama-3.1-8B")],
+)  # fmt: skip
+def test_what_a_licensor_says_of_its_own_and_what_is_no_other_licence_holds(base, name, licence, parent):
+    (base / "README.md").write_text(f"---\nlicense: {licence}\nbase_model: {parent}\n---\n")
+    (base / "LICENSE").write_text("the text")
+    assert terms_of(base, ASKED, name).licence is LICENCES[licence]
+
+
+def test_licence_files_that_merge_copied_from_the_base_are_no_clash():
+    refuse_clash({"LICENSE": b"x", "NOTICE": b"y", "USE_POLICY.md": b"z"}, {"LICENSE", "NOTICE", "USE_POLICY.md", "a"})
+    with pytest.raises(RecipeError, match=r"the licence's config\.json has the name of a file"):
+        refuse_clash({"LICENSE": b"x", "config.json": b"y"}, {"LICENSE", "config.json"})
 
 
 def test_two_files_of_one_name_and_names_of_the_models_own_files_are_refused(base, tmp_path, plan):

@@ -44,6 +44,7 @@ def made(tiny_base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     base = shutil.copytree(tiny_base, folder / "base")
     (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    (base / "LICENSE").write_text("the base's own")  # which merge copies
     path = write_project(folder, base, publish=f"{{base_on_hub: org/tiny@{BASE_COMMIT}}}")
     assert run_stages(read_recipe(path), Run(folder / "run")).done
     return folder / "run"
@@ -115,6 +116,7 @@ def test_what_is_published_is_what_the_run_made_and_loads(run, hub, tmp_path, ca
     base = AutoModelForCausalLM.from_pretrained(read_recipe(run.recipe).base)
     adapted = PeftModel.from_pretrained(base, folders["me/small-lora"])
     assert (model(**ids).logits - adapted(**ids).logits).abs().max() < 1e-3
+    assert all((folders[id] / "LICENSE").read_text() == "the base's own" for id in REPOSITORIES)
     settings = json.loads((folders["me/small-lora"] / "adapter_config.json").read_text())
     assert (settings["base_model_name_or_path"], settings["revision"]) == ("org/tiny", BASE_COMMIT)
     with Engine(folders["me/small-GGUF"] / "small-Q8_0.gguf", threads=1, context=64) as engine:

@@ -17,7 +17,7 @@ from test_front import opened
 
 from tunesmith.errors import RecipeError, ResourceError
 from tunesmith.gguf.write import About, write_gguf
-from tunesmith.inference import serving
+from tunesmith.inference import child, serving
 from tunesmith.inference.engine import Engine
 from tunesmith.recipe import ChatConfig
 from tunesmith.server import asked, keeper, protocol
@@ -105,14 +105,14 @@ def test_without_the_key_there_is_a_login_and_the_rest_is_closed(locked):
     assert send(locked, "POST", "/login", "a=1&b=2&c=3&d=4&e=5&key=")[0] == 401
     status, headers, _ = send(locked, "POST", "/login", f"key=+{KEY}%0A", Origin=f"http://127.0.0.1:{locked.port}")
     cookie = headers["set-cookie"]
-    form = "tunesmith-[0-9a-f]{8}=[0-9a-f]{64}; Path=/; HttpOnly; SameSite=Strict"
+    form = f"tunesmith-{locked.port}=[0-9a-f]{{64}}; Path=/; HttpOnly; SameSite=Strict"
     assert status == 303 and re.fullmatch(form, cookie)
     own = cookie.partition(";")[0]
     others = ("", 'x={"a":"b"}; ', "a[b]=1; ", "foo; ", "name@host=1; ", "a=b c;", f"{own.partition('=')[0][:-1]}0=1; ")
     for other in others:  # of other programs of this host, and of another chat
         assert send(locked, "GET", "/v1/models", Cookie=f"{other}{own}")[0] == 200
         assert send(locked, "GET", "/v1/models", Cookie=f"{own}; {other}")[0] == 200
-    assert Login(KEY).cookie(secure=False).partition("=")[0] != own.partition("=")[0]
+    assert Login(KEY, 1).cookie(secure=False).partition("=")[0] == "tunesmith-1"  # another chat's, of another port
     codes = [send(locked, "POST", "/login", "key=guess")[0] for _ in range(8)]
     assert codes[-1] == 429 and send(locked, "POST", "/login", f"key={KEY}")[0] == 429  # also with the right one
 
@@ -398,6 +398,31 @@ def test_an_engine_for_everybody_is_started_again_for_ever(monkeypatch):
     assert enough.wait(10) and kept.reason is None
 
 
+def test_an_engine_for_everybody_that_does_not_start_any_more_is_given_up(monkeypatch):
+    class Gone:
+        starts = 0
+
+        def __init__(self, module, job, name):
+            Gone.starts += 1
+
+        def read(self):
+            if Gone.starts > 1:
+                raise ResourceError("its file is gone", fix="put it back")
+            return {"url": "http://127.0.0.1:1", "key": "k"}
+
+        def wait(self):
+            raise ResourceError("it was killed", fix="free some memory")
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(keeper, "Child", Gone)
+    monkeypatch.setattr(keeper, "FIRST_WAIT_S", 0.0)
+    ended = threading.Event()
+    kept = Keeper({"alias": "sailor"}, [].append, ended.set, patient=True)
+    assert ended.wait(10) and Gone.starts == 6 and "its file is gone" in kept.reason.what
+
+
 def test_an_engine_that_does_not_answer_is_not_healthy(engine, monkeypatch):
     monkeypatch.setattr(module, "HEALTH_S", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as stuck:  # takes the request, and says nothing
@@ -442,6 +467,16 @@ def test_what_an_engine_prints_of_requests_is_not_kept(monkeypatch, tmp_path):
         assert (tmp_path / "printed").stat().st_size == 0
 
 
+def test_what_is_printed_after_it_was_cut_begins_at_its_start():
+    with contextlib.closing(child._unnamed_file()) as file:
+        other = os.dup(file.fileno())  # as the process has it
+        os.write(other, b"x" * 1000)
+        os.ftruncate(file.fileno(), 0)
+        os.write(other, b"the end")
+        os.close(other)
+        assert os.pread(file.fileno(), 100, 0) == b"the end"
+
+
 def has_ipv6():
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
@@ -470,7 +505,6 @@ def test_addresses_of_this_machine_are_its_names(engine):
 def test_a_browser_that_logs_out_is_asked_for_the_key_again(locked):
     status, headers, _ = send(locked, "POST", "/logout", "", Cookie="tunesmith=any", Authorization=f"Bearer {KEY}")
     assert (status, headers["location"]) == (303, "./login")
-    form = "tunesmith-[0-9a-f]{8}=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0"
-    assert re.fullmatch(form, headers["set-cookie"])
-    assert send(locked, "POST", "/logout", "")[0] == 401
+    assert headers["set-cookie"] == f"tunesmith-{locked.port}=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0"
+    assert send(locked, "POST", "/logout", "")[0] == 303  # in a tab that outlived its chat
     assert send(locked, "POST", "/logout", "", Origin="http://evil.example")[0] == 403

@@ -505,7 +505,7 @@ import subprocess, sys, time
 from tunesmith.release.space.limits import guarded, limits
 
 with limits(12345) as limited:
-    words = guarded(["sh", "-c", "sleep 60 & echo $! > pid && wait $!; true"])
+    words = guarded(["sh", "-c", "IGNORED sleep 60 & echo $! > pid && wait $!; true".replace("IGNORED", sys.argv[1])])
     print(subprocess.Popen(words, start_new_session=True, preexec_fn=limited.start["preexec_fn"]).pid, flush=True)
     time.sleep(60)
 """
@@ -533,10 +533,14 @@ def test_a_licence_file_replaces_no_file_of_the_space(alone, tmp_path):
         make_space(replace(alone, texts={"Dockerfile": b"FROM evil"}), tmp_path / "space")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_step_ends_with_all_that_it_has_started(tmp_path, number):
+@pytest.mark.parametrize(
+    ("number", "ignored"), [(signal.SIGTERM, ""), (signal.SIGKILL, ""), (signal.SIGKILL, "trap '' TERM;")]
+)
+def test_a_step_ends_with_all_that_it_has_started(tmp_path, number, ignored):
     """A shell that waits for another program, as that of pip does: told to end, or with who has started it."""
-    with subprocess.Popen([sys.executable, "-c", STEP], stdout=subprocess.PIPE, text=True, cwd=tmp_path) as command:
+    with subprocess.Popen(
+        [sys.executable, "-c", STEP, ignored], stdout=subprocess.PIPE, text=True, cwd=tmp_path
+    ) as command:
         shell = int(command.stdout.readline())
         deadline = time.monotonic() + 10
         while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
@@ -548,6 +552,12 @@ def test_a_step_ends_with_all_that_it_has_started(tmp_path, number):
             assert time.monotonic() < deadline, "it goes on"
             time.sleep(0.02)
         command.kill()
+
+
+@pytest.mark.parametrize(("ends", "code"), [("exit 7", 7), ("kill -KILL $$", 137), ("true", 0)])
+def test_a_guarded_program_ends_as_it_ends(ends, code):
+    done = subprocess.run(limits.guarded(["sh", "-c", ends]), start_new_session=True, capture_output=True, check=False)
+    assert done.returncode == code
 
 
 def test_the_folder_of_a_try_that_was_killed_is_cleared(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ turn, for children that work one at a time.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -119,9 +120,11 @@ class Child:
 def _unnamed_file() -> IO[bytes]:
     """A file for what is printed, always at its end; where there is no place for one, nothing is kept."""
     try:
-        return tempfile.TemporaryFile()
+        file = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
     except OSError:
         return open(os.devnull, "w+b")
+    fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) | os.O_APPEND)  # also where it is cut meanwhile
+    return file
 
 
 def tell(line: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ Shapes: T tokens of a flat row, S positions, D hidden width, V vocabulary.
 """
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tunesmith.gguf.heads import head_numbers
 from tunesmith.model.attention import PACKED, Packing
 
 F16_END = 65504.0
+OF_A_LAYER = re.compile(r"\.\d+\..*\.weight$")  # and not of another head, as a reward model has
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -72,7 +74,7 @@ def load_base(folder: Path, *, precision: str, device: torch.device) -> PreTrain
             fix="fetch the model again, or use another base: they would be random numbers",
             where=str(folder),
         )
-    if left_out := sorted(name for name in found["unexpected_keys"] if name.endswith(".weight")):
+    if left_out := sorted(name for name in found["unexpected_keys"] if OF_A_LAYER.search(name)):
         raise BaseError(
             f"the weights have {left_out[0]}"
             + (f" and {len(left_out) - 1} more" if left_out[1:] else "")
@@ -90,7 +92,7 @@ def refuse_odd_numbers(model: PreTrainedModel, folder: Path, precision: str, *, 
     What such a base computes would be blamed on packing, and on training where it is exported.
     """
     for name, weight in model.named_parameters():
-        if not weight.is_floating_point():
+        if not weight.is_floating_point() or not weight.numel():
             continue
         largest = float(torch.stack(torch.aminmax(weight.detach())).abs().max())  # a NaN stays one
         if not math.isfinite(largest):
@@ -99,7 +101,7 @@ def refuse_odd_numbers(model: PreTrainedModel, folder: Path, precision: str, *, 
                 fix="fetch the base again; if it is so there too, set train.precision to fp32, or use another base",
                 where=str(folder),
             )
-        if in_f16 and largest > F16_END:
+        if in_f16 and weight.dim() == 2 and largest > F16_END:  # what is no matrix is F32 in a GGUF
             raise BaseError(
                 f"the base's {name} has a number of size {largest:g}, and F16, from which each GGUF is made, ends at "
                 f"{F16_END:,.0f}",

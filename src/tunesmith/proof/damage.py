@@ -8,6 +8,7 @@ Shapes: O and I output and input width of a layer.
 
 import json
 from collections.abc import Iterator, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from tunesmith.gguf.rope import rope_tables
 from tunesmith.gguf.shapes import gguf_name, head_rows
 from tunesmith.model.adapter import load_adapter
 from tunesmith.weights.peft_files import CONFIG, PREFIX, WEIGHTS, A, B
-from tunesmith.weights.tensorfile import TensorInfo, pieces, read_header, read_index, read_rows, to_f32
+from tunesmith.weights.tensorfile import TensorInfo, read_header, read_index, read_rows, to_f32
 
 TYPES: dict[int, str] = {Type.F16: "<f2", Type.F32: "<f4"}
 UNDAMAGED = "each of its tensors is the model's, so look at how llama.cpp computes this family, and at its metadata"
+PIECE_NUMBERS = 4 << 20  # that are looked at together: 16 MB
 NAMED = 3  # tensors that an error names; of the others the number
 ALIKE = 1e-2  # relative difference below which two updates are the same one, rounded
 Rows = NDArray[Any]
@@ -49,16 +51,22 @@ def find_damage(model: Path, adapter: Path, file: Path) -> str:
     config, infos, head = read_config(model), read_index(model), read_head(file)
     updates, scale = load_adapter(adapter) if (adapter / CONFIG).exists() else ({}, 0.0)
     found: dict[str, list[str]] = {}
+    tables = rope_tables(config["rope"])
     for name, source in _names(model).items():
-        if source in infos and name in head.tensors and head.tensors[name].kind in TYPES:
+        stored, odd, detail = head.tensors.get(name), "", ""
+        if stored is None or stored.kind not in TYPES:
+            odd = "missing, or of another type than F16 and F32"
+        elif name in tables:
+            odd = "" if np.array_equal(_stored_rows(stored, file), tables[name]) else "not the model's"
+        else:
             offset = config["family"].norm_offset if source.endswith("norm.weight") else 0.0
-            if _is_equal(infos[source], head.tensors[name], file, head_rows(source, config), offset):
-                continue
-            update = updates.get(source.removesuffix(".weight"))
-            delta = None if update is None else (scale * (update[1].float() @ update[0].float())).numpy()
-            odd, detail = _oddness(infos[source], head.tensors[name], file, head_rows(source, config), offset, delta)
-            if odd:
-                found.setdefault(odd, []).append(f"{name}{detail}")
+            rows = head_rows(source, config)
+            if not _is_equal(infos[source], stored, file, rows, offset):
+                update = updates.get(source.removesuffix(".weight"))
+                delta = None if update is None else (scale * (update[1].float() @ update[0].float())).numpy()
+                odd, detail = _oddness(infos[source], stored, file, rows, offset, delta)
+        if odd:
+            found.setdefault(odd, []).append(f"{name}{detail}")
     said = [f"{odd}: {_some(names)}" for odd, names in found.items()] + _odd_numbers(config, head)
     return "; ".join(said)
 
@@ -131,17 +139,24 @@ def _is_equal(info: TensorInfo, stored: StoredTensor, file: Path, rows_of_head: 
     """Whether one tensor is the model's, a piece of it at a time."""
     if stored.shape != info.shape:
         return False
+    pairs = _pairs(info, stored, file, offset, rows_of_head or 1)
     if not rows_of_head:
-        return all(np.array_equal(ours, theirs) for ours, theirs in _pairs(info, stored, file, offset))
-    ours, theirs = (np.concatenate(parts) for parts in zip(*_pairs(info, stored, file, offset), strict=True))
-    return np.array_equal(ours, _reordered(theirs, rows_of_head, rows_of_head // 2))
+        return all(np.array_equal(ours, theirs) for ours, theirs in pairs)
+    return all(np.array_equal(ours, _reordered(theirs, rows_of_head, rows_of_head // 2)) for ours, theirs in pairs)
 
 
-def _pairs(info: TensorInfo, stored: StoredTensor, file: Path, offset: float) -> Iterator[tuple[Rows, Rows]]:
-    """Some rows of the model's tensor, rounded as the file's type is, and the file's."""
-    kind = np.dtype(TYPES[stored.kind])
-    theirs = np.memmap(file, kind, "r", stored.offset, stored.shape)
-    for start, stop in pieces(info):
+def _stored_rows(stored: StoredTensor, file: Path) -> Rows:
+    return np.memmap(file, np.dtype(TYPES[stored.kind]), "r", stored.offset, stored.shape)
+
+
+def _pairs(
+    info: TensorInfo, stored: StoredTensor, file: Path, offset: float, together: int = 1
+) -> Iterator[tuple[Rows, Rows]]:
+    """Some rows of the model's tensor, rounded as the file's type is, and the file's; `together` stay in one piece."""
+    kind, theirs = np.dtype(TYPES[stored.kind]), _stored_rows(stored, file)
+    step = max(1, PIECE_NUMBERS // max(1, prod(info.shape[1:])) // together) * together
+    rows = info.shape[0] if info.shape else 1
+    for start, stop in ((first, min(first + step, rows)) for first in range(0, rows, step)):
         ours = (to_f32(read_rows(info, start, stop), info.dtype) + np.float32(offset)).astype(kind)
         yield ours.astype(np.float32), np.asarray(theirs[start:stop], np.float32)
 

@@ -83,9 +83,12 @@ def answer(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, engine: Engine, a
             for text in (_drawn(recipe, tokenizer, prompt), engine.render([{"role": "user", "content": prompt}]))
         )
         same_text(ours, theirs, f"evaluation prompt {number + 1}")
-        tokens = engine.go_on(ids, TOKENS)
+        room = min(TOKENS, engine.context - len(ids))
+        if room < 1:
+            continue
+        tokens = engine.go_on(ids, room)
         places = tuple(range(len(ids) - 1, len(ids) + len(tokens) - 1))
-        ends = (False,) * (len(tokens) - 1) + (len(tokens) < TOKENS,)
+        ends = (False,) * (len(tokens) - 1) + (len(tokens) < room,)
         rows.append(Row(number, (*ids, *tokens[:-1]), places, tuple(tokens), ends, answer_bytes=None))
     return Sample(tuple(rows))
 

@@ -49,7 +49,7 @@ def prove_packing(model: PreTrainedModel, *packed: tuple[TokenRows, Batching]) -
     try:
         compared = [found for one in chosen for found in _differences(model, one)]
     except (RuntimeError, ValueError, TypeError, IndexError) as error:  # of a family that was never tried
-        if any(sign in str(error) for sign in NO_MEMORY):
+        if any(sign in str(error) for sign in (*NO_MEMORY, "CUDA", "CUDNN")):  # of the machine
             raise
         what = f"{type(model).__name__} cannot be computed packed: {str(error).strip().partition(chr(10))[0][:200]}"
         raise BaseError(what, fix="use another base, and report this one") from error

@@ -17,7 +17,7 @@ from tunesmith.console import warn
 from tunesmith.data.split import HELD_OUT
 from tunesmith.errors import BaseError, ProofError
 from tunesmith.gguf.metadata import Head, read_head, read_item
-from tunesmith.gguf.pretokenizers import pre_tokenizer, read_tokenizer
+from tunesmith.gguf.pretokenizers import NFC, pre_tokenizer, read_tokenizer
 from tunesmith.gguf.sentencepiece import is_sentencepiece
 from tunesmith.inference.engine import Engine
 from tunesmith.proof.sample import Sample
@@ -117,7 +117,7 @@ def _check_conversations(
     for text in PROBES:
         ids(tokenizer(text)["input_ids"], engine.tokenize(text), repr(text))
     draw, tokens = partial(render, tokenizer, system=recipe.chat.system, date=recipe.data.date), 0
-    composes, decomposed = bool(read_tokenizer(run.model)["normalizer"]), 0
+    composes, decomposed = read_tokenizer(run.model)["normalizer"] == NFC, 0
     rows = held_out_rows(run)
     for where, messages in rows:
         text = draw(messages)

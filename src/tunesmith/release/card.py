@@ -206,7 +206,7 @@ def _gguf_files(recipe: Recipe, run: Run, record: Record | None) -> list[dict[st
         found.append({
             "kind": kind, "name": name, "bytes": record.outputs[name]["bytes"], "kl": against.get("mean_kl"),
             "top1": against.get("top1"), "loss": held_out.get("loss"), "bits_per_byte": held_out.get("bits_per_byte"),
-            "of": f"{held_out.get('positions', 0):,} positions of {held_out.get('rows', 0):,} rows",
+            "of": f"{held_out['positions']:,} positions of {held_out['rows']:,} rows" if held_out else "",
         })  # fmt: skip
     return found
 

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase as fnmatch
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -101,10 +102,13 @@ LICENCES = {licence.id: licence for licence in (
 
 OURS = "apache-2.0"
 """The licence of tunesmith itself: of the bases under it few have its text beside them."""
+LICENSORS = ("meta-llama/", "google/")
+"""Whose own models are under what their cards say."""
 PARENTS = {
     "meta-llama/(Meta-)?Llama-2": "llama2", r"meta-llama/(Meta-)?Llama-3\.1": "llama3.1",
     r"meta-llama/Llama-3\.2": "llama3.2", r"meta-llama/Llama-3\.3": "llama3.3",
-    r"meta-llama/(Meta-)?Llama-3-": "llama3", "meta-llama/Llama-4": "llama4", "google/gemma-": "gemma",
+    "meta-llama/(Meta-)?Llama-3-": "llama3", "meta-llama/Llama-4": "llama4",
+    r"google/gemma-(2b|7b|1\.1|2-|3-|3n)": "gemma",
 }  # fmt: skip
 """How ids of models begin -> their licence: what is made from them stays under it, whatever its card says."""
 
@@ -148,7 +152,7 @@ def terms_of(folder: Path, config: PublishConfig, base: str) -> Terms:
     said = metadata_of(folder)
     name, link = _named(said), said.get("license_link")
     known = LICENCES.get(name.lower())
-    parent, of_parent = _of_parent(said, known)
+    parent, of_parent = _of_parent(base, said, known)
     if known and of_parent and config.licence is None:
         what = f"{base} says that it is under {known.id}, and it was made from {parent}, which is under {of_parent}"
         raise RecipeError(what, fix=f"set publish.licence to {of_parent}; or, if you know better, to {known.id}")
@@ -190,9 +194,11 @@ def _own_text() -> bytes | None:
     return found.encode() if found else None
 
 
-def _of_parent(said: Mapping[str, Any], known: Licence | None) -> tuple[str, str]:
+def _of_parent(base: str, said: Mapping[str, Any], known: Licence | None) -> tuple[str, str]:
     """The model that a base was made from, and its licence, where the base says another."""
     named = said.get("base_model") or ()
+    if base.startswith(LICENSORS) or (known and known.id.startswith("llama")):
+        return "", ""
     for parent in [named] if isinstance(named, str) else named:
         for pattern, licence in PARENTS.items():
             if known and licence != known.id and re.match(pattern, str(parent), re.IGNORECASE):
@@ -201,8 +207,12 @@ def _of_parent(said: Mapping[str, Any], known: Licence | None) -> tuple[str, str
 
 
 def refuse_clash(files: Mapping[str, bytes], others: Collection[str]) -> None:
-    """Raise RecipeError for a file of a licence that has the name of another one of the same repository."""
-    if clash := sorted(files.keys() & set(others)):
+    """Raise RecipeError for a file of a licence that has the name of another one of the same repository.
+
+    A licence's own file is none such: merge copies it from the base, and what the recipe names goes before it.
+    """
+    clash = sorted(files.keys() & {name for name in others if not any(fnmatch(name, each) for each in LICENCE_FILES)})
+    if clash:
         what = f"the licence's {clash[0]} has the name of a file that is published with it"
         raise RecipeError(what, fix="name it otherwise in publish.licence_files, such as LICENSE or NOTICE")
 

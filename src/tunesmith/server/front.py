@@ -4,8 +4,10 @@ What browsers are told of who may read, frame and run an answer is put on each. 
 that nothing unjudged can follow a judged request.
 """
 
+import asyncio
 import errno
 import socket
+import time
 from collections.abc import Callable, MutableMapping
 from email.message import Message
 from typing import Any
@@ -26,7 +28,7 @@ from tunesmith.errors import ResourceError
 from tunesmith.server.asked import Asked, read_body
 from tunesmith.server.door import Door
 from tunesmith.server.guard import Verdict, judge
-from tunesmith.server.keeper import Keeper
+from tunesmith.server.keeper import Keeper, Reached
 from tunesmith.server.line import Line, Rates, TooMany
 from tunesmith.server.login import Login, login_page
 from tunesmith.server.metrics import Metrics
@@ -36,10 +38,11 @@ from tunesmith.server.protocol import Protocol, problem
 
 MOST_TOLD = 8
 HEALTH_S = 3.0  # in which an engine says how it is, also while it works
+HEALTH_KEPT_S = 1.0  # anybody may ask
 LOGINS = 10  # tries a minute of one address
 KEY_BYTES, TARGET_BYTES = 4096, 8192
 METHODS = ("GET", "HEAD", "POST", "DELETE")
-OPEN = ("/login", "/health", "/sw.js")  # answered without the key
+OPEN = ("/login", "/logout", "/health", "/sw.js")  # answered without the key
 BOUNCE = (
     '<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0;url=./"><a href="./">To the chat</a>'
 )
@@ -70,7 +73,10 @@ class Front:
         shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(door.host, door.host)
         self.url = f"http://{f'[{shown}]' if ':' in shown else shown}:{self.port}"
         self._on_refused, self._told, self._log = on_refused, set[str](), log
-        self.metrics, self._login, self._tries = Metrics(), Login(door.key), Rates(LOGINS)
+        self.metrics, self._login, self._tries = Metrics(), Login(door.key, self.port), Rates(LOGINS)
+        none_kept = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
+        self._transport = httpx2.AsyncHTTPTransport(limits=none_kept, trust_env=False)
+        self._known_health: tuple[float, Reached | None, str] = (0.0, None, "")
         self.keeper: Keeper
         self.line: Line
         self._page: Page
@@ -214,12 +220,18 @@ class Front:
         """How the engine is, by what it says itself."""
         if (engine := self.keeper.engine) is None:
             return "the engine is started again"
+        asked_s, of, status = self._known_health
+        if of == engine and time.monotonic() - asked_s < HEALTH_KEPT_S:
+            return status
+        request = httpx2.Request("GET", f"{engine.url}/health", headers=dict(engine.headers))
         try:
-            async with httpx2.AsyncClient(trust_env=False, timeout=HEALTH_S) as client:
-                response = await client.get(f"{engine.url}/health", headers=dict(engine.headers))
-        except httpx2.HTTPError:
-            return "the engine does not answer"
-        return "ok" if response.status_code == 200 else "the engine is not ready"
+            response = await asyncio.wait_for(self._transport.handle_async_request(request), HEALTH_S)
+            await response.aclose()
+            status = "ok" if response.status_code == 200 else "the engine is not ready"
+        except (httpx2.TransportError, TimeoutError):
+            status = "the engine does not answer"
+        self._known_health = (time.monotonic(), engine, status)
+        return status
 
     async def _tell_metrics(self, request: Request) -> Response:
         self.metrics.restarts = self.keeper.restarts

@@ -31,13 +31,14 @@ class Keeper:
         patient: bool = False,
     ) -> None:  # fmt: skip
         """Start it, and wait until it answers. `on_event` gets what the user should know, `on_end` tells the end of it.
-        `patient`: it is never given up, since one of many who ask may be to blame, and the others should find it again.
+        `patient`: it is given up only where it does not start any more, since one of many who ask may be to blame, and
+        the others should find it again.
 
         Raises what the engine raises on its first start.
         """
         self._job, self._on_event, self._on_end, self._patient = job, on_event, on_end, patient
         self._deaths = deque[float](maxlen=MOST_DEATHS)
-        self.restarts = 0
+        self.restarts = self._failed_starts = 0
         self.reason: TunesmithError | None = None
         """Why it was given up; None: it was not."""
         self.engine: Reached | None = None
@@ -63,7 +64,7 @@ class Keeper:
                 self.engine = None
                 self._child.close()
                 self._deaths.append(time.monotonic())
-                if self._is_hopeless() and not self._patient:
+                if self._is_hopeless() and (not self._patient or self._failed_starts >= MOST_DEATHS):
                     self._give_up(why)
                     return
                 self._on_event(f"{why.what}; it is started again")
@@ -85,8 +86,10 @@ class Keeper:
         try:
             self._start()
         except TunesmithError as error:
+            self._failed_starts += 1
             return error
         self.restarts += 1
+        self._failed_starts = 0
         self._on_event("the engine answers again")
         return None
 

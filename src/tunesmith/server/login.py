@@ -16,12 +16,10 @@ WRONG = '<p role="alert" id="wrong">That is not the key.</p>'
 class Login:
     """Who has shown the key."""
 
-    def __init__(self, key: str) -> None:
-        """`key`: empty lets everybody in."""
+    def __init__(self, key: str, port: int) -> None:
+        """`key`: empty lets everybody in. `port`: that of the chat; cookies of two on one machine would be one."""
         self._key = key.encode()
-        self._cookie = (
-            f"{COOKIE}-{secrets.token_hex(4)}"  # another chat of this machine has one too: ports are no border
-        )
+        self._cookie = f"{COOKIE}-{port}"
         self._session = hmac.new(secrets.token_bytes(32), self._key, hashlib.sha256).hexdigest()  # ends with the chat
 
     def lets_in(self, headers: Headers) -> bool:

@@ -5,7 +5,6 @@ and reads a grammar by calling itself, which ends it at some hundred thousand br
 """
 
 import json
-import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +20,7 @@ SETTINGS_BYTES, DEEPEST = 1 << 18, 200
 """Of all that is no message: bytes, and brackets within brackets."""
 MOST_COPIES = 10_000
 """Of a part of a pattern: llama.cpp writes them all out before it begins to answer."""
-REPEATED = re.compile(r"\{(\d{1,9})?,?(\d{1,9})?\}")
+PARTS = re.compile(r"\\.|\[(?:\\.|[^\]])*\]|[()]|\{([0-9, ]+)\}|.", re.DOTALL)
 FORMS = ("grammar", "json_schema", "response_format", "tools", "grammar_triggers", "lora")
 """What is not for everybody: forms of an answer, whose cost nobody can tell before, and what is on the model."""
 
@@ -50,7 +49,7 @@ def checked(body: bytes, *, context: int, longest: int | None, public: bool) -> 
 def _problems(found: dict[str, Any], public: bool) -> Iterator[str]:
     for name in ALTERNATIVES:
         if _is_above(found.get(name), MOST_ALTERNATIVES):
-            yield f"{name} is {found[name]:g}, {MOST_ALTERNATIVES} is the most"
+            yield f"{name} is {str(found[name])[:20]}, {MOST_ALTERNATIVES} is the most"
     if public:
         for name in FORMS:
             if found.get(name) not in (None, "", [], {}, {"type": "text"}):
@@ -58,7 +57,7 @@ def _problems(found: dict[str, Any], public: bool) -> Iterator[str]:
     settings = json.dumps({name: value for name, value in found.items() if name != "messages"})
     if len(settings) > SETTINGS_BYTES:
         yield f"the request has {len(settings):,} bytes beside its messages, {SETTINGS_BYTES:,} is the most"
-    if any(_copies(text) > MOST_COPIES for text in _texts(found)):
+    if any(_copies(pattern) > MOST_COPIES for pattern in _patterns(found)):
         yield f"a pattern of the request repeats what it repeats more than {MOST_COPIES:,} times"
     if (depth := _depth(settings)) > DEEPEST:
         yield f"the request has brackets {depth} deep, {DEEPEST} is the most"
@@ -76,20 +75,31 @@ def _depth(text: str) -> int:
     return deepest
 
 
-def _texts(settings: dict[str, Any]) -> Iterator[str]:
-    """All texts of a request beside its messages."""
+def _patterns(settings: dict[str, Any]) -> Iterator[str]:
+    """The patterns of the schemas that a request has, in its tools too. Of a grammar the engine counts itself."""
     left: list[Any] = [value for name, value in settings.items() if name != "messages"]
     while left:
         one = left.pop()
-        if isinstance(one, str):
-            yield one
-        elif isinstance(one, dict | list):
-            left += one.values() if isinstance(one, dict) else one
+        if isinstance(one, dict):
+            yield from (value for name, value in one.items() if name == "pattern" and isinstance(value, str))
+        left += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
 
 
-def _copies(text: str) -> int:
-    """How many copies of its innermost part a text with repetitions, as {0,1000}, may stand for."""
-    return math.prod(max(1, *(int(number or 0) for number in found)) for found in REPEATED.findall(text))
+def _copies(pattern: str) -> int:
+    """How many copies of one part a pattern stands for, where what is repeated is repeated: (a{1,9}){1,9} is 81."""
+    groups, last = [1], 1  # the most within each group that is open, and of what came last
+    for found in PARTS.finditer(pattern):
+        if found[0] == "(":
+            groups.append(1)
+            continue
+        if found[0] == ")":
+            last = groups.pop() if groups[1:] else 1
+        elif times := found[1]:
+            last = min(last * max(1, *(int(number) for number in re.findall("[0-9]{1,9}", times))), MOST_COPIES + 1)
+        else:
+            last = 1
+        groups[-1] = max(groups[-1], last)
+    return max(groups)
 
 
 def _bounded(found: dict[str, Any], longest: int) -> dict[str, Any]:

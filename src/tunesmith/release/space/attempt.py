@@ -106,7 +106,7 @@ def _place(folder: Path) -> Iterator[Path]:
     need_disk(temporary, bytes_of(folder) + PACKAGES_BYTES, "to try the Space", fix="free some space, or set TMPDIR")
     for left in temporary.glob(f"{PLACE}*"):
         number = left.name.removeprefix(PLACE).partition("-")[0]
-        if number.isdigit() and not Path(f"/proc/{number}").exists():  # of a command that was killed
+        if number.isdigit() and not is_running(int(number)):  # of a command that was killed
             shutil.rmtree(left, ignore_errors=True)
     place = Path(tempfile.mkdtemp(prefix=f"{PLACE}{os.getpid()}-"))
     try:
@@ -115,6 +115,17 @@ def _place(folder: Path) -> Iterator[Path]:
         yield place
     finally:
         shutil.rmtree(place, ignore_errors=True)
+
+
+def is_running(number: int) -> bool:
+    """Whether there is a process of this number, of any user."""
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def _python(found: Sequence[Step]) -> str:

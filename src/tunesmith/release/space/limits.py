@@ -19,6 +19,13 @@ CORES, MEMORY_BYTES = 2, 16 << 30
 GROUP = "tunesmith-space-"
 PR_SET_PDEATHSIG = 1  # its number in linux/prctl.h
 
+GUARD = """\
+end() { trap : TERM; kill -TERM 0; (trap "" TERM; sleep 5; kill -KILL 0) & wait $program; kill -KILL 0; }
+trap end TERM
+"$@" & program=$!
+wait $program"""
+"""What is started has five seconds to end in: with a container it would have ten."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -55,7 +62,7 @@ def guarded(words: Sequence[str]) -> list[str]:
 
     What a shell of a step starts would go on where the shell alone is ended.
     """
-    return ["sh", "-c", 'trap "trap : TERM; kill -TERM 0; wait; kill -KILL 0" TERM; "$@" & wait $!', "sh", *words]
+    return ["sh", "-c", GUARD, "sh", *words]
 
 
 def _limiter(cores: list[int], members: int | None) -> Callable[[], None]:
