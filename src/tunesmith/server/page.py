@@ -100,7 +100,7 @@ def described(
 
 def said_limits(limits: Limits, context: int) -> list[tuple[str, str]]:
     """How much may be asked, for the page."""
-    conversation = f"up to {context:,} tokens (some {context * 3 // 4:,} words)"
+    conversation = f"up to {context:,} tokens (some {round(context * 0.75, -2):,.0f} words)"
     found = {
         "Conversation": conversation,
         "Answer": f"up to {limits.answer:,} tokens" if limits.answer else "",
