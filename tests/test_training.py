@@ -475,6 +475,18 @@ def test_a_base_whose_numbers_are_none_is_refused_by_the_tensors_name(run, base,
         refuse_odd_numbers(model, folder, "fp32", in_f16=False)
 
 
+def test_what_merge_would_not_find_is_not_trained(run, base, tmp_path):
+    """Weights without the prefix that transformers puts before their names as it loads them."""
+    folder = shutil.copytree(base.folder, tmp_path / "bare")
+    held = load_file(folder / "model.safetensors")
+    bare = {name.removeprefix("model."): tensor for name, tensor in held.items()}
+    save_file(bare, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        BaseError, match=r"has the layer model\.layers\.0\.\S+, and the base's weights have none of that"
+    ):
+        train(recipe_with(epochs=1), run, replace(base, folder=folder))
+
+
 def test_loss_scaling_is_saved_and_its_skipped_steps_are_counted(run, base):
     other = twin(run, "other")
     settings = {"precision": "fp16", "early_stopping": {"patience": 9}, "lr": 1e-3}
