@@ -502,8 +502,10 @@ def test_root_starts_another_user_with_less_memory():
 
 STEP = """\
 import subprocess, sys, time
+from tunesmith.release.space import limits as module
 from tunesmith.release.space.limits import guarded, limits
 
+module.GRACE_S = 1
 with limits(12345) as limited:
     words = guarded(["sh", "-c", "IGNORED sleep 60 & echo $! > pid && wait $!; true".replace("IGNORED", sys.argv[1])])
     print(subprocess.Popen(words, start_new_session=True, preexec_fn=limited.start["preexec_fn"]).pid, flush=True)

@@ -117,7 +117,7 @@ def _check_conversations(
     for text in PROBES:
         ids(tokenizer(text)["input_ids"], engine.tokenize(text), repr(text))
     draw, tokens = partial(render, tokenizer, system=recipe.chat.system, date=recipe.data.date), 0
-    composes, decomposed = read_tokenizer(run.model)["normalizer"] == NFC, 0
+    composes, decomposed = is_composing(read_tokenizer(run.model)), 0
     rows = held_out_rows(run)
     for where, messages in rows:
         text = draw(messages)
@@ -137,6 +137,11 @@ def _check_conversations(
             "tokenizer composes them and llama.cpp does not, so it is to be given composed ones (NFC)"
         )
     return tokens, len(rows)
+
+
+def is_composing(tokenizer: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer.json joins letters that come in parts, as Qwen's does; others replace spaces alone."""
+    return bool(tokenizer["normalizer"] == NFC)
 
 
 def held_out_rows(run: Run) -> list[tuple[str, list[dict[str, str]]]]:

@@ -20,11 +20,12 @@ GROUP = "tunesmith-space-"
 PR_SET_PDEATHSIG = 1  # its number in linux/prctl.h
 
 GUARD = """\
-end() { trap : TERM; kill -TERM 0; (trap "" TERM; sleep 5; kill -KILL 0) & wait $program; kill -KILL 0; }
+end() { trap : TERM; kill -TERM 0; (trap "" TERM; sleep GRACE_S; kill -KILL 0) & wait $program; kill -KILL 0; }
 trap end TERM
 "$@" & program=$!
 wait $program"""
-"""What is started has five seconds to end in: with a container it would have ten."""
+"""What is started has GRACE_S to end in."""
+GRACE_S = 5  # seconds; a container has ten
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def guarded(words: Sequence[str]) -> list[str]:
 
     What a shell of a step starts would go on where the shell alone is ended.
     """
-    return ["sh", "-c", GUARD, "sh", *words]
+    return ["sh", "-c", GUARD.replace("GRACE_S", str(GRACE_S)), "sh", *words]
 
 
 def _limiter(cores: list[int], members: int | None) -> Callable[[], None]:
