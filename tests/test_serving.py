@@ -346,24 +346,32 @@ def test_a_name_is_text_on_the_login_page():
     assert "&lt;script&gt;alert(1)&lt;/script&gt; {wrong}" in page and "<script" not in page
 
 
-def test_an_engine_that_dies_again_and_again_is_given_up_with_the_reason(monkeypatch):
-    started = []
+def dying(monkeypatch, first_wait_s=0.0, on_start=lambda starts: None, on_wait=lambda: None):
+    """Engines that end as soon as they answer: a keeper starts these. What each start and wait does is the test's."""
+    starts = []
 
     class Dying:
         def __init__(self, module, job, name):
-            started.append(name)
+            starts.append(name)
 
         def read(self):
+            on_start(len(starts))
             return {"url": "http://127.0.0.1:1", "key": "k"}
 
         def wait(self):
+            on_wait()
             raise ResourceError("it was killed", fix="free some memory")
 
         def close(self):
             pass
 
     monkeypatch.setattr(keeper, "Child", Dying)
-    monkeypatch.setattr(keeper, "FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(keeper, "FIRST_WAIT_S", first_wait_s)
+    return starts
+
+
+def test_an_engine_that_dies_again_and_again_is_given_up_with_the_reason(monkeypatch):
+    started = dying(monkeypatch, 0.001)
     events, ended = [], threading.Event()
     kept = Keeper({"alias": "sailor"}, events.append, ended.set)
     assert ended.wait(10)
@@ -373,54 +381,25 @@ def test_an_engine_that_dies_again_and_again_is_given_up_with_the_reason(monkeyp
 
 
 def test_an_engine_for_everybody_is_started_again_for_ever(monkeypatch):
-    starts, enough = [], threading.Event()
-
-    class Dying:
-        def __init__(self, module, job, name):
-            starts.append(name)
-            if len(starts) > 6:
-                enough.set()
-
-        def read(self):
-            return {"url": "http://127.0.0.1:1", "key": "k"}
-
-        def wait(self):
-            if enough.is_set():
-                time.sleep(3600)
-            raise ResourceError("it was killed", fix="free some memory")
-
-        def close(self):
-            pass
-
-    monkeypatch.setattr(keeper, "Child", Dying)
-    monkeypatch.setattr(keeper, "FIRST_WAIT_S", 0.0)
+    enough = threading.Event()
+    dying(
+        monkeypatch,
+        on_start=lambda starts: enough.set() if starts > 6 else None,
+        on_wait=lambda: time.sleep(3600) if enough.is_set() else None,
+    )
     kept = Keeper({"alias": "sailor"}, [].append, lambda: pytest.fail("it was given up"), patient=True)
     assert enough.wait(10) and kept.reason is None
 
 
 def test_an_engine_for_everybody_that_does_not_start_any_more_is_given_up(monkeypatch):
-    class Gone:
-        starts = 0
+    def gone(starts):
+        if starts > 1:
+            raise ResourceError("its file is gone", fix="put it back")
 
-        def __init__(self, module, job, name):
-            Gone.starts += 1
-
-        def read(self):
-            if Gone.starts > 1:
-                raise ResourceError("its file is gone", fix="put it back")
-            return {"url": "http://127.0.0.1:1", "key": "k"}
-
-        def wait(self):
-            raise ResourceError("it was killed", fix="free some memory")
-
-        def close(self):
-            pass
-
-    monkeypatch.setattr(keeper, "Child", Gone)
-    monkeypatch.setattr(keeper, "FIRST_WAIT_S", 0.0)
+    starts = dying(monkeypatch, on_start=gone)
     ended = threading.Event()
     kept = Keeper({"alias": "sailor"}, [].append, ended.set, patient=True)
-    assert ended.wait(10) and Gone.starts == 6 and "its file is gone" in kept.reason.what
+    assert ended.wait(10) and len(starts) == 6 and "its file is gone" in kept.reason.what
 
 
 def test_an_engine_that_does_not_answer_is_not_healthy(engine, monkeypatch):

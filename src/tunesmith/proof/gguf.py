@@ -297,13 +297,12 @@ def _proofs(found: Found, names: int, limits: Limits, reason: str | None) -> lis
     ]
     numbers = (apart.mean_kl, 1 - apart.top1, apart.max_relative_difference) if apart else (None, None, None)
     limit_of: dict[str, float | None] = dict.fromkeys(NUMBERS)
-    if kind == "F16":
-        proofs.insert(2, Proof("F16: tensors whose numbers are not the model's", 0.0, 0.0, names))
     if kind != "F16":
         limit_of["mean KL in nats"] = limits.quantised_kl
         pairs = zip(limit_of.items(), numbers, strict=True)
         proofs += [Proof(f"{kind} against F16, {name}", value, limit, positions) for (name, limit), value in pairs]
     else:
+        proofs.insert(2, Proof("F16: tensors whose numbers are not the model's", 0.0, 0.0, names))
         limit_of |= {"mean KL in nats": limits.kl, "other first choice": 1 - limits.top1}
         limit_of["held-out loss in nats"] = loss_limit(loss.positions, limits.loss)
         pairs = zip(limit_of.items(), (*numbers, abs(loss.loss - was.loss) if apart and was else None), strict=True)

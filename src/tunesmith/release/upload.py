@@ -85,7 +85,7 @@ def _state(hub: HubClient, plan: Plan, repository: Repository, overwrite: bool) 
     unmoved = ours and (
         info.sha == known.get("commit") or (not known.get("commit") and not tree.keys() - OF_THE_HUB[kind])
     )
-    gone = (known.get("files", {}).keys() - _digests(repository).keys()) & tree.keys()
+    gone = _gone(known, repository, tree)
     if not unmoved and not overwrite and (gone or not _holds(tree, repository)):
         if not ours:
             raise PublishError(f"{repository.place} is there already, and this run did not make it", fix=LOOK)
@@ -124,6 +124,11 @@ def _is_same(there: RepoFile, file: Sent) -> bool:
     return bool(there.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest())
 
 
+def _gone(known: Mapping[str, Any], repository: Repository, tree: Mapping[str, RepoFile]) -> list[str]:
+    """What the run has published before, and would not now, that is still there."""
+    return sorted((known.get("files", {}).keys() - _digests(repository).keys()) & tree.keys())
+
+
 def _is_still(hub: HubClient, repository: Repository, commit: str, there: RepoFile, sha256: str) -> bool:
     """Whether a file on the Hub has this digest; a small one, of which the Hub says another digest, is fetched."""
     if there.lfs:
@@ -145,11 +150,11 @@ def _published(hub: HubClient, plan: Plan, repository: Repository, state: Mappin
         hub.call(f"making {place}", lambda: _make(hub, repository, plan))
         head = hub.call(f"looking at {place}", lambda: hub.api.repo_info(id, repo_type=kind)).sha
         state = {"head": head, "private": not plan.public, "tree": {}}
-    earlier = published(run).get(place, {}).get("files", {})
-    gone = sorted((earlier.keys() - _digests(repository).keys()) & state["tree"].keys())
-    if state["head"] != published(run).get(place, {}).get("commit"):
+    known = published(run).get(place, {})
+    gone = _gone(known, repository, state["tree"])
+    if state["head"] != known.get("commit"):
         entries, at = state["tree"], str(state["head"])
-        others = [name for name in gone if not _is_still(hub, repository, at, entries[name], earlier[name])]
+        others = [name for name in gone if not _is_still(hub, repository, at, entries[name], known["files"][name])]
         gone = [name for name in gone if name not in others]
         if others:
             say(f"publish: {place}: {', '.join(others)} may be another's by now, and stays")

@@ -33,7 +33,7 @@ from tunesmith.server.line import Line, Rates, TooMany
 from tunesmith.server.login import Login, login_page
 from tunesmith.server.metrics import Metrics
 from tunesmith.server.page import Page, own_policy
-from tunesmith.server.passing import Passing
+from tunesmith.server.passing import Passing, to_engine
 from tunesmith.server.protocol import Protocol, problem
 
 MOST_TOLD = 8
@@ -74,8 +74,7 @@ class Front:
         self.url = f"http://{f'[{shown}]' if ':' in shown else shown}:{self.port}"
         self._on_refused, self._told, self._log = on_refused, set[str](), log
         self.metrics, self._login, self._tries = Metrics(), Login(door.key, self.port), Rates(LOGINS)
-        none_kept = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
-        self._transport = httpx2.AsyncHTTPTransport(limits=none_kept, trust_env=False)
+        self._transport = to_engine()
         self._known_health: tuple[float, Reached | None, str] = (0.0, None, "")
         self.keeper: Keeper
         self.line: Line

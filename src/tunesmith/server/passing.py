@@ -41,8 +41,7 @@ class Passing:
         """`log`: gets a line for each answer."""
         self._keeper, self._line, self._metrics, self._door, self._log = keeper, line, metrics, door, log
         self._rates = Rates(door.limits.rate)
-        none_kept = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
-        self._transport = httpx2.AsyncHTTPTransport(limits=none_kept, trust_env=False)
+        self._transport = to_engine()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; who hangs up ends it."""
@@ -126,6 +125,12 @@ class Passing:
             texts = [bytes(text).decode(errors="replace") for text in (answer.body, answer.kept)]
             line += f"\n  asked: {texts[0]}\n  answered: {texts[1]}"
         self._log(line)
+
+
+def to_engine() -> httpx2.AsyncHTTPTransport:
+    """Connections to an engine, each for one request."""
+    none_kept = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
+    return httpx2.AsyncHTTPTransport(limits=none_kept, trust_env=False)
 
 
 def _is_offered(asked: Asked) -> bool:

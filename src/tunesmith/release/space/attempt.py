@@ -28,7 +28,7 @@ from tunesmith.files import bytes_of, remove
 from tunesmith.machine import need_disk, peak_memory_of, processor
 from tunesmith.release.space import dockerfile
 from tunesmith.release.space.dockerfile import ADVICE, Step
-from tunesmith.release.space.limits import CORES, Limits, as_user, guarded, limits, python_for
+from tunesmith.release.space.limits import CORES, Limits, as_user, guarded, is_running, limits, python_for
 from tunesmith.release.space.texts import HOME, UID, summed_up
 
 KEPT = re.compile(r"(?i)PIP_\w+|(?:https?|no|all)_proxy|SSL_CERT_\w+|REQUESTS_CA_BUNDLE|HF_ENDPOINT")
@@ -106,7 +106,7 @@ def _place(folder: Path) -> Iterator[Path]:
     need_disk(temporary, bytes_of(folder) + PACKAGES_BYTES, "to try the Space", fix="free some space, or set TMPDIR")
     for left in temporary.glob(f"{PLACE}*"):
         number = left.name.removeprefix(PLACE).partition("-")[0]
-        if number.isdigit() and not is_running(int(number)):  # of a command that was killed
+        if number.isdigit() and not is_running(number):  # of a command that was killed
             shutil.rmtree(left, ignore_errors=True)
     place = Path(tempfile.mkdtemp(prefix=f"{PLACE}{os.getpid()}-"))
     try:
@@ -115,17 +115,6 @@ def _place(folder: Path) -> Iterator[Path]:
         yield place
     finally:
         shutil.rmtree(place, ignore_errors=True)
-
-
-def is_running(number: int) -> bool:
-    """Whether there is a process of this number, of any user."""
-    try:
-        os.kill(number, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True
 
 
 def _python(found: Sequence[Step]) -> str:

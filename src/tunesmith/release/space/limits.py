@@ -58,6 +58,17 @@ def limits(uid: int) -> Iterator[Limits]:
         yield Limits(as_user(uid) | {"preexec_fn": _limiter(cores, members)}, ", ".join(said))
 
 
+def is_running(number: str) -> bool:
+    """Whether there is a process of this number, of any user."""
+    try:
+        os.kill(int(number), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
 def guarded(words: Sequence[str]) -> list[str]:
     """A command to be started in a session of its own: told to end, it ends with all that it has started.
 
@@ -89,7 +100,7 @@ def _group() -> Iterator[int | None]:
     """The open list of members of a new control group with the memory limit; None where none can be made."""
     for folder, limit in group_limits():
         for left in folder.glob(f"{GROUP}*"):
-            if not Path(f"/proc/{left.name.removeprefix(GROUP)}").exists():  # of a command that was killed
+            if not is_running(left.name.removeprefix(GROUP)):  # of a command that was killed
                 _remove(left)
         group = folder / f"{GROUP}{os.getpid()}"
         try:
