@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from training_runs import prepare_rows, recipe_with
 
 from tunesmith.errors import ResourceError, ResumeError
+from tunesmith.files import digest_folder
 from tunesmith.runs import Run, checkpoint_folders
-from tunesmith.training import checkpoint, loop, memory
+from tunesmith.training import loop, memory, saver
 from tunesmith.training import train as verb
 from tunesmith.training.saved import damage, is_own
 from tunesmith.training.stop import Paused, StopRequested, StopWatch, signals_heeded
@@ -107,8 +108,10 @@ def test_where_no_checkpoint_is_whole_training_stops_with_the_reasons_and_nothin
     with pytest.raises(ResumeError) as caught:
         train(recipe_with(**RECIPE), begun, base)
     said = str(caught.value)
-    assert "no checkpoint of this run is whole" in said and "step-000002: adapter.safetensors is missing" in said
-    assert "step-000003: optimizer.safetensors has" in said and "step-000004: state.json has other bytes" in said
+    assert "no checkpoint of this run is whole" in said
+    assert "step-000002: it is damaged, adapter.safetensors is missing" in said
+    assert "step-000003: it is damaged, optimizer.safetensors has" in said
+    assert "step-000004: it is damaged, state.json has other bytes" in said
     assert tree(begun.path) == before and "from a copy" in caught.value.fix
 
 
@@ -149,7 +152,7 @@ def test_checkpoints_are_numbers_and_what_is_not_ours_is_never_deleted(begun, ba
     progress = json.loads((million / "state.json").read_text())
     text = json.dumps(progress | {"progress": progress["progress"] | {"interruptions": 7}})
     (million / "state.json").write_text(text)
-    (million / "digests.json").write_text(json.dumps(checkpoint.digest_folder(million)))
+    (million / "digests.json").write_text(json.dumps(digest_folder(million)))
     assert [p.name for p in checkpoint_folders(begun.checkpoints)][-1] == "step-1000000"
     assert not is_own(mine) and is_own(million) and not is_own(begun.checkpoints / "step-000002")
     record, _ = train(recipe_with(**RECIPE), begun, base)
@@ -217,10 +220,10 @@ def test_where_the_state_cannot_be_saved_that_is_said_and_what_is_on_disk(begun,
     def save(*_):
         raise full_disk
 
-    monkeypatch.setattr(verb, "save_checkpoint", save)
+    monkeypatch.setattr(saver, "save_checkpoint", save)
     with pytest.raises(ResourceError, match="memory is full") as caught:
         train(recipe_with(**RECIPE, every="50 steps"), begun, base)
-    assert "the state could not be saved (the disk is full" in caught.value.what
+    assert "the state after step 5 could not be saved: the disk is full" in caught.value.what
     assert "the run goes on from step-000004" in caught.value.what and "is saved as" not in caught.value.what
 
 
@@ -231,8 +234,8 @@ def test_where_nothing_was_ever_saved_that_is_said(prepared, base, tmp_path, mon
     def save(*_):
         raise torch.OutOfMemoryError(FULL)
 
-    monkeypatch.setattr(verb, "save_checkpoint", save)
-    with pytest.raises(ResourceError, match=r"could not be saved \(CUDA out of memory.*nothing of this run's training"):
+    monkeypatch.setattr(saver, "save_checkpoint", save)
+    with pytest.raises(ResourceError, match=r"could not be saved: .*CUDA out of memory.*nothing of this"):
         train(recipe_with(**RECIPE), run, base)
     assert checkpoint_folders(run.checkpoints) == []
 
@@ -306,8 +309,8 @@ def test_training_in_another_thread_sets_no_handlers_and_does_not_crash(begun, b
 def test_a_signal_after_the_last_step_is_not_lost(begun, whole, base, monkeypatch):
     real = verb.fit
 
-    def fit(job, state, watch, sampler):
-        real(job, state, watch)
+    def fit(job, state, watch, saver, sampler):
+        real(job, state, watch, saver)
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(verb, "fit", fit)

@@ -212,8 +212,12 @@ FULL = """
             raise AssertionError("taken")
 
     def append():
-        while True:
-            Metrics(run.metrics).append({"step": 2, "pad": "x" * 4096})
+        lines, size = Metrics(run.metrics), -1
+        while run.metrics.stat().st_size != size:  # until the disk takes no more, which ends nothing yet
+            size = run.metrics.stat().st_size
+            lines.append({"step": 2, "pad": "x" * 4096})
+        assert run.metrics.read_bytes()[-2:] == bytes([125, 10]), "half a line was left"
+        lines.flush()
 
     tried = {
         "recipe.yaml": lambda: run.keep_recipe(recipe.model_copy(update={"seed": 1})),
@@ -257,7 +261,9 @@ def test_the_same_from_dev_full_where_nothing_may_be_mounted(tmp_path):
     run.path.mkdir()
     run.metrics.symlink_to("/dev/full")
     with pytest.raises(ResourceError, match=r"the disk is full: metrics\.jsonl"):
-        Metrics(run.metrics).append({"step": 1})
+        lines = Metrics(run.metrics)
+        lines.append({"step": 1})
+        lines.flush()
     run.metrics.unlink()
     for path, write in (
         (run.loss_plot, lambda: plot_losses(Metrics(run.metrics), run.loss_plot)),

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from training_runs import prepare_rows, recipe_with
 
-from tunesmith.errors import BaseError, ProofError, ResourceError, ResumeError
+from tunesmith.errors import BaseError, ProofError, ResumeError
 from tunesmith.model import attention, lora
 from tunesmith.model.adapter import adapter_tensors
 from tunesmith.model.attention import Packing
@@ -26,7 +26,7 @@ from tunesmith.proof.packing import prove_packing, rows_of_one_bin
 from tunesmith.recipe_file import read_recipe
 from tunesmith.runs import Run
 from tunesmith.tokens.rows import TokenRows, load_rows
-from tunesmith.training import checkpoint, loop
+from tunesmith.training import loop, saver, snapshot
 from tunesmith.training import train as verb
 from tunesmith.training.state import Progress
 from tunesmith.training.stop import Paused
@@ -385,24 +385,23 @@ def test_the_note_outlives_a_later_interruption(run, base):
     assert record.counts["notes"] == ["state-exact, not bit-exact: micro_batch_tokens: 200 -> 400"]
 
 
-def test_full_disk_during_a_checkpoint_names_it_and_loses_nothing(run, base, monkeypatch):
-    real, calls = checkpoint.save, 0
+def test_a_disk_that_is_full_during_a_checkpoint_is_said_once_and_ends_nothing(run, base, monkeypatch, capsys):
+    real, fails = snapshot.write_tensors, []
 
-    def save(tensors):
-        nonlocal calls
-        calls += 1
-        if calls == 5:  # the third checkpoint: its draft becomes a file system that is full after one page
-            draft = run.checkpoints / ".step-000003.draft"
-            (draft / "adapter.safetensors").symlink_to("/dev/full")
-        return real(tensors)
+    def write(path, tensors):
+        if path.parent.name in (".step-000003.draft", ".step-000004.draft") and path.name == "adapter.safetensors":
+            path.symlink_to("/dev/full")  # the kernel's own "no space left"
+            fails.append(path)
+        real(path, tensors)
 
-    monkeypatch.setattr(checkpoint, "save", save)
-    with pytest.raises(ResourceError, match="the disk is full: step-000003"):
-        train(recipe_with(), run, base)
-    assert [p.name for p in sorted(run.checkpoints.iterdir())] == ["step-000001", "step-000002"]
-    monkeypatch.undo()
+    monkeypatch.setattr(snapshot, "write_tensors", write)
+    monkeypatch.setattr(saver, "FIRST_RETRY_S", 0.0)
     other = twin(run, "other")
     train(recipe_with(), run, base)
+    said = capsys.readouterr().err
+    assert len(fails) >= 2 and said.count("tries it again") == 1 and "the disk is full: step-000003" in said
+    assert said.count("checkpoints are written again") == 1 and not list(run.checkpoints.glob(".*"))
+    assert "step-000002 is deleted to make room" not in said  # the newest whole one
     train(recipe_with(), other, base)
     for name, tensor in adapter(run).items():
         assert torch.equal(tensor, adapter(other)[name])
@@ -429,22 +428,65 @@ def test_half_an_epoch_is_half_the_steps(run):
     assert more == whole[: len(more)] and len(more) == first + round(0.5 * (len(whole) - first))
 
 
+def judged(norm, loss=2.0, scale=None, progress=None):
+    scaler = SimpleNamespace(is_enabled=lambda: scale is not None, get_scale=lambda: scale)
+    state = SimpleNamespace(progress=progress or Progress(), scaler=scaler)
+    return loop._is_sound(SimpleNamespace(steps=[range(5, 15)]), state, norm, loss)
+
+
 def test_a_gradient_of_zero_is_an_error():
     """It is what a compiler made of torch 2.11's: the loss goes on, and nothing is learned."""
-    scaled, plain = (SimpleNamespace(is_enabled=lambda on=on: on) for on in (True, False))
-    for norm, scaler, message in (
-        (0.0, plain, "norm is 0"),
-        (0.0, scaled, "norm is 0"),
-        (math.inf, plain, "norm is inf"),
-    ):
-        with pytest.raises(ProofError, match=f"step 1: the gradient's {message}"):
-            loop._check_gradient(norm, SimpleNamespace(progress=Progress(), scaler=scaler), 2.0)
-    state = SimpleNamespace(progress=Progress(), scaler=scaled)
-    for norm in [math.nan] * 20 + [1.0] + [math.inf] * 20:  # the scaler may halve its scale as often
-        loop._check_gradient(norm, state, 2.0)
-    assert (state.progress.skipped, state.progress.skipped_in_all) == (20, 40)
-    with pytest.raises(ProofError, match="norm is inf"):
-        loop._check_gradient(math.inf, state, 2.0)
+    for scale in (None, 4.0):
+        with pytest.raises(ProofError, match=r"step 1: the gradient's norm is 0.*rows are 5, 6, 7, 8, 9, 10, 11, 12 a"):
+            judged(0.0, scale=scale)
+
+
+def test_what_is_not_finite_is_not_applied_and_ends_training_where_it_goes_on(capsys):
+    for norm, loss in ((math.inf, 2.0), (math.nan, 2.0), (1.0, math.inf), (1.0, math.nan)):
+        at = Progress()
+        assert not judged(norm, loss, progress=at) and (at.skipped, at.skipped_in_all, at.not_finite) == (1, 1, [1])
+    at = Progress()
+    for _ in range(40):  # the scaler may halve its scale as often
+        assert not judged(math.inf, scale=1.0, progress=at)
+    assert judged(1.0, scale=1.0, progress=at) and (at.skipped, at.skipped_in_all, at.not_finite) == (0, 40, [])
+    for _ in range(loop.MOST_NOT_FINITE - 1):  # below 1 it is not the scale
+        judged(math.inf, scale=0.5, progress=at)
+    assert judged(1.0, scale=0.5, progress=at) and at.skipped == 0
+    for _ in range(loop.MOST_NOT_FINITE - 1):
+        judged(math.inf, scale=0.5, progress=at)
+    with pytest.raises(ProofError, match=r"norm is inf, loss 2, as of 5 steps in a row; its training rows are 5, 6"):
+        judged(math.inf, scale=0.5, progress=at)
+    assert "step 1 is not applied" in capsys.readouterr().err
+
+
+def test_a_step_that_is_not_finite_leaves_the_adapter_and_is_known_after_a_resume(run, base, monkeypatch):
+    real, broken, before = loop.loss_sum, [], {}
+
+    def loss_sum(*args):
+        return real(*args) * (math.inf if broken else 1.0)
+
+    def update(job, state, watch, *rest):
+        if state.progress.step == 2:
+            broken.append(True)
+            before.update({name: tensor.clone() for name, tensor in adapter_tensors(state.model).items()})
+        line = loop_update(job, state, watch, *rest)
+        if broken:
+            assert line["loss"] is None and all(
+                torch.equal(tensor, before[name]) for name, tensor in adapter_tensors(state.model).items()
+            )
+        broken.clear()
+        return line
+
+    loop_update = loop.update
+    monkeypatch.setattr(loop, "loss_sum", loss_sum)
+    monkeypatch.setattr(loop, "update", update)
+    with pytest.raises(Paused):
+        train(recipe_with(stop_after="4 steps"), run, base)
+    monkeypatch.undo()
+    record, _ = train(recipe_with(), run, base)
+    newest = json.loads((sorted(run.checkpoints.iterdir())[-1] / "state.json").read_text())["progress"]
+    assert newest["not_finite"] == [3] and record.counts["skipped_steps"] == 1 and before
+    assert record.counts["steps_not_finite"] == [3]
 
 
 def test_a_loss_that_is_no_number_is_named(run, base):

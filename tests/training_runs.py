@@ -24,7 +24,7 @@ def recipe_with(**train):
         data={"sources": [{"path": "rows.jsonl"}]},
         lora={"rank": 4, "dropout": dropout},
         train=settings | {"evaluate_every": "4 steps", "early_stopping": None} | train,
-        checkpoint={"every": every},
+        checkpoint={"every": every, "overhead": None},
         seed=seed,
     )
 

@@ -16,7 +16,7 @@ from tunesmith.json_file import OTHER_JSON, json_object
 from tunesmith.recipe import Recipe
 from tunesmith.record import Record, lost_measures, read_record
 from tunesmith.release.published import published
-from tunesmith.runs import Run, checkpoint_folders
+from tunesmith.runs import Run, checkpoint_folders, owner
 from tunesmith.stages import STAGES
 from tunesmith.stale import stale
 
@@ -136,7 +136,7 @@ def _step_of(checkpoint: Path) -> str:
 
 
 def process_in(run: Run) -> str | None:
-    """The number of the process that works in a run folder now; None if there is none.
+    """The process that works in a run folder now, as "4711 on host"; None if there is none.
 
     To see that, the lock is taken for an instant: pipeline.locked waits longer than that before it refuses.
     """
@@ -145,7 +145,7 @@ def process_in(run: Run) -> str | None:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                return file.read(20).strip() or "unknown"
+                return owner(run)
     except OSError:
         pass
     return None

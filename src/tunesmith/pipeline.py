@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from tunesmith.gguf.supported import supported
 from tunesmith.recipe import Recipe
 from tunesmith.record import Record, is_to_prove, read_record
 from tunesmith.room import make_sure
-from tunesmith.runs import Run, write_manifest
+from tunesmith.runs import Run, owner, write_manifest
 from tunesmith.stages import STAGES, Stage
 from tunesmith.stale import keep_rows_of_checkpoints, may_be_kept
 from tunesmith.training.saved import refuse_other_settings
@@ -253,15 +254,14 @@ def locked(run: Run) -> Iterator[None]:
             make_folder(run.path)
             lock.acquire()
     except filelock.Timeout as error:
-        other = run.lock.read_text(errors="replace").strip()
         raise ResumeError(
-            f"process {other or 'unknown'} is already working in this run folder",
+            f"process {owner(run)} is already working in this run folder",
             fix="wait for it or stop it, or put this run elsewhere with --run-dir",
             where=str(run.path),
         ) from error
     try:
         with full_disk_named(run.lock):
-            run.lock.write_text(str(os.getpid()))
+            run.lock.write_text(f"{os.getpid()} {platform.node()}")
         with full_disk_named(run.path):  # what has no name of its own for it
             run.sweep()
             yield

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from tunesmith.values import Every, EverySteps, Section, cadence, date_text, switch_text
+from tunesmith.values import Every, EverySteps, Section, TimeShare, cadence, date_text, switch_text
 
 GgufType = Literal["F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M"]
 Dedup = Literal["off", "exact", "words"]
@@ -149,6 +149,8 @@ class Keep(Section):
     """The newest ones."""
     best: Literal[1] = 1
     """The one with the lowest held-out loss."""
+    every: Every | None = None
+    """Beside them, one for each such span of steps or of time spent training, however old."""
 
 
 class CheckpointConfig(Section):
@@ -156,8 +158,14 @@ class CheckpointConfig(Section):
 
     every: Every = "5min"
     """Time or steps between two checkpoints."""
+    overhead: TimeShare | None = "1%"
+    """Most of the time that writing them may take from training: they are further apart where it would take more; null:
+    never."""
     keep: Keep = Keep()
     """Which checkpoints are not deleted."""
+    mirror: Annotated[str, Field(min_length=1)] | None = None
+    """A place that outlives this machine, for what the run needs to go on elsewhere: a folder, or an address such as
+    s3://BUCKET/FOLDER, gs://, hf://datasets/USER/NAME; kept there under the run's name."""
 
 
 class Limits(Section):

@@ -175,7 +175,8 @@ class Run:
 
     def _made_lock(self) -> bool:
         try:
-            return re.fullmatch(r"\d*", self.lock.read_text(errors="replace").strip()) is not None  # a process number
+            text = self.lock.read_text(errors="replace").strip()
+            return re.fullmatch(r"(\d+( [\w.-]{0,64})?)?", text) is not None  # a process number, and its machine
         except OSError:
             return False
 
@@ -193,6 +194,12 @@ class Run:
     def gguf_file(self, name: str, gguf_type: str) -> Path:
         """Path of one exported file, such as gguf/demo-Q8_0.gguf."""
         return self.gguf / f"{name}-{gguf_type}.gguf"
+
+
+def owner(run: Run) -> str:
+    """Who has written its name into a run's lock: the process, and its machine, as in "4711 on host"."""
+    text = run.lock.read_text(errors="replace")[:100].strip()
+    return " on ".join(text.split(" ", 1)) or "unknown"
 
 
 def refuse_foreign(folder: Path) -> None:

@@ -63,7 +63,24 @@ def date_text(value: Any) -> Any:
     return value
 
 
+def share(text: str) -> float:
+    """`1%` as 0.01. Raises ValueError for anything that is no percentage above 0 and below 100."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", text)
+    if not found or not 0 < float(found[1]) < 100:
+        raise ValueError(f'"{text}" is no share of the time; write it as 1% or 0.5%')
+    return float(found[1]) / 100
+
+
+def _share_text(value: Any) -> Any:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = f"{100 * value:g}%"
+    if isinstance(value, str):
+        share(value)
+    return value
+
+
 Every = Annotated[str, BeforeValidator(_cadence_text)]
+TimeShare = Annotated[str, BeforeValidator(_share_text)]
 EverySteps = Annotated[str, BeforeValidator(_steps_text)]
 
 

@@ -1,5 +1,6 @@
 """The adapter in PEFT's file format, in and out."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -21,6 +22,15 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
         tensors[f"{PREFIX}{name}{A}"] = layer.a_RI.data
         tensors[f"{PREFIX}{name}{B}"] = layer.b_OR.data
     return tensors
+
+
+def adapter_digest(model: nn.Module) -> str:
+    """sha256 over the adapter: of each tensor, sorted by PEFT's name, that name and its fp32 numbers, little endian."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(adapter_tensors(model).items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().cpu().numpy().astype("<f4", copy=False).tobytes())
+    return digest.hexdigest()
 
 
 def set_adapter(model: nn.Module, tensors: dict[str, Tensor]) -> None:

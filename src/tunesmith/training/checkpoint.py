@@ -5,87 +5,117 @@ Only the files that digests.json lists count; what other programs leave in a che
 
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 
 from tunesmith.console import say, warn
 from tunesmith.errors import ResumeError
-from tunesmith.files import DIGESTS, aside, commit_folder, digest_folder, discard
-from tunesmith.model.adapter import adapter_tensors
+from tunesmith.files import aside, commit_folder, discard
 from tunesmith.recipe import Keep
 from tunesmith.runs import checkpoint_folders, sweep_checkpoints
-from tunesmith.training.saved import ADAPTER, OPTIMIZER, STATE, changes, damage, is_own, refuse_others
+from tunesmith.training.saved import (
+    ADAPTER,
+    OPTIMIZER,
+    STATE,
+    changes,
+    is_own,
+    needs_bits,
+    refuse_others,
+    step_of,
+    to_keep,
+    why_unfit,
+)
+from tunesmith.training.snapshot import Snapshot
 from tunesmith.training.state import TrainState
 
+Passed = list[tuple[Path, str]]
+"""Checkpoints that were passed over, and why."""
 
-def save_checkpoint(
-    folder: Path, state: TrainState, decides: dict[str, Any], machine: dict[str, Any], keep: Keep, planned: int = 0
-) -> Path:
-    """Write folder/step-NNNNNN and delete what `keep` does not name.
 
-    `decides` is what must be the same on resume, `machine` what must be the same for the same bits;
-    `planned`: steps of the whole training, for who looks at the run.
-    """
-    target = folder / f"step-{state.progress.step:06d}"
-
-    def write(draft: Path) -> None:
-        adapter = {name: tensor.contiguous().cpu() for name, tensor in adapter_tensors(state.model).items()}
-        (draft / ADAPTER).write_bytes(save(adapter))  # save_file hides a full disk in an error of its own
-        (draft / OPTIMIZER).write_bytes(save({n: t.cpu() for n, t in state.optimizer_tensors().items()}))
-        numbers = {**state.numbers(), "decides": decides, "machine": machine, "planned_steps": planned}
-        (draft / STATE).write_text(json.dumps(numbers, indent=1) + "\n")
-        (draft / DIGESTS).write_text(json.dumps(digest_folder(draft), indent=1) + "\n")
-
-    commit_folder(target, write, _refuse_foreign)
-    saved = checkpoint_folders(folder)
-    kept = {*saved[-keep.last :], folder / f"step-{state.progress.best_step:06d}"}
-    for old in saved:
-        if old not in kept and is_own(old):
-            discard(old, old)
+def save_checkpoint(folder: Path, snapshot: Snapshot) -> Path:
+    """Write folder/step-NNNNNN, complete or not at all."""
+    target = folder / f"step-{snapshot.step:06d}"
+    commit_folder(target, snapshot.write, _refuse_foreign)
     return target
+
+
+def prune(folder: Path, keep: Keep, best_step: int) -> None:
+    """Delete the checkpoints that `keep` does not name; what is not ours is never deleted."""
+    kept = to_keep(folder, keep, best_step)
+    for old in checkpoint_folders(folder):
+        if old.name not in kept and is_own(old):
+            discard(old, old)
+
+
+def make_room(folder: Path, best_step: int) -> str:
+    """Delete the oldest checkpoint that a resume does not need: neither the newest nor the best. Returns its name."""
+    saved = [path for path in checkpoint_folders(folder) if is_own(path)]
+    spare = [path for path in saved[:-1] if step_of(path) != best_step]
+    if not spare:
+        return ""
+    discard(spare[0], spare[0])
+    return spare[0].name
 
 
 def resume(folder: Path, state: TrainState, decides: dict[str, Any], machine: dict[str, Any]) -> None:
     """Load the newest good checkpoint into `state`, if there is one.
 
-    A damaged one is passed over, and kept under another name. Raises ResumeError for one of other settings, naming each
-    of them, and if there are checkpoints and none of them is good: then nothing is changed, and nothing begins anew.
+    One that is damaged, of a later version or of another run is passed over, and kept under another name. Raises
+    ResumeError for other settings than those of all that can be read, naming each of them; if there are checkpoints and
+    none of them is good; and, where bits are required, if the machine does not give the same: then nothing is changed,
+    and nothing begins anew.
     """
     sweep_checkpoints(folder)
     _name_strangers(folder)
-    damaged: list[tuple[Path, str]] = []
+    passed, others = Passed(), list[tuple[Path, dict[str, Any]]]()
     for checkpoint in reversed(checkpoint_folders(folder)):
-        if reason := damage(checkpoint):
-            damaged.append((checkpoint, reason))
+        if reason := why_unfit(checkpoint):
+            passed.append((checkpoint, reason))
             continue
         numbers = json.loads((checkpoint / STATE).read_text())
-        refuse_others(checkpoint, numbers["decides"], decides)
-        _put_aside(damaged)
+        if why := refuse_others(checkpoint, numbers["decides"], decides):
+            passed.append((checkpoint, f"it is of another run: {'; '.join(why)}"))
+            others.append((checkpoint, numbers["decides"]))
+            continue
+        changed = changes(numbers["machine"], machine)
+        if changed and needs_bits():
+            raise ResumeError(
+                "the resumed run would not have the same bits:\n  - " + "\n  - ".join(changed),
+                fix="go on under the conditions that it began with, or without --require-bits",
+                where=str(checkpoint),
+            )
+        _put_aside(passed)
         state.load(load_file(checkpoint / ADAPTER), load_file(checkpoint / OPTIMIZER), numbers)
         state.progress.interruptions += 1
         say(f"train: going on from {checkpoint.name}")
-        if changed := changes(numbers["machine"], machine):
+        if changed:
             state.progress.notes.append("state-exact, not bit-exact: " + "; ".join(changed))
             warn(f"the resumed run is {state.progress.notes[-1]}")
         return
-    if damaged:
+    if others:
+        checkpoint, was = others[0]
+        refuse_others(checkpoint, was, decides, raises=True)
+    if passed:
         raise ResumeError(
             "no checkpoint of this run is whole, so training would begin anew:\n  - "
-            + "\n  - ".join(f"{checkpoint.name}: {reason}" for checkpoint, reason in damaged),
+            + "\n  - ".join(f"{checkpoint.name}: {reason}" for checkpoint, reason in passed),
             fix="put back what is missing, from a copy; or, to begin anew, delete these folders",
             where=str(folder),
         )
 
 
-def _put_aside(damaged: Sequence[tuple[Path, str]]) -> None:
-    """Give damaged checkpoints a hidden name, so that training can save those steps again; they are never deleted."""
-    for checkpoint, reason in damaged:
+def _put_aside(passed: Passed) -> None:
+    """Give what was passed over a hidden name, so that training can save those steps again; it is never deleted."""
+    for checkpoint, reason in passed:
         kept_as = aside(checkpoint)
-        warn(f"{checkpoint.name} is damaged ({reason}) and is passed over; it is kept as {kept_as.name}")
-        checkpoint.rename(kept_as)
+        say_of = f"{checkpoint.name} is passed over: {reason}"
+        try:
+            checkpoint.rename(kept_as)
+            warn(f"{say_of}; it is kept as {kept_as.name}")
+        except OSError as error:
+            warn(f"{say_of}; it stays where it is ({error.strerror})")
 
 
 def _name_strangers(folder: Path) -> None:

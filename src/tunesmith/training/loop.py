@@ -12,25 +12,29 @@ from typing import Any
 import torch
 from torch import nn
 
-from tunesmith.console import progress, say
+from tunesmith.console import progress, say, warn
 from tunesmith.errors import ProofError
+from tunesmith.model.adapter import adapter_digest
 from tunesmith.model.base import head, hidden_states
 from tunesmith.model.batch import Batching, supervised_in
 from tunesmith.model.loss import loss_sum
 from tunesmith.recipe import Recipe
 from tunesmith.runs import Run
 from tunesmith.tokens.rows import TokenRows
-from tunesmith.training.checkpoint import save_checkpoint
 from tunesmith.training.device import peak_memory_bytes
 from tunesmith.training.metrics import Metrics
 from tunesmith.training.sample import Sampler
+from tunesmith.training.saver import Saver
 from tunesmith.training.schedule import lr_at
 from tunesmith.training.score import bits_per_byte, measure_held_out
-from tunesmith.training.state import INFINITY, TrainState
+from tunesmith.training.state import TrainState
 from tunesmith.training.stop import StopWatch
-from tunesmith.values import cadence
 
-MOST_SKIPPED = 20  # the scale starts at 65,536 and halves each time: after 20 it is not the scale
+MOST_NOT_FINITE = 5
+"""Steps in a row without a finite loss and gradient after which training ends."""
+RERUN = 10
+"""So many steps after a checkpoint the digest of the adapter is kept, for who runs them again (verify)."""
+ROWS_NAMED = 8
 
 
 @dataclass(frozen=True)
@@ -51,47 +55,64 @@ class Job:
     """What must be the same for the same bits, beside the recipe."""
 
 
-def fit(job: Job, state: TrainState, watch: StopWatch, sampler: Sampler | None = None) -> None:
+def fit(job: Job, state: TrainState, watch: StopWatch, saver: Saver, sampler: Sampler | None = None) -> None:
     """Evaluate, save, update, until the last step or the early stop. `sampler` asks at each evaluation."""
     train, rule, at = job.recipe.train, job.recipe.train.early_stopping, state.progress
-    metrics, every = Metrics(job.run.metrics), cadence(job.recipe.checkpoint.every)
-    steps, saved_s, saved_step = len(job.steps), time.monotonic(), at.step
+    metrics, steps, step_s, rerun_to = saver.metrics, len(job.steps), 0.0, {at.step + RERUN, len(job.steps)}
     with progress("train", steps, done=at.step, unit="steps") as advance:
         while True:
-            last = at.step == steps
+            last, best = at.step == steps, False
             if at.evaluated_step != at.step and (at.step % train.evaluate_every_steps == 0 or last):
                 found = measure_held_out(state.model, job.held_out, job.held_out_batching, watch.check)
                 bits = bits_per_byte(found, job.held_out, at.bits_per_byte_definition)
                 say(f"train: step {at.step} of {steps}, held-out loss {found.loss:.4f} ({bits:.3f} bits per byte)")
-                if at.note_held_out(found, rule):
-                    saved_step = -1  # the best one must be on disk
-                metrics.append({"step": at.step, "held_out_loss": found.loss, "bits_per_byte": bits})
+                with state.lock:
+                    best = at.note_held_out(found, rule)
+                    metrics.append({"step": at.step, "held_out_loss": found.loss, "bits_per_byte": bits})
                 if sampler:
                     sampler.sample(state.model, at)
             last = last or at.stopped_early(rule)
-            due = at.step - saved_step >= (every.steps or INFINITY)
-            due = due or time.monotonic() - saved_s >= (every.seconds or INFINITY)
-            if saved_step < 0 or (due and saved_step != at.step) or last:
-                metrics.flush()
-                if sampler:
-                    sampler.flush()
-                keep = job.recipe.checkpoint.keep
-                save_checkpoint(job.run.checkpoints, state, job.decides, job.conditions, keep, steps)
-                saved_s, saved_step = time.monotonic(), at.step
+            if best or (saver.is_due(at.step) and not last):
+                saver.save(state, best)  # the best one must be on disk
+                rerun_to.add(at.step + RERUN)
             if last:
+                saver.finish(state)
                 return
-            line = update(job, state, watch)
-            metrics.append(line)
-            advance(1, f"loss {line['loss']:.3f}, {line['tokens_per_s']:.0f} tokens/s, {line['memory_gb']:.1f} GB")
+            watch.check(step_s + saver.took_s)
+            line = update(job, state, watch, metrics, at.step + 1 in rerun_to)
+            step_s = line["seconds"]
+            loss = "no number" if line["loss"] is None else f"{line['loss']:.3f}"
+            advance(1, f"loss {loss}, {line['tokens_per_s']:.0f} tokens/s, {line['memory_gb']:.1f} GB")
             watch.step_done()
 
 
-def update(job: Job, state: TrainState, watch: StopWatch) -> dict[str, Any]:
-    """One optimizer step. Its loss is the sum over its supervised tokens divided by their number.
+def update(job: Job, state: TrainState, watch: StopWatch, metrics: Metrics, digested: bool = False) -> dict[str, Any]:
+    """One optimizer step, and its line in the metrics, with the adapter's digest where it is to be `digested`.
 
-    Raises StopRequested between micro-batches; the state is then still that of the step before.
+    Its loss is the sum over its supervised tokens divided by their number. Raises StopRequested between micro-batches;
+    the state is then still that of the step before.
     """
-    started_s, config, at = time.monotonic(), job.recipe.train, state.progress
+    started_s, at = time.monotonic(), state.progress
+    loss, norm, tokens, supervised = gradient(job, state, watch)
+    lr = lr_at(at.step, len(job.steps), job.recipe.train)
+    with state.lock:
+        _apply(state, lr, _is_sound(job, state, norm, loss))
+        elapsed_s = time.monotonic() - started_s
+        at.step, at.tokens, at.seconds = at.step + 1, at.tokens + tokens, at.seconds + elapsed_s
+        at.supervised_tokens += supervised
+        line = {
+            "step": at.step, "loss": loss if math.isfinite(loss) else None, "lr": lr,
+            "grad_norm": norm if math.isfinite(norm) else None, "tokens": tokens, "supervised_tokens": supervised,
+            "seconds": round(elapsed_s, 3), "tokens_per_s": round(tokens / elapsed_s, 1),
+            "memory_gb": round(peak_memory_bytes(job.batching.device) / 1e9, 2),
+        }  # fmt: skip
+        metrics.append(line | ({"adapter_sha256": adapter_digest(state.model)} if digested else {}))
+    return line
+
+
+def gradient(job: Job, state: TrainState, watch: StopWatch) -> tuple[float, float, int, int]:
+    """Put the next step's gradient, unscaled and clipped, in place: (loss, norm unclipped, tokens, supervised)."""
+    config, at = job.recipe.train, state.progress
     rows = job.steps[at.step]
     supervised, tokens = supervised_in(job.rows, rows), 0
     total = torch.zeros((), device=job.batching.device)
@@ -109,30 +130,42 @@ def update(job: Job, state: TrainState, watch: StopWatch) -> dict[str, Any]:
     state.scaler.unscale_(state.optimizer)
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     norm = nn.utils.clip_grad_norm_(parameters, config.clip).item()
-    _check_gradient(norm, state, total.item())
-    lr = lr_at(at.step, len(job.steps), config)
+    return total.item(), norm, tokens, supervised
+
+
+def _apply(state: TrainState, lr: float, sound: bool) -> None:
+    """Take the gradient's step, unless it is not `sound`; the loss scaler leaves out by itself what it must."""
     for group in state.optimizer.param_groups:
         group["lr"] = lr
-    state.scaler.step(state.optimizer)
+    if sound or state.scaler.is_enabled():
+        state.scaler.step(state.optimizer)
     state.scaler.update()
-    elapsed_s = time.monotonic() - started_s
-    at.step, at.tokens, at.seconds = at.step + 1, at.tokens + tokens, at.seconds + elapsed_s
-    at.supervised_tokens += supervised
-    return {
-        "step": at.step, "loss": total.item(), "lr": lr, "grad_norm": norm if math.isfinite(norm) else None,
-        "tokens": tokens, "supervised_tokens": supervised, "seconds": round(elapsed_s, 3),
-        "tokens_per_s": round(tokens / elapsed_s, 1),
-        "memory_gb": round(peak_memory_bytes(job.batching.device) / 1e9, 2),
-    }  # fmt: skip
+    if state.applied is None and next(iter(state.optimizer.param_groups[0]["params"])).is_cuda:
+        state.applied = torch.cuda.Event()
+    if state.applied is not None:
+        state.applied.record()
 
 
-def _check_gradient(norm: float, state: TrainState, loss: float) -> None:
-    """Raise ProofError for a gradient that is zero or, unless the loss scaler may still find a scale, not finite."""
-    finite, at = math.isfinite(norm), state.progress
-    at.skipped = 0 if finite else at.skipped + 1
+def _is_sound(job: Job, state: TrainState, norm: float, loss: float) -> bool:
+    """Whether the step may be applied: its loss and gradient are finite.
+
+    One that is not is counted, and, where fp16's loss scaler may not still be finding a scale, noted by its position.
+    Raises ProofError for a gradient of zero, and after MOST_NOT_FINITE in a row.
+    """
+    finite, at = math.isfinite(norm) and math.isfinite(loss), state.progress
+    scaling = not finite and state.scaler.is_enabled() and state.scaler.get_scale() >= 1
+    at.skipped = 0 if finite else at.skipped + (not scaling)
     at.skipped_in_all += not finite
-    if norm == 0 or at.skipped > (MOST_SKIPPED if state.scaler.is_enabled() else 0):
+    if not finite and not scaling:
+        at.not_finite.append(at.step + 1)
+        warn(f"step {at.step + 1} is not applied: its gradient's norm is {norm}, its loss {loss:.4g}")
+    if norm == 0 or at.skipped >= MOST_NOT_FINITE:
+        rows = [int(row) for row in job.steps[at.step]]
+        more = f" and {len(rows) - ROWS_NAMED} more" if len(rows) > ROWS_NAMED else ""
+        in_a_row = f", as of {at.skipped} steps in a row" if at.skipped > 1 else ""
         raise ProofError(
-            f"step {at.step + 1}: the gradient's norm is {norm}, loss {loss:.4g}",
+            f"step {at.step + 1}: the gradient's norm is {norm}, loss {loss:.4g}{in_a_row}; its training rows are "
+            f"{', '.join(map(str, rows[:ROWS_NAMED]))}{more} (data/rows.parquet, counted from 0)",
             fix="lower train.lr, or set train.precision to fp32 or bf16; checkpoints made before are whole",
         )
+    return finite

@@ -3,17 +3,20 @@
 samples.jsonl likewise: one line an evaluation with an answer.
 """
 
+import contextlib
 import io
 import json
 import math
+import os
 import shutil
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
 
 from tunesmith.console import warn
-from tunesmith.files import aside, flush, full_disk_named, write_file
+from tunesmith.files import aside, flush, full_disk_named, write_all, write_file
 from tunesmith.json_file import json_lines
 
 if TYPE_CHECKING:  # it brings torch, which the report does not need
@@ -31,6 +34,9 @@ class Metrics:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._held = list[str]()
+        """Lines that are not in the file yet, as the disk took nothing."""
+        self._lock = threading.Lock()
 
     def cut_back(self, progress: "Progress") -> None:
         """Drop the lines of steps and evaluations that the state knows nothing of, and a half line at the end.
@@ -53,14 +59,32 @@ class Metrics:
         return progress.evaluated_step if "held_out_loss" in line else progress.step
 
     def append(self, line: dict[str, Any]) -> None:
-        """Add one line."""
-        with full_disk_named(self.path), self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        """Add one line; where the disk takes nothing it is kept in memory until it does, and training goes on."""
+        with self._lock:
+            self._held.append(json.dumps(line) + "\n")
+            with contextlib.suppress(OSError):
+                self._write_held()
 
     def flush(self) -> None:
-        """Make the lines survive a power cut: before a checkpoint that counts on them."""
-        if self.path.exists():
-            flush(self.path)
+        """Make the lines survive a power cut, before a checkpoint counts on them. Raises where the disk is full."""
+        with full_disk_named(self.path):
+            with self._lock:
+                self._write_held()
+            if self.path.exists():
+                flush(self.path)
+
+    def _write_held(self) -> None:
+        if not self._held:
+            return
+        before = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                write_all(file, memoryview("".join(self._held).encode()))
+        except OSError:
+            with contextlib.suppress(OSError):  # no half line, or it would be one with the next
+                os.truncate(self.path, before)
+            raise
+        self._held.clear()
 
     def read(self) -> tuple[list[dict[str, Any]], dict[int, str]]:
         """All whole lines; and what is wrong with each line that is none, by its number."""
@@ -74,7 +98,7 @@ class Metrics:
 
     def _wrong(self, line: dict[str, Any]) -> str:
         """What else is wrong with a line that has a step."""
-        whole = all(isinstance(line.get(name, 0.0), int | float) for name in LOSSES)
+        whole = all(isinstance(line.get(name, 0.0) or 0.0, int | float) for name in LOSSES)  # None: not finite
         return "" if whole else "its loss is no number"
 
 
@@ -101,7 +125,7 @@ def damage_in_words(wrong: dict[int, str]) -> str:
 def plot_losses(metrics: Metrics, target: Path) -> None:
     """Training and held-out loss over the steps, as a PNG."""
     lines, _ = metrics.read()
-    train = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    train = [(line["step"], line["loss"]) for line in lines if line.get("loss") is not None]
     held_out = [(line["step"], line["held_out_loss"]) for line in lines if "held_out_loss" in line]
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     if train:

@@ -76,8 +76,8 @@ class Sampler:
 
     def __init__(self, path: Path, question: Question, tokenizer: PreTrainedTokenizerBase) -> None:
         """`path`: of samples.jsonl, which may have lines of the time before an interruption."""
-        self.question, self._tokenizer, self._lines = question, tokenizer, Samples(path)
-        before, _ = self._lines.read()
+        self.question, self._tokenizer, self.lines = question, tokenizer, Samples(path)
+        before, _ = self.lines.read()
         self.seconds = float(sum(line["seconds"] for line in before))
         """Time that all samples of the run took."""
         last = before[-1] if before else {"seconds": 0.0, "tokens": 1}
@@ -94,7 +94,7 @@ class Sampler:
         took = time.monotonic() - started
         self.seconds, self._token_s = self.seconds + took, took / max(len(ids), 1)
         text = self._tokenizer.decode(ids, skip_special_tokens=True)
-        self._lines.append(
+        self.lines.append(
             {
                 "step": at.step, "row": self.question.row, "question": self.question.text, "answer": text,
                 "tokens": len(ids), "ended": ended, "seconds": round(took, 3),
@@ -102,10 +102,6 @@ class Sampler:
         )  # fmt: skip
         shown = f"{' '.join(text.split())}{'' if ended else ' ...'}"
         say(f'  asked "{textwrap.shorten(self.question.text, SHOWN, placeholder=" ...")}", it answers: "{shown}"')
-
-    def flush(self) -> None:
-        """Make the lines survive a power cut."""
-        self._lines.flush()
 
 
 @torch.no_grad()

@@ -1,15 +1,41 @@
 """What is on disk of checkpoints, without torch: whole or not, ours or not, and made with which settings."""
 
+import contextlib
+import math
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import ResumeError
 from tunesmith.files import DIGESTS, digest_file, strangers
 from tunesmith.json_file import OTHER_JSON, json_object
+from tunesmith.recipe import Keep
 from tunesmith.runs import CHECKPOINT, checkpoint_folders
 from tunesmith.stale import WAYS_OUT, needs_differ
+from tunesmith.values import cadence
 
 ADAPTER, OPTIMIZER, STATE = "adapter.safetensors", "optimizer.safetensors", "state.json"
+FORMAT = 1
+"""Of a checkpoint: one with a higher number was written by a later version, and is not understood."""
+
+
+_bits = ContextVar("bits_required", default=False)
+
+
+@contextlib.contextmanager
+def bits_required(is_so: bool) -> Iterator[None]:
+    """While this is entered, a resume that would not have the same bits is, where it `is_so`, refused."""
+    token = _bits.set(is_so)
+    try:
+        yield
+    finally:
+        _bits.reset(token)
+
+
+def needs_bits() -> bool:
+    """Whether a resume that would not have the same bits is refused now."""
+    return _bits.get()
 
 
 def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
@@ -65,12 +91,54 @@ def _listed(checkpoint: Path) -> dict[str, dict[str, Any]] | None:
     return entries if {ADAPTER, OPTIMIZER, STATE} <= entries.keys() else None
 
 
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was taken, by its name."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def why_unfit(checkpoint: Path) -> str:
+    """Why nothing can go on from a checkpoint, as it is damaged or of a later version; empty if it can."""
+    try:
+        if reason := damage(checkpoint):
+            return f"it is damaged, {reason}"
+        written = json_object((checkpoint / STATE).read_bytes()).get("format", 1)
+    except OSError as error:
+        return f"{Path(error.filename or STATE).name} cannot be read: {error.strerror}"
+    except OTHER_JSON:
+        return f"{STATE} is no JSON object"
+    later = not isinstance(written, int) or written > FORMAT
+    return f"a later version of tunesmith wrote it (format {written}, this one knows {FORMAT})" if later else ""
+
+
+def to_keep(folder: Path, keep: Keep, best_step: int) -> set[str]:
+    """Names of the checkpoints in `folder` that `keep` wants: the newest, the best, and one for each `keep.every`."""
+    saved = checkpoint_folders(folder)
+    kept = {path.name for path in saved[-keep.last :]} | {f"step-{best_step:06d}"}
+    if keep.every:
+        span, last = cadence(keep.every), -math.inf
+        for path in saved:
+            at = step_of(path) if span.steps else _seconds_of(path)
+            if at - last >= (span.steps or span.seconds or 0):
+                kept, last = kept | {path.name}, at
+    return kept
+
+
+def _seconds_of(checkpoint: Path) -> float:
+    """Time spent training up to a checkpoint; without end where it cannot be read, so that it is kept."""
+    try:
+        return float(json_object((checkpoint / STATE).read_bytes())["progress"]["seconds"])
+    except (OSError, *OTHER_JSON):
+        return math.inf
+
+
 def refuse_other_settings(folder: Path, decides: dict[str, Any]) -> None:
-    """Raise ResumeError if the newest checkpoint in `folder` that can be read began with others than `decides` now.
+    """Raise ResumeError if no checkpoint in `folder` that can be read began with what `decides` now, naming each
+    difference to the newest.
 
     Asked before torch is loaded: an `auto` that is not decided yet is looked at, and named, when training begins, and
     so is what cannot be read here.
     """
+    newest: tuple[Path, dict[str, Any], dict[str, Any]] | None = None
     for checkpoint in reversed(checkpoint_folders(folder)):
         try:
             was = json_object((checkpoint / STATE).read_bytes())["decides"]
@@ -79,12 +147,21 @@ def refuse_other_settings(folder: Path, decides: dict[str, Any]) -> None:
         except (OSError, *OTHER_JSON):
             continue
         settings = decides["settings"] | {"train": decides["settings"]["train"] | undecided}
-        refuse_others(checkpoint, was, decides | {"settings": settings})
-        return
+        now = decides | {"settings": settings}
+        if not refuse_others(checkpoint, was, now):
+            return
+        newest = newest or (checkpoint, was, now)
+    if newest:
+        refuse_others(*newest, raises=True)
 
 
-def refuse_others(checkpoint: Path, was: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise ResumeError that names each setting that is not what a checkpoint was made with, and the ways out."""
-    if changed := needs_differ((was["settings"], was["inputs"]), (now["settings"], now["inputs"])):
+def refuse_others(checkpoint: Path, was: dict[str, Any], now: dict[str, Any], raises: bool = False) -> list[str]:
+    """Each setting that is not what a checkpoint was made with, in words; none where it fits.
+
+    `raises`: a ResumeError that names them, and the ways out, instead.
+    """
+    changed = needs_differ((was["settings"], was["inputs"]), (now["settings"], now["inputs"]))
+    if changed and raises:
         what = "this run was trained with other settings:\n  - " + "\n  - ".join(changed)
         raise ResumeError(what, fix=WAYS_OUT, where=str(checkpoint))
+    return changed

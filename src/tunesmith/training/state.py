@@ -2,6 +2,7 @@
 the step and are not here."""
 
 import math
+import threading
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
@@ -44,8 +45,11 @@ class Progress:
     interruptions: int = 0
     """Times this run was resumed."""
     skipped: int = 0
-    """fp16 steps in a row whose gradient was not finite; the loss scaler leaves the adapter as it is and goes on."""
+    """Steps in a row whose loss or gradient was not finite, which the loss scaler does not explain."""
     skipped_in_all: int = 0
+    """Steps that were not applied, those of fp16's loss scaling too."""
+    not_finite: list[int] = field(default_factory=list)
+    """The steps that were not applied and that the loss scaler does not explain; they are not trained again."""
     notes: list[str] = field(default_factory=list)
     """What the record must say about this run."""
 
@@ -103,6 +107,10 @@ class TrainState:
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
     progress: Progress = field(default_factory=Progress)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held while a step or a measurement is taken in: who holds it finds the state whole, as after a step."""
+    applied: Any = None
+    """On a GPU: the event after which the last update is done there."""
 
     def numbers(self) -> dict[str, Any]:
         """The part that goes into JSON."""

@@ -12,7 +12,7 @@ import torch
 
 from tunesmith.console import say, warn
 from tunesmith.decides import adapter_needs
-from tunesmith.errors import ResourceError, ResumeError, TunesmithError
+from tunesmith.errors import ResourceError, ResumeError
 from tunesmith.model.adapter import save_adapter
 from tunesmith.model.attention import has_varlen_kernel
 from tunesmith.model.base import load_base, recompute_layers, refuse_odd_numbers
@@ -26,7 +26,7 @@ from tunesmith.runs import Run, checkpoint_folders, commit_stage
 from tunesmith.tokens.order import FEW_STEPS, more_steps, rows_of_epoch
 from tunesmith.tokens.rows import TokenRows, load_rows
 from tunesmith.tokens.tokenizer import load_tokenizer
-from tunesmith.training.checkpoint import resume, save_checkpoint
+from tunesmith.training.checkpoint import resume
 from tunesmith.training.device import conditions, peak_memory_bytes, pick_device, set_determinism
 from tunesmith.training.loop import Job, fit
 from tunesmith.training.memory import decide_autos, full_memory
@@ -34,6 +34,7 @@ from tunesmith.training.metrics import Metrics, Samples, plot_losses
 from tunesmith.training.outcome import outcome, so_far
 from tunesmith.training.sample import Sampler, pick_question
 from tunesmith.training.saved import ADAPTER, is_whole
+from tunesmith.training.saver import Saver
 from tunesmith.training.score import bits_per_byte
 from tunesmith.training.state import TrainState, new_state
 from tunesmith.training.stop import Paused, StopRequested, StopWatch, goes_on
@@ -51,13 +52,15 @@ def train(recipe: Recipe, run: Run, base: LocatedBase) -> tuple[Record, bool]:
     proofs: list[Proof] = []
 
     def work(draft: Path) -> dict[str, Any]:
-        job = _prepare_job(recipe, run, device, decides={"settings": settings, "inputs": inputs})
+        job = prepare_job(recipe, run, device, decides={"settings": settings, "inputs": inputs})
         with StopWatch(recipe.train.stop_after) as watch:
             with _full_memory_named(job):
-                state = _start(job, base, proofs)
+                state = start(job, base, proofs)
             run.keep_recipe(recipe)  # it was not refused: from here on the run has these settings, each auto decided
             sampler = _sampler(job, base)
-            _fit_or_save(job, state, watch, sampler)
+            with _saver(job, state, sampler) as saver:
+                watch.rescue = lambda: saver.rescue(state).name
+                _fit_or_save(job, state, watch, saver, sampler)
         plot_losses(Metrics(run.metrics), run.loss_plot)
         asked_s = sampler.seconds if sampler else 0.0
         counts = _take_best(job, state, base, draft) | {"sample_seconds": round(asked_s, 1)}
@@ -77,14 +80,26 @@ def _sampler(job: Job, base: LocatedBase) -> Sampler | None:
     return Sampler(job.run.samples, question, load_tokenizer(base.folder)) if question else None
 
 
-def _fit_or_save(job: Job, state: TrainState, watch: StopWatch, sampler: Sampler | None) -> None:
+@contextmanager
+def _saver(job: Job, state: TrainState, sampler: Sampler | None) -> Iterator[Saver]:
+    """What writes this run's checkpoints, until the block is left."""
+    about = {"decides": job.decides, "machine": job.conditions, "planned_steps": len(job.steps)}
+    lines = [Metrics(job.run.metrics), *([sampler.lines] if sampler else [])]
+    saver = Saver(job.run.checkpoints, job.recipe.checkpoint, about, state.progress, lines)
+    try:
+        yield saver
+    finally:
+        saver.close()
+
+
+def _fit_or_save(job: Job, state: TrainState, watch: StopWatch, saver: Saver, sampler: Sampler | None) -> None:
     """Train to the end. Once the state is saved, raises Paused where told to stop, ResourceError for full memory."""
     full = ""
     try:
-        fit(job, state, watch, sampler)
+        fit(job, state, watch, saver, sampler)
         watch.check_signal()
     except StopRequested:
-        saved = _save(job, state)
+        saved = saver.finish(state).name
         plot_losses(Metrics(job.run.metrics), job.run.loss_plot)
         say(f"train: stopped at step {state.progress.step}, {saved} is saved; {goes_on()}")
         at = state.progress
@@ -96,10 +111,10 @@ def _fit_or_save(job: Job, state: TrainState, watch: StopWatch, sampler: Sampler
         if not full:
             raise
     if full:  # only here the error's traceback, and the activations that it held, are gone
-        raise _memory_error(job, state, full)
+        raise _memory_error(job, state, saver, full)
 
 
-def _memory_error(job: Job, state: TrainState, reason: str) -> ResourceError:
+def _memory_error(job: Job, state: TrainState, saver: Saver, reason: str) -> ResourceError:
     """Save the state, which is that of the step before, and say what is true of it."""
     step = state.progress.step
     state.optimizer.zero_grad()
@@ -107,8 +122,10 @@ def _memory_error(job: Job, state: TrainState, reason: str) -> ResourceError:
     gc.collect()
     torch.cuda.empty_cache()  # nothing where there is no GPU
     try:
-        saved = f"the state is saved as {_save(job, state)}"
-    except (TunesmithError, OSError, RuntimeError, MemoryError) as error:
+        saved = f"the state is saved as {saver.finish(state).name}"
+    except ResourceError as error:
+        saved = error.what
+    except (OSError, RuntimeError, MemoryError) as error:
         whole = [folder.name for folder in checkpoint_folders(job.run.checkpoints) if is_whole(folder)]
         goes_on = f"the run goes on from {whole[-1]}" if whole else "nothing of this run's training is on disk"
         saved = f"the state could not be saved ({next(iter(str(error).splitlines()), 'out of memory')}); {goes_on}"
@@ -143,13 +160,7 @@ def _speed(state: TrainState) -> float:
     return state.progress.tokens / max(state.progress.seconds, 1e-9)
 
 
-def _save(job: Job, state: TrainState) -> str:
-    """Save the state; returns the checkpoint's name."""
-    keep = job.recipe.checkpoint.keep
-    return save_checkpoint(job.run.checkpoints, state, job.decides, job.conditions, keep, len(job.steps)).name
-
-
-def _prepare_job(recipe: Recipe, run: Run, device: torch.device, decides: dict[str, Any]) -> Job:
+def prepare_job(recipe: Recipe, run: Run, device: torch.device, decides: dict[str, Any]) -> Job:
     """Rows, their order, and how they are batched here."""
     set_determinism(recipe.train)
     rows, held_out = load_rows(run.data)
@@ -180,8 +191,18 @@ def _plan(rows: TokenRows, train: TrainConfig, seed: int) -> list[Sequence[int]]
     return [step for step in steps if supervised_in(rows, step)]
 
 
-def _start(job: Job, base: LocatedBase, proofs: list[Proof]) -> TrainState:
-    """The model with its adapter, proved (into `proofs`) to pack and to compile, at the newest checkpoint."""
+def start(job: Job, base: LocatedBase, proofs: list[Proof]) -> TrainState:
+    """The state at the newest checkpoint, of a model that is proved (into `proofs`) to pack and to compile."""
+    state = new_start(job, base, proofs)
+    resume(job.run.checkpoints, state, job.decides, job.conditions)
+    Metrics(job.run.metrics).cut_back(state.progress)
+    if job.run.samples.exists():
+        Samples(job.run.samples).cut_back(state.progress)
+    return state
+
+
+def new_start(job: Job, base: LocatedBase, proofs: list[Proof]) -> TrainState:
+    """The state before the first step, of a model that is proved (into `proofs`) to pack and to compile."""
     recipe, device = job.recipe, job.batching.device
     say(f"train: loading {base.name} in {recipe.train.precision} on {job.conditions['device']}")
     model = load_base(base.folder, precision=recipe.train.precision, device=device)
@@ -196,12 +217,7 @@ def _start(job: Job, base: LocatedBase, proofs: list[Proof]) -> TrainState:
         say("train: compiling the layers, which takes half a minute")
         proofs.append(prove_compiling(model, keys, job.rows, job.batching))
         say(f"train: {proofs[-1].in_words('compiled layers compute the same as plain ones')}")
-    state = new_state(model, keys, recipe.train, device)
-    resume(job.run.checkpoints, state, job.decides, job.conditions)
-    Metrics(job.run.metrics).cut_back(state.progress)
-    if job.run.samples.exists():
-        Samples(job.run.samples).cut_back(state.progress)
-    return state
+    return new_state(model, keys, recipe.train, device)
 
 
 def _take_best(job: Job, state: TrainState, base: LocatedBase, draft: Path) -> dict[str, Any]:
@@ -233,6 +249,7 @@ def _take_best(job: Job, state: TrainState, base: LocatedBase, draft: Path) -> d
         "tokens_per_s": round(_speed(state), 1),
         "interruptions": at.interruptions,
         "skipped_steps": at.skipped_in_all,
+        "steps_not_finite": at.not_finite,
         "notes": at.notes,
         "base_revision": base.revision,
         "peak_memory_bytes": peak_memory_bytes(job.batching.device),

@@ -1,0 +1,88 @@
+"""A copy of the training state that training does not change any more: taken in a moment, written later."""
+
+import json
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunesmith.files import DIGESTS, digest_folder
+from tunesmith.model.adapter import adapter_tensors
+from tunesmith.training.saved import ADAPTER, FORMAT, OPTIMIZER, STATE
+from tunesmith.training.state import TrainState
+from tunesmith.weights.tensorfile import TensorWriter
+
+F32 = "F32"
+"""Both the adapter and AdamW's moments are in fp32."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state after one step."""
+
+    step: int
+    evaluated_step: int
+    best_step: int
+    adapter: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+    numbers: Mapping[str, Any]
+    """What state.json says."""
+    taken: Any
+    """On a GPU: the event after which the copies there are whole."""
+
+    def write(self, folder: Path) -> None:
+        """Write the files of a checkpoint into an empty folder."""
+        stream = torch.cuda.Stream() if self.taken else None
+        if stream:
+            stream.wait_event(self.taken)
+        with torch.cuda.stream(stream) if stream else nullcontext():
+            write_tensors(folder / ADAPTER, self.adapter)
+            write_tensors(folder / OPTIMIZER, self.optimizer)
+        (folder / STATE).write_text(json.dumps(self.numbers, indent=1) + "\n")
+        (folder / DIGESTS).write_text(json.dumps(digest_folder(folder), indent=1) + "\n")
+
+
+def take(state: TrainState, about: Mapping[str, Any]) -> Snapshot:
+    """Copy the state as it is after its last whole step, where it lies: on a GPU that costs its stream a moment.
+
+    `about`: what state.json says beside the state's own numbers. Where the GPU has no room for a copy, it is made in
+    main memory. Only while nothing changes the state: by the thread that trains, or under the state's lock.
+    """
+    adapter, moments = adapter_tensors(state.model), state.optimizer_tensors()
+    on_gpu = any(tensor.is_cuda for tensor in adapter.values())
+    try:
+        copies = tuple({name: tensor.clone() for name, tensor in part.items()} for part in (adapter, moments))
+    except torch.OutOfMemoryError:
+        copies = tuple({name: tensor.cpu().clone() for name, tensor in part.items()} for part in (adapter, moments))
+    taken = torch.cuda.Event() if on_gpu else None
+    if taken:
+        taken.record()
+    at = state.progress
+    numbers = {"format": FORMAT, **state.numbers(), **about}
+    return Snapshot(at.step, at.evaluated_step, at.best_step, copies[0], copies[1], numbers, taken)
+
+
+def take_beside(state: TrainState, about: Mapping[str, Any]) -> Snapshot:
+    """As `take`, by a thread that does not train, under the state's lock: it waits for the last update alone, and for
+    nothing that the GPU has been given to compute since.
+    """
+    if state.applied is None:
+        return take(state, about)
+    stream = torch.cuda.Stream()
+    stream.wait_event(state.applied)
+    with torch.cuda.stream(stream):
+        snapshot = take(state, about)
+        stream.synchronize()
+    return snapshot
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write one safetensors file, a tensor at a time: no second copy of all of them is in memory."""
+    entries = {name: (F32, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    with TensorWriter(path, entries) as writer:
+        for name, tensor in tensors.items():
+            writer.write(name, tensor.cpu().numpy())

@@ -1,0 +1,466 @@
+"""A run outlives signals, disks that take nothing, long pauses and other processes: by real means, each of which is
+first seen to occur.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+import survival_worker
+import torch
+from forked import forked
+from kill_worker import RECIPE
+from safetensors.torch import load_file
+from survival_worker import AT_STEP, STUCK
+from training_runs import prepare_rows, recipe_with
+
+from tunesmith.errors import ResumeError
+from tunesmith.files import DIGESTS, digest_folder
+from tunesmith.recipe import CheckpointConfig, Keep
+from tunesmith.record import read_record
+from tunesmith.runs import Run, checkpoint_folders
+from tunesmith.training import saver as saving
+from tunesmith.training.metrics import Metrics
+from tunesmith.training.saved import FORMAT, bits_required, is_whole, to_keep
+from tunesmith.training.saver import Saver
+from tunesmith.training.snapshot import Snapshot
+from tunesmith.training.state import Progress
+from tunesmith.training.stop import Paused
+from tunesmith.training.train import train
+from tunesmith.weights.locate import LocatedBase
+
+
+@pytest.fixture(scope="module")
+def base(tiny_base):
+    return LocatedBase("tiny", tiny_base, "digest", None, None)
+
+
+@pytest.fixture(scope="module")
+def prepared(base, tmp_path_factory):
+    return prepare_rows(tmp_path_factory.mktemp("prepared") / "run", base.folder)
+
+
+@pytest.fixture(scope="module")
+def whole(base, prepared, tmp_path_factory):
+    """The run that nothing interrupts."""
+    run = Run(shutil.copytree(prepared.path, tmp_path_factory.mktemp("whole") / "run"))
+    train(recipe_with(**RECIPE), run, base)
+    return run
+
+
+@pytest.fixture
+def run(prepared, tmp_path):
+    return Run(shutil.copytree(prepared.path, tmp_path / "run"))
+
+
+def goes_on_equal(run, whole, base):
+    train(recipe_with(**RECIPE), run, base)
+    same(run, whole)
+
+
+def same(run, whole):
+    ours, theirs = (load_file(r.adapter / "adapter_model.safetensors") for r in (run, whole))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert losses(run) == losses(whole)
+
+
+def losses(run):
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    return [(line["step"], line.get("loss"), line.get("held_out_loss"), line.get("grad_norm")) for line in lines]
+
+
+def worker(tmp_path, run, base, fault="", *more, **kind):
+    return forked(tmp_path / "output", run.path, base.folder, fault, *more, of=survival_worker.main, **kind)
+
+
+@pytest.mark.parametrize("fault", ["stuck", "masked"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_within_a_long_micro_batch_a_signal_saves_the_step_before_and_ends_in_time(
+    run, whole, base, tmp_path, fault, number
+):
+    with worker(tmp_path, run, base, fault, "50 steps") as child:
+        child.wait_until_said(STUCK)
+        told = time.monotonic()
+        child.send_signal(number)
+        assert child.wait() == 128 + number and time.monotonic() - told < 10
+        assert f"stopped within a long step, step-{AT_STEP:06d} is saved" in child.stderr
+    newest = checkpoint_folders(run.checkpoints)[-1]
+    assert newest.name == f"step-{AT_STEP:06d}" and is_whole(newest)
+    goes_on_equal(run, whole, base)
+
+
+def test_a_step_that_ends_soon_is_not_left_to_the_rescue(run, whole, base, tmp_path):
+    with worker(tmp_path, run, base, "slow step", "50 steps") as child:
+        child.wait_until_said(STUCK)
+        child.send_signal(signal.SIGTERM)
+        assert child.wait() == 143 and "train: stopped at step 4, step-000004 is saved" in child.stderr
+    goes_on_equal(run, whole, base)
+
+
+def test_a_second_ctrl_c_leaves_at_once_and_nothing_is_half_there(run, whole, base, tmp_path):
+    with worker(tmp_path, run, base, "slow disk", "3 steps") as child:
+        child.wait_until_said(STUCK)
+        child.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        told = time.monotonic()
+        child.send_signal(signal.SIGINT)
+        assert child.wait() == 130 and time.monotonic() - told < 0.7
+        assert "interrupted again; the run goes on from what is on disk" in child.stderr
+    assert [path.name for path in checkpoint_folders(run.checkpoints)] == ["step-000003"]
+    goes_on_equal(run, whole, base)
+
+
+def test_a_disk_that_does_not_answer_keeps_no_process_from_ending(run, whole, base, tmp_path):
+    with worker(tmp_path, run, base, "slow disk", "3 steps") as child:
+        child.wait_until_said(STUCK)
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(8) == 143 and "could not be written within 1.5 s; the run goes on" in child.stderr
+    goes_on_equal(run, whole, base)
+
+
+def test_a_long_pause_and_a_second_process(run, whole, base, tmp_path):
+    with worker(tmp_path, run, base, "slow steps", "1s") as child:
+        child.wait_until_said("step 3 of")
+        child.send_signal(signal.SIGSTOP)
+        state = Path(f"/proc/{child.process.pid}/stat")
+        while ") T " not in state.read_text():
+            time.sleep(0.01)
+        with worker(tmp_path / "second", run, base) as second:
+            assert second.wait() == 5
+            assert f"process {child.process.pid} on {os.uname().nodename} is already working" in second.stderr
+        time.sleep(1.5)  # longer than the cadence
+        child.send_signal(signal.SIGCONT)
+        assert child.wait() == 0, child.stderr
+    same(run, whole)
+
+
+def test_the_lock_of_a_dead_process_is_taken_over(run, whole, base, tmp_path):
+    with worker(tmp_path, run, base, "slow steps") as child:
+        child.wait_until_said("step 3 of")
+        child.send_signal(signal.SIGKILL)
+        assert child.wait() == -9 and run.lock.read_text().split() == [str(child.process.pid), os.uname().nodename]
+    with worker(tmp_path / "second", run, base) as second:
+        assert second.wait() == 0, second.stderr
+    same(run, whole)
+
+
+def test_stop_after_ends_before_its_time_with_the_state(run, whole, base, tmp_path):
+    began = time.monotonic()
+    with worker(tmp_path, run, base, "slow steps", "50 steps", "4s") as child:
+        assert child.wait() == 0, child.stderr
+        assert "train: stopped at step" in child.stderr and time.monotonic() - began < 4.5
+    assert checkpoint_folders(run.checkpoints)
+    goes_on_equal(run, whole, base)
+
+
+def test_a_stop_after_that_is_shorter_than_a_step_still_gets_on(run, base):
+    for _ in range(2):
+        with pytest.raises(Paused):
+            train(recipe_with(**RECIPE, stop_after="0.001s"), run, base)
+    assert [path.name for path in checkpoint_folders(run.checkpoints)] == ["step-000001", "step-000002"]
+
+
+# disks
+
+
+def in_a_mount(tmp_path, script, *arguments):
+    """Run a Python script in a mount namespace of its own, with a file system of 3 MB at tmp_path/small."""
+    (tmp_path / "small").mkdir()
+    (tmp_path / "script.py").write_text(f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n{script}")
+    words = [sys.executable, "-W", "error", str(tmp_path / "script.py"), *map(str, arguments)]
+    mounted = f'mount -t tmpfs -o size=3m tmpfs {tmp_path / "small"} && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "--mount", "--map-root-user", "sh", "-c", mounted, "sh", *words],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if "not permitted" in done.stderr and "mount" in done.stderr:
+        pytest.skip("mounting is not allowed here")
+    return done
+
+
+SMALL_DISK = """
+import errno, pathlib, shutil, subprocess, sys, threading, time
+import survival_worker
+from tunesmith.runs import Run
+from tunesmith.training import loop
+
+prepared, small, base, kind, lasting = sys.argv[1:]
+run = pathlib.Path(shutil.copytree(prepared, small + "/run"))
+survival_worker.slow_steps()
+real = loop.update
+
+def full():
+    with open(small + "/filler", "wb", buffering=0) as filler:
+        try:
+            while True:
+                filler.write(bytes(1024))
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+            print("the disk is full now", file=sys.stderr)
+
+def read_only():
+    saved = str(run / "checkpoints")
+    subprocess.run(["mount", "--bind", saved, saved], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", saved], check=True)
+    try:
+        pathlib.Path(saved, "tried").touch()
+    except OSError as error:
+        assert error.errno == errno.EROFS
+        print("the disk is read-only now", file=sys.stderr)
+
+begin, end = {
+    "full": (full, lambda: pathlib.Path(small, "filler").unlink()),
+    "read-only": (read_only, lambda: subprocess.run(["umount", str(run / "checkpoints")], check=True)),
+}[kind]
+
+def update(job, state, *rest):
+    if state.progress.step == 5:
+        begin()
+    if state.progress.step == 12 and lasting == "False":
+        end()
+    return real(job, state, *rest)
+
+loop.update = update
+try:
+    survival_worker.main(str(run), base, "")
+finally:
+    shutil.copytree(run, small + "-after")
+"""
+
+
+@pytest.mark.parametrize(("kind", "lasting"), [("full", False), ("read-only", False), ("read-only", True)])
+def test_a_disk_that_takes_nothing_for_a_while_or_for_good(prepared, whole, base, tmp_path, kind, lasting):
+    done = in_a_mount(tmp_path, SMALL_DISK, prepared.path, tmp_path / "small", base.folder, kind, lasting)
+    said, run = done.stderr, Run(tmp_path / "small-after")
+    assert said.count(f"the disk is {kind} now") == 1, said
+    if kind == "full":
+        assert said.count("is deleted to make room for it") == 1, said
+    else:
+        assert said.count("training goes on and tries it again") == 1, said
+        assert said.count("checkpoints are written again") == (not lasting), said
+    if lasting:
+        assert done.returncode == 7 and "the state after step 31 could not be saved: " in said, said
+        assert "the run goes on from step-000005" in said
+        assert not run.adapter.exists() and is_whole(checkpoint_folders(run.checkpoints)[-1])
+        goes_on_equal(run, whole, base)
+    else:
+        assert done.returncode == 0, said
+        same(run, whole)
+
+
+def test_a_limit_on_the_size_of_files_ends_with_an_error_and_the_same_command_goes_on(run, whole, base, tmp_path):
+    with worker(tmp_path, run, base, "file limit") as child:
+        assert child.wait() == 7 and "no file may be so large there" in child.stderr, child.stderr
+        assert "train: step 31 of 31" in child.stderr  # it had gone on
+    assert checkpoint_folders(run.checkpoints) == []
+    goes_on_equal(run, whole, base)
+
+
+# damage
+
+KINDS = (
+    "adapter.safetensors missing", "optimizer.safetensors missing", "state.json missing", "digests.json missing",
+    "adapter.safetensors cut", "optimizer.safetensors cut", "state.json cut", "digests.json cut",
+    "adapter.safetensors flipped", "optimizer.safetensors flipped", "state.json flipped", "digests.json flipped",
+    "adapter.safetensors empty", "optimizer.safetensors empty", "state.json empty", "digests.json empty",
+    "folder empty", "permission denied", "a file denied", "of another run", "of a later version",
+)  # fmt: skip
+
+
+def damaged(folder, kind):
+    """Do this kind of damage to a checkpoint; what is said of it."""
+    name, _, how = kind.partition(" ")
+    file = folder / name
+    if how == "missing":
+        file.unlink()
+    elif how == "cut":
+        file.write_bytes(file.read_bytes()[:-7])
+    elif how == "flipped":
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+    elif kind == "folder empty":
+        for path in folder.iterdir():
+            path.unlink()
+        return "digests.json is missing"
+    elif how == "empty":
+        file.write_bytes(b"")
+    elif kind == "permission denied":
+        folder.chmod(0)
+        return "cannot be read: Permission denied"
+    elif kind == "a file denied":
+        (folder / "optimizer.safetensors").chmod(0)
+        return "optimizer.safetensors cannot be read: Permission denied"
+    else:
+        state = json.loads((folder / "state.json").read_text())
+        if kind == "of another run":
+            state["decides"]["settings"]["train"]["lr"] = 0.5
+        else:
+            state["format"] = FORMAT + 1
+        (folder / "state.json").write_text(json.dumps(state))
+        (folder / DIGESTS).write_text(json.dumps(digest_folder(folder)))
+        return "it is of another run: train.lr: 0.5 -> 0.01" if how == "another run" else "a later version of tunesmith"
+    return name
+
+
+@pytest.fixture(scope="module")
+def begun(base, prepared, tmp_path_factory):
+    """A run that paused after five steps."""
+    run = Run(shutil.copytree(prepared.path, tmp_path_factory.mktemp("begun") / "run"))
+    with pytest.raises(Paused):
+        train(recipe_with(**RECIPE, stop_after="5 steps"), run, base)
+    return run
+
+
+def resumes_each(place, base):
+    """For each run below: one step further, as nobody; what the run said of it goes to its log."""
+    survival_worker.as_nobody()
+    for folder in sorted(Path(place).iterdir()):
+        print(f"== {folder.name}", file=sys.stderr, flush=True)
+        try:
+            recipe = recipe_with(**RECIPE, stop_after="1 steps")
+            train(recipe, Run(folder), LocatedBase("tiny", Path(base), "digest", None, None))
+        except Paused as paused:
+            print(f"paused at {paused.step}", file=sys.stderr, flush=True)
+
+
+def test_every_kind_of_damage_to_the_newest_falls_back_and_is_named(begun, whole, base, tmp_path):
+    expected = {}
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to other users
+        place = Path(folder, "place")
+        _damage_each(begun, whole, base, tmp_path, place, expected)
+
+
+def _damage_each(begun, whole, base, tmp_path, place, expected):
+    for number, kind in enumerate(KINDS):
+        run = Run(shutil.copytree(begun.path, place / f"{number:02d}"))
+        expected[f"{number:02d}"] = (kind, damaged(run.checkpoints / "step-000005", kind))
+    for path in [place, *place.rglob("*")]:
+        os.chown(path, 65534, 65534)
+    open_base = shutil.copytree(base.folder, place.parent / "base")
+    place.parent.chmod(0o755)
+    with forked(tmp_path / "output", place, open_base, of=resumes_each) as child:
+        assert child.wait() == 0, child.stderr
+        said = dict(zip(expected, child.stderr.split("== ")[1:], strict=True))
+    for name, (kind, words) in expected.items():
+        assert "step-000005 is passed over: " in said[name] and words in said[name], (kind, said[name])
+        assert "going on from step-000004" in said[name] and "paused at 5" in said[name], (kind, said[name])
+    for number in (0, len(KINDS) - 2):
+        goes_on_equal(Run(place / f"{number:02d}"), whole, base)
+
+
+def test_bits_that_are_required_are_refused_where_they_cannot_be(begun, base, tmp_path):
+    run = Run(shutil.copytree(begun.path, tmp_path / "run"))
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    said = "would not have the same bits:\n  - micro_batch_tokens: 200 -> 400"
+    with bits_required(True), pytest.raises(ResumeError, match=said):
+        train(recipe_with(**RECIPE, micro_batch_tokens=400), run, base)
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+    with bits_required(True), pytest.raises(Paused):
+        train(recipe_with(**RECIPE, stop_after="1 steps"), run, base)
+
+
+# cadence
+
+
+class Clock:
+    """time.monotonic that the test sets."""
+
+    def __init__(self, monkeypatch):
+        self.now = 1000.0
+        monkeypatch.setattr(saving.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(saving.time, "time", lambda: 0.0)  # a clock that jumps counts for nothing
+
+
+def a_saver(tmp_path, **config):
+    return Saver(tmp_path, CheckpointConfig(**config), {}, Progress(), [Metrics(tmp_path / "metrics.jsonl")])
+
+
+def test_cadence_by_time_and_steps_and_never_twice_the_same_step(tmp_path, monkeypatch):
+    clock = Clock(monkeypatch)
+    saver = a_saver(tmp_path, every="5min")
+    assert not saver.is_due(1)
+    clock.now += 299
+    assert not saver.is_due(9)
+    clock.now += 1
+    assert saver.is_due(9) and not saver.is_due(0)
+    assert not a_saver(tmp_path, every="200 steps").is_due(199) and a_saver(tmp_path, every="200 steps").is_due(200)
+
+
+def test_checkpoints_take_no_more_than_their_share(tmp_path, monkeypatch, capsys):
+    clock = Clock(monkeypatch)
+    saver = a_saver(tmp_path, every="10s", overhead="2%")
+    saver._cost_s = 0.5
+    clock.now += 24.9
+    assert not saver.is_due(5) and not saver.is_due(6)
+    assert capsys.readouterr().err.count("so they are 25 s apart or more, not 10s (checkpoint.overhead: 2%)") == 1
+    clock.now += 0.1
+    assert saver.is_due(5)
+    free = a_saver(tmp_path, every="10s", overhead=None)
+    free._cost_s = 5.0
+    clock.now += 10
+    assert free.is_due(5)
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept"),
+    [
+        (Keep(last=2), [3, 9, 10]),
+        (Keep(last=1, every="4 steps"), [1, 3, 5, 9, 10]),
+        (Keep(last=1, every="1h"), [1, 3, 4, 7, 10]),  # a step takes 20 minutes
+    ],
+)
+def test_which_checkpoints_are_kept(tmp_path, keep, kept):
+    for step in range(1, 11):
+        folder = tmp_path / f"step-{step:06d}"
+        folder.mkdir()
+        (folder / "state.json").write_text(json.dumps({"progress": {"seconds": 1200.0 * step}}))
+    assert sorted(to_keep(tmp_path, keep, 3)) == [f"step-{step:06d}" for step in kept]
+
+
+def test_the_thread_that_trains_does_not_wait_for_the_disk(tmp_path, monkeypatch):
+    written = []
+
+    def save(folder, snapshot):
+        time.sleep(0.5)
+        written.append(snapshot.step)
+        return folder / f"step-{snapshot.step:06d}"
+
+    monkeypatch.setattr(saving, "save_checkpoint", save)
+    monkeypatch.setattr(saving, "take", lambda state, about: Snapshot(state.progress.step, 0, 0, {}, {}, {}, None))
+    saver, state = a_saver(tmp_path), type("State", (), {"progress": Progress(step=1)})()
+    began = time.monotonic()
+    saver.save(state)
+    assert time.monotonic() - began < 0.2 and not saver.is_due(2) and written == []
+    saver.close()
+    assert written == [1]
+
+
+def test_the_best_state_is_owed_until_it_is_on_disk(run, whole, base, monkeypatch):
+    """Its checkpoint fails, and the next try: then it is written before the next one."""
+    real, fails = saving.save_checkpoint, []
+
+    def save(folder, snapshot):
+        if len(fails) < 2 and snapshot.step >= 3:
+            fails.append(snapshot.step)
+            raise OSError(5, "Input/output error")
+        return real(folder, snapshot)
+
+    monkeypatch.setattr(saving, "save_checkpoint", save)
+    monkeypatch.setattr(saving, "FIRST_RETRY_S", 0.0)
+    with pytest.raises(Paused):
+        train(recipe_with(**RECIPE, every="50 steps", stop_after="4 steps"), run, base)
+    assert fails[0] == 3 and [path.name for path in checkpoint_folders(run.checkpoints)] == [
+        "step-000003",
+        "step-000004",
+    ]
+    monkeypatch.undo()
+    goes_on_equal(run, whole, base)
+    assert read_record(run.adapter) is not None
