@@ -58,6 +58,7 @@ def serve(tries_for: Callable[[dict[str, Any]], Iterable[Try]]) -> None:
                 continue
             tell({"trying": [each.group, each.name], "fix": each.fix, "limit_s": each.limit_s})
             tell({"found": asdict(_found(each))})
+        os._exit(0)  # all is told, and what torch does as it ends takes a second
 
     serve_parent(work)
 
