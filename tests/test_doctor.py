@@ -2,12 +2,15 @@
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from forked import completed
+from forked import completed, forked
 from hub_server import HubServer
 from hub_store import TOKEN, HubStore
 from small_project import write_project
@@ -135,6 +138,28 @@ def test_a_recipe_that_lacks_things_ends_with_7_and_names_them(alone, monkeypatc
 def test_a_wrong_recipe_is_an_error_as_everywhere(alone):
     assert completed("doctor", "nothing.yaml").returncode == 2
     assert "none is named" in completed("doctor", "--set", "train.lr=1").stderr
+
+
+def test_ctrl_c_ends_it_at_once_with_all_that_it_started(alone, monkeypatch):
+    pids = alone / "pids"
+    pids.mkdir()
+    stub(alone, "torch", f"import os, time; open('{pids}/' + str(os.getpid()), 'w'); time.sleep(600)", monkeypatch)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes a connection, and says nothing
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with forked(alone / "child", "doctor", HF_ENDPOINT=address) as child:
+            wait_for(lambda: list(pids.iterdir()))
+            started = time.monotonic()
+            child.send_signal(signal.SIGINT)
+            assert child.wait(30) == 130 and time.monotonic() - started < 5
+    (pid,) = pids.iterdir()
+    wait_for(lambda: not Path(f"/proc/{pid.name}").exists())
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(("role", "valid"), [("write", True), ("read", True), ("", False)])
@@ -320,14 +345,6 @@ def test_the_precision_that_is_asked_for_is_judged_by_what_was_tried(tmp_path):
     assert [each.name for each in _training(recipe, [Finding("numbers", "torch", "lacks", "is gone")])] == ["training"]
 
 
-class Answered:
-    def __init__(self, **facts):
-        self.found = [Finding("hub", "token", "ok", "said", facts=facts)]
-
-    def result(self):
-        return self.found
-
-
 @pytest.mark.parametrize(
     ("facts", "says"),
     [
@@ -340,9 +357,10 @@ class Answered:
 )
 def test_publishing_needs_a_token_that_may(tmp_path, facts, says):
     recipe = read_recipe(write_project(tmp_path, "base", publish="{to: me/chat}"))
-    (found,) = _publishing(recipe, Answered(**facts))
+    token = [Finding("hub", "token", "ok", "said", facts=facts)]
+    (found,) = _publishing(recipe, token)
     assert found.verdict == ("lacks" if says else "ok") and says in found.says
-    assert list(_publishing(read_recipe(write_project(tmp_path, "base")), Answered(**facts))) == []
+    assert list(_publishing(read_recipe(write_project(tmp_path, "base")), token)) == []
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """VERB doctor: what works on this machine, each thing tried, and what a recipe needs of it and lacks."""
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,25 +60,36 @@ def _heading(finding: Finding, asked: Asked | None) -> str:
 
 def findings_for(asked: Asked | None) -> Iterator[Finding]:
     """All findings, in the order in which they are shown: first what is known at once."""
-    with ThreadPoolExecutor(2) as beside:  # the network's answers are waited for while the processor is measured
-        hub = beside.submit(tried, f"{TRIES}.hub_tries", {}, Try("hub", "Hub", _nothing, INSTALL))
-        needs = beside.submit(_needs, asked) if asked else None
-        yield from host()
-        yield from each_tried(f"{TRIES}.engine_tries", {}, Try("machine", LLAMA, _nothing, REINSTALL))
-        yield from each_tried(f"{TRIES}.folder_tries", {"places": _places(asked)}, Try("disk", "disks", _nothing))
-        wanted = needs.result() if needs else []
-        numbers = list[Finding]()
-        for finding in each_tried(
-            f"{TRIES}.torch_tries", _job(asked, wanted), Try("numbers", "torch", _nothing, INSTALL)
-        ):
-            numbers.append(finding)
-            if finding.group != "recipe":
-                yield finding
-        yield from hub.result()
-        yield from wanted
-        if asked:
-            yield from _training(asked.recipe, numbers)
-            yield from _publishing(asked.recipe, hub)
+    # the network's answers are waited for while the processor is measured
+    hub = _beside(partial(tried, f"{TRIES}.hub_tries", {}, Try("hub", "Hub", _nothing, INSTALL)))
+    needs = _beside(partial(_needs, asked)) if asked else None
+    yield from host()
+    yield from each_tried(f"{TRIES}.engine_tries", {}, Try("machine", LLAMA, _nothing, REINSTALL))
+    yield from each_tried(f"{TRIES}.folder_tries", {"places": _places(asked)}, Try("disk", "disks", _nothing))
+    wanted, numbers = needs.result() if needs else [], list[Finding]()
+    for finding in each_tried(f"{TRIES}.torch_tries", _job(asked, wanted), Try("numbers", "torch", _nothing, INSTALL)):
+        numbers.append(finding)
+        if finding.group != "recipe":
+            yield finding
+    yield from hub.result()
+    yield from wanted
+    if asked:
+        yield from _training(asked.recipe, numbers)
+        yield from _publishing(asked.recipe, hub.result())
+
+
+def _beside(work: Callable[[], list[Finding]]) -> Future[list[Finding]]:
+    """Do it in a thread that no Ctrl+C waits for: the processes that it has started end with this one."""
+    future = Future[list[Finding]]()
+
+    def do() -> None:
+        try:
+            future.set_result(work())
+        except Exception as error:
+            future.set_exception(error)
+
+    threading.Thread(target=do, daemon=True).start()
+    return future
 
 
 def _nothing() -> Finding:
@@ -123,11 +136,11 @@ def _training(recipe: Recipe, numbers: Sequence[Finding]) -> Iterator[Finding]:
         yield memory
 
 
-def _publishing(recipe: Recipe, hub: "Future[list[Finding]]") -> Iterator[Finding]:
+def _publishing(recipe: Recipe, hub: Sequence[Finding]) -> Iterator[Finding]:
     """Whether the token may publish where the recipe says publish.to."""
     if not recipe.publish.to:
         return
-    token = next((each for each in hub.result() if each.name == "token"), None)
+    token = next((each for each in hub if each.name == "token"), None)
     owner, facts = recipe.publish.to.partition("/")[0], token.facts if token else {}
     fix = f"set the environment variable HF_TOKEN to one that may write, from {TOKENS}; or say publish.to: null"
     problem = ""
