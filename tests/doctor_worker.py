@@ -35,6 +35,7 @@ def tries_for(job):
     yield Try("machine", "hangs", lambda: time.sleep(600), "wait less", limit_s=0.5)
     yield Try("machine", "killed", lambda: os.kill(os.getpid(), signal.SIGKILL))
     yield Try("machine", "exits", lambda: os._exit(3))
+    yield Try("machine", "leaves", lambda: os._exit(0))
     yield Try("machine", "last", found("last", str(os.getpid())))
 
 

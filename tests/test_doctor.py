@@ -56,9 +56,9 @@ def stub(folder, module, text, monkeypatch):
 def test_what_dies_or_hangs_is_a_verdict_and_the_rest_is_tried(alone, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "a-token-of-no-known-form")
     found = by_name(tried("doctor_worker", {}, NOTHING))
-    assert list(found) == ["first", "fails", "refuses", "aborts", "hangs", "killed", "exits", "last"]
+    assert list(found) == ["first", "fails", "refuses", "aborts", "hangs", "killed", "exits", "leaves", "last"]
     verdicts = {name: finding.verdict for name, finding in found.items()}
-    died = dict.fromkeys(("aborts", "hangs", "killed", "exits"), "crashed")
+    died = dict.fromkeys(("aborts", "hangs", "killed", "exits", "leaves"), "crashed")
     assert verdicts == {"first": "ok", "fails": "lacks", "refuses": "lacks", "last": "ok"} | died
     assert found["first"].says != found["last"].says, "each death takes a new process"
     assert (found["fails"].says, found["fails"].fix) == (
@@ -79,13 +79,14 @@ def test_what_dies_or_hangs_is_a_verdict_and_the_rest_is_tried(alone, monkeypatc
         (NO_TORCH, "lacks", "No module named 'torch'"),
         ("raise ImportError('libcublas.so.12: cannot open shared object file')", "lacks", "libcublas.so.12"),
         ("import os; os.abort()", "crashed", "signal 6"),
-        ("import time; time.sleep(600)", "crashed", "did not end within 2 s"),
+        ("import os; os._exit(0)", "crashed", "exit code 0"),
+        ("import time; time.sleep(600)", "crashed", "did not end within 0.5 s"),
     ],
 )
 def test_torch_that_cannot_be_loaded_is_a_line_with_the_fix(alone, monkeypatch, text, verdict, says):
     stub(alone, "torch", text, monkeypatch)
     job = {"gpu": None, "recipe": None, "base": None}
-    (found,) = tried("tunesmith.doctoring.torch_tries", job, NOTHING, start_limit_s=2 if "sleep" in text else 60)
+    (found,) = tried("tunesmith.doctoring.torch_tries", job, NOTHING, start_limit_s=0.5 if "sleep" in text else 60)
     assert (found.name, found.verdict, found.fix) == ("torch", verdict, INSTALL) and says in found.says
 
 

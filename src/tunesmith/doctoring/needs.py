@@ -34,7 +34,9 @@ from tunesmith.weights.small_files import CONFIG
 from tunesmith.weights.tensorfile import weight_files
 
 TIMEOUT_S = 5.0
-LIMIT_S = 60.0  # a data set's commit is asked for 30 s
+LIMIT_S = 60.0  # to digest a GGUF of some GB, once
+DATA_LIMIT_S = 15.0  # of a Hub that does not answer; training asks for longer
+WAITED = "check the network and the drive; what was fetched before works offline"
 PROTOCOLS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub", "memory": "fsspec"}
 """Protocol of a mirror's URL -> the module that speaks it."""
 
@@ -62,7 +64,7 @@ def tries_for(job: dict[str, Any]) -> Iterator[Try]:
     if mirror:
         looks["mirror"] = partial(mirror_finding, str(mirror))
     for name, look in looks.items():
-        yield Try("recipe", name, look, limit_s=LIMIT_S)
+        yield Try("recipe", name, look, WAITED, DATA_LIMIT_S if name.startswith("data") else LIMIT_S)
 
 
 def _numbered(recipe: Recipe) -> Iterator[tuple[int, Source]]:
@@ -135,9 +137,8 @@ def _hub_base(recipe: Recipe, here: _Here) -> Finding:
     said = None
     try:
         info = model_info(repo, revision=revision, files_metadata=True, timeout=TIMEOUT_S)
-        get_hf_file_metadata(
-            hf_hub_url(repo, CONFIG, revision=revision), timeout=TIMEOUT_S
-        )  # refused where it is gated
+        config = hf_hub_url(repo, CONFIG, revision=revision)
+        get_hf_file_metadata(config, timeout=TIMEOUT_S)  # refused where it is gated
     except Exception as error:  # errors of several HTTP libraries, and their texts can hold the token
         said = explained_error(error, repo, revision)
     if said:

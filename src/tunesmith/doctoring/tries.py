@@ -58,6 +58,7 @@ def serve(tries_for: Callable[[dict[str, Any]], Iterable[Try]]) -> None:
                 continue
             tell({"trying": [each.group, each.name], "fix": each.fix, "limit_s": each.limit_s})
             tell({"found": asdict(_found(each))})
+        tell({"all": True})
         os._exit(0)  # all is told, and what torch does as it ends takes a second
 
     serve_parent(work)
@@ -107,14 +108,14 @@ class _Watched:
         self._limit_s, self._late = start_limit_s, False
         self.trying: dict[str, Any] | None = None
         self._error: TunesmithError | None = None
+        self.ended_well = False  # until it has said that all was tried: one that leaves with 0 has not
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         try:
             while (line := self._read()) is not None:
-                if "trying" in line:
-                    self.trying, self._limit_s = line, line["limit_s"]
-                else:
-                    self.trying = None
+                self.trying = line if "trying" in line else None
+                self._limit_s = line.get("limit_s", self._limit_s)
+                self.ended_well = self.ended_well or "all" in line
                 yield line
         except TunesmithError as error:
             self._error = error
@@ -132,11 +133,6 @@ class _Watched:
         self._late = True
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._child.pid, signal.SIGKILL)  # a session of its own: torch's compiler starts processes too
-
-    @property
-    def ended_well(self) -> bool:
-        """Whether all was tried."""
-        return self._error is None
 
     def end(self, unstarted: Try) -> Finding:
         """The verdict on what was tried as the child died, or on `unstarted` where nothing was."""
