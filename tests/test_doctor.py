@@ -224,15 +224,17 @@ def test_a_base_on_the_hub_is_asked_for_its_size_and_whether_it_is_given(alone, 
 
 def test_folders_are_tried_and_left_as_they_were(alone):
     (alone / "file").write_text("")
-    places = {"run folder": alone / "runs" / "small", "cache": alone / "file" / "cache", "Hub's cache": "/proc/hub"}
+    places = {"run folder": alone / "runs" / "small", "cache": alone / "file" / "cache"}
     job = {"places": {name: str(path) for name, path in places.items()}}
     before = sorted(alone.rglob("*"))
     found = by_name(tried("tunesmith.doctoring.folder_tries", job, NOTHING))
-    assert [each.verdict for each in found.values()] == ["ok", "lacks", "lacks"]
+    assert [each.verdict for each in found.values()] == ["ok", "lacks"]
     assert found["run folder"].facts["free_bytes"] > 0 and found["run folder"].facts["fsync_s"] >= 0
     assert "is a file" in found["cache"].says and "TUNESMITH_CACHE" in found["cache"].fix
-    assert "takes no new folder" in found["Hub's cache"].says and "HF_HOME" in found["Hub's cache"].fix
     assert sorted(alone.rglob("*")) == before
+    takes_nothing = folder_tries._tried("run folder", Path("/proc/runs/small"))
+    assert takes_nothing.verdict == "lacks" and "takes no new folder" in takes_nothing.says
+    assert "--run-dir" in takes_nothing.fix
 
 
 def test_a_read_only_file_system_lacks(alone):

@@ -297,8 +297,11 @@ def list_runs(
 
 
 @app.command()
-def doctor(recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE")] = None, changes: Changes = None,
-           as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False) -> None:  # fmt: skip
+def doctor(
+    recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="What is to run here.")] = None,
+    changes: Changes = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
     """What works on this machine, each thing tried, and what a recipe needs and lacks."""
     _begin("doctor", "trying what this machine can do")
     from tunesmith.api import examine

@@ -23,7 +23,7 @@ PREFIX = ".doctor-"
 LIMIT_S = 15.0
 LITTLE = 2 * 10**9  # bytes: less than the built-in base and a run of it take
 SLOW_S = 0.5  # an fsync that a checkpoint of several files would wait for
-FIXES = {"run folder": ANOTHER_RUN_DIR, "cache": ANOTHER_CACHE, "Hub's cache": "set HF_HOME to another folder"}
+FIXES = {"run folder": ANOTHER_RUN_DIR, "cache": ANOTHER_CACHE}
 
 
 def tries_for(job: dict[str, Any]) -> Iterator[Try]:
