@@ -86,7 +86,7 @@ class HubServer(Served):
         return commit, commits.get(commit)
 
     def info(self, repo, commit, folder):
-        siblings = [{"rfilename": f["path"]} for f in self.tree(folder)]
+        siblings = [{"rfilename": f["path"], "size": f["size"]} for f in self.tree(folder)]
         return {"id": repo, "modelId": repo, "sha": commit, "siblings": siblings}
 
     def tree(self, folder):

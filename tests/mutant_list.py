@@ -1267,4 +1267,97 @@ SAFE = (
        "(not text.strip() or past.is_recipe_of_0_1(text)) and beside_it", "beside_it",
        "test_owned.py::test_nor_does_what_we_write_beside_a_recipe_that_somebody_wrote"),
 )  # fmt: skip
-MUTANTS = [*DATA, *TOKENS, *WEIGHTS, *GGUF, *MODEL, *TRAINING, *PROOF, *RELEASE, *HOUSE, *SAFE]
+DOCTOR = (
+    _m(
+        "doctor ends with the process that tried something",
+        "doctoring/tries.py",
+        "        done.append([end.group, end.name])\n",
+        "        return\n",
+        "test_doctor.py::test_what_dies_or_hangs_is_a_verdict_and_the_rest_is_tried",
+    ),
+    _m(
+        "doctor takes a process that left for one that tried all",
+        "doctoring/tries.py",
+        'self.ended_well or "all" in line',
+        "True",
+        "test_doctor.py::test_what_dies_or_hangs_is_a_verdict_and_the_rest_is_tried",
+    ),
+    _m(
+        "doctor tells the token in an error",
+        "doctoring/tries.py",
+        'text.replace(os.environ.get(OWN_TOKEN) or "\\0", "***")',
+        "text",
+        "test_doctor.py::test_what_dies_or_hangs_is_a_verdict_and_the_rest_is_tried",
+    ),
+    _m(
+        "doctor: torch that is missing is a crash",
+        "doctoring/tries.py",
+        "printed.startswith(MISSING)",
+        "False",
+        "test_doctor.py::test_torch_that_cannot_be_loaded_is_a_line_with_the_fix",
+    ),
+    _m(
+        "doctor takes 2.9 for newer than 2.11",
+        "doctoring/host.py",
+        "_release(found[name]) < _release(least)",
+        "found[name] < least",
+        "test_doctor.py::test_versions_are_compared_with_what_is_needed",
+    ),
+    _m(
+        "doctor takes wrong numbers for right",
+        "doctoring/torch_tries.py",
+        "if not difference <= LIMITS[name]:",
+        "if False:",
+        "test_doctor.py::test_numbers_that_are_wrong_are_not_taken_for_right",
+    ),
+    _m(
+        "doctor tries attention without a window",
+        "doctoring/torch_tries.py",
+        "in itertools.product((None, WINDOW), dtypes)",
+        "in itertools.product((None,), dtypes)",
+        "test_doctor.py::test_attention_that_mixes_conversations_or_loses_its_window_is_found",
+    ),
+    _m(
+        "doctor believes in locks",
+        "doctoring/folder_tries.py",
+        "(_locks, _renames, _flushes)",
+        "(_renames, _flushes)",
+        "test_doctor.py::test_a_file_system_that_pretends_is_found_out",
+    ),
+    _m(
+        "doctor leaves its folder behind",
+        "doctoring/folder_tries.py",
+        "        shutil.rmtree(scratch, ignore_errors=True)\n",
+        "        pass\n",
+        "test_doctor.py::test_folders_are_tried_and_left_as_they_were",
+    ),
+    _m(
+        "doctor takes a token that the Hub does not know",
+        "doctoring/hub_tries.py",
+        "if status in (401, 403):",
+        "if False:",
+        "test_doctor.py::test_a_token_is_tried_and_never_told",
+    ),
+    _m(
+        "doctor does not see that a base is gated",
+        "doctoring/needs.py",
+        "        get_hf_file_metadata(config, timeout=TIMEOUT_S)",
+        "        pass",
+        "test_doctor.py::test_a_base_on_the_hub_is_asked_for_its_size_and_whether_it_is_given",
+    ),
+    _m(
+        "a recipe that lacks something ends with 0",
+        "doctor.py",
+        "return ResourceError.exit_code if lacking else 0",
+        "return 0",
+        "test_doctor.py::test_a_recipe_that_lacks_things_ends_with_7_and_names_them",
+    ),
+    _m(
+        "doctor lets any token publish",
+        "doctor.py",
+        'elif facts["role"] not in WRITES:',
+        "elif False:",
+        "test_doctor.py::test_publishing_needs_a_token_that_may",
+    ),
+)
+MUTANTS = [*DATA, *TOKENS, *WEIGHTS, *GGUF, *MODEL, *TRAINING, *PROOF, *RELEASE, *HOUSE, *SAFE, *DOCTOR]

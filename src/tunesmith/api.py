@@ -8,7 +8,8 @@ import contextlib
 import os
 import re
 import shlex
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -143,6 +144,18 @@ def publish(
     sets = [word for change in changes for word in ("--set", change)]
     command = to_type("publish", place.path, *(typed or sets), "--yes")
     return "\n".join(["nothing is sent; this would be published:", *lines, read, f"to do it: {command}"])
+
+
+def examine(recipe: Path | None, changes: Sequence[str], as_json: bool, show: Callable[[str], None]) -> int:
+    """Show what works on this machine, and what a recipe needs of it; the exit code. Raises RecipeError."""
+    from tunesmith.doctor import Asked, doctor
+
+    if changes and recipe is None:
+        raise RecipeError(
+            "--set changes a recipe, and none is named", fix="name it: `tunesmith doctor RECIPE --set ...`"
+        )
+    asked = Asked(*opened(recipe, changes)) if recipe else None
+    return doctor(asked, as_json, show, shutil.get_terminal_size().columns)
 
 
 def refuse_early(recipe: "Recipe") -> None:

@@ -297,6 +297,19 @@ def list_runs(
 
 
 @app.command()
+def doctor(
+    recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="What is to run here.")] = None,
+    changes: Changes = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """What works on this machine, each thing tried, and what a recipe needs and lacks."""
+    _begin("doctor", "trying what this machine can do")
+    from tunesmith.api import examine
+
+    raise typer.Exit(examine(recipe, changes or (), as_json, _print))
+
+
+@app.command()
 def clean(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
     yes: Annotated[bool, typer.Option("--yes", help="Delete; without it nothing is.")] = False,

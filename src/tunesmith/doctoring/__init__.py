@@ -1,0 +1,1 @@
+"""What doctor looks at: findings, what is known at once, and what is tried in processes of its own."""
