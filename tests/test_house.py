@@ -98,7 +98,7 @@ def test_a_look_by_list_refuses_no_run_that_starts_meanwhile(run):
         end = threading.Timer(0.1, fcntl.flock, (looking, fcntl.LOCK_UN))
         end.start()
         with locked(run):
-            assert listed(run).says == f"running now (process {os.getpid()})"
+            assert listed(run).says == f"running now (process {os.getpid()} on {os.uname().nodename})"
         end.join()
 
 
