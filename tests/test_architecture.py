@@ -14,7 +14,7 @@ LAYERS = (
     "printable", "command", "streams", "errors", "boundary", "console", "machine", "past", "values", "recipe",
     "yaml_text", "recipe_problems", "recipe_file", "json_file", "files", "stages", "record", "runs", "decides", "stale",
     "weights", "gguf", "data", "tokens", "model", "inference", "proof", "training", "release", "evaluation",
-    "study", "server", "room", "planning", "ending", "fresh", "pipeline", "inventory", "doctoring", "doctor",
+    "study", "server", "room", "planning", "ending", "fresh", "pipeline", "fork", "inventory", "doctoring", "doctor",
     "tidy", "fields", "api",
     "cli", "__main__",
 )  # fmt: skip

@@ -96,7 +96,9 @@ def data_settings(recipe: Recipe) -> dict[str, Any]:
 def adapter_needs(recipe: Recipe, run: Run, base_digest: str) -> Needs:
     """train: every field that changes the mathematics; cadence, keep and stop fields do not."""
     settings = {"lora": _plain(recipe.lora), "train": _plain(recipe.train, exclude=OUTSIDE), "seed": recipe.seed}
-    return settings, {"base": base_digest, "data": _made(run.data)}
+    ancestor = read_record(run.ancestor)
+    begun = {"ancestor": output_digest(ancestor)} if ancestor else {}
+    return settings, {"base": base_digest, "data": _made(run.data)} | begun
 
 
 def model_needs(recipe: Recipe, run: Run, base_digest: str) -> Needs:

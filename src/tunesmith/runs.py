@@ -71,6 +71,8 @@ class Run:
         self.recipe = path / "recipe.yaml"
         self.data, self.adapter, self.model, self.gguf, self.evaluation = self.stage_folders
         self.checkpoints = path / "checkpoints"
+        self.ancestor = path / "ancestor"
+        """The adapter that a fork began with."""
         self.metrics = path / "metrics.jsonl"
         self.samples = path / "samples.jsonl"
         self.loss_plot = path / "loss.png"
@@ -123,9 +125,10 @@ class Run:
                 fix = f"{ELSEWHERE}; to use this recipe, name the file: {self.recipe}"
                 raise ResumeError(f"{self.path} is no run folder: tunesmith did not make its recipe.yaml", fix=fix)
             return
-        hidden = {beside(path, kind).name for path in (*self.stage_folders, *self.files) for kind in (DRAFT, OLD, GONE)}
+        folders = (*self.stage_folders, self.ancestor)
+        hidden = {beside(path, kind).name for path in (*folders, *self.files) for kind in (DRAFT, OLD, GONE)}
         hidden.add(beside(self.checkpoints, GONE).name)
-        own = {folder.name for folder in self.stage_folders if is_own(folder)}
+        own = {folder.name for folder in folders if is_own(folder)}
         if own:  # killed before its recipe.yaml was written, or that was deleted
             own |= {path.name for path in (*self.files, self.checkpoints)}
             for lines in (self.metrics, self.samples):
@@ -183,7 +186,7 @@ class Run:
     def sweep(self) -> None:
         """Clear what a killed process left, and put back what it had only moved aside. Only under the run's lock."""
         said = [folder / name for folder in self.stage_folders for name in (RECORD, PROOFS)]
-        sweep([*self.stage_folders, self.scratch, *self.files, *said])
+        sweep([*self.stage_folders, self.ancestor, self.scratch, *self.files, *said])
         remove(beside(self.checkpoints, GONE))  # of a new start
         sweep_checkpoints(self.checkpoints)
 
@@ -298,7 +301,7 @@ def _measured(folder: Path) -> dict[str, str]:
 def write_manifest(run: Run) -> None:
     """Digests of every file of the run; written last by every stage. Committed stages are not read again."""
     files: dict[str, dict[str, Any]] = {}
-    for folder in run.stage_folders:
+    for folder in (run.ancestor, *run.stage_folders):
         record = read_record(folder)
         if record:
             files |= {f"{folder.name}/{name}": output for name, output in record.outputs.items()}

@@ -20,12 +20,13 @@ NAMES = {"system": "chat.system", "date": "data.date", "max_length": "train.max_
 INPUTS = {
     "base": "base: other weights, another tokenizer or chat template",
     "data": "data/: other rows",
+    "ancestor": "ancestor/: other weights to begin with (--fork)",
     "prompts": "evaluate.prompts: other prompts",
 }
 """Input of a stage -> what is said where it is another one."""
 WAYS_OUT = (
-    "set it back; or give the recipe another name, or the run another place with --run-dir; or begin anew in this one: "
-    "`run` and `train` with --fresh delete what was trained here"
+    "set it back; or begin anew in this run with --fresh, which deletes what was trained here; or make a new run, by "
+    "another name in the recipe or with --run-dir, to which --fork THIS_RUN gives the adapter of this one to go on from"
 )
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from tunesmith.console import say, warn
 from tunesmith.decides import adapter_needs
 from tunesmith.errors import ResourceError, ResumeError
-from tunesmith.model.adapter import save_adapter
+from tunesmith.model.adapter import save_adapter, set_adapter
 from tunesmith.model.attention import has_varlen_kernel
 from tunesmith.model.base import load_base, recompute_layers, refuse_odd_numbers
 from tunesmith.model.batch import Batching, supervised_in
@@ -21,7 +22,7 @@ from tunesmith.model.lora import attach, refuse_unmergeable
 from tunesmith.proof.compiling import prove_compiling
 from tunesmith.proof.packing import prove_packing
 from tunesmith.recipe import Recipe, TrainConfig
-from tunesmith.record import Proof, Record
+from tunesmith.record import Proof, Record, read_record
 from tunesmith.runs import Run, checkpoint_folders, commit_stage
 from tunesmith.tokens.order import FEW_STEPS, more_steps, rows_of_epoch
 from tunesmith.tokens.rows import TokenRows, load_rows
@@ -52,6 +53,7 @@ def train(recipe: Recipe, run: Run, base: LocatedBase) -> tuple[Record, bool]:
     proofs: list[Proof] = []
 
     def work(draft: Path) -> dict[str, Any]:
+        _refuse_other_base(run, base)
         job = prepare_job(recipe, run, device, decides={"settings": settings, "inputs": inputs})
         with StopWatch(recipe.train.stop_after) as watch:
             with _full_memory_named(job):
@@ -155,6 +157,14 @@ def _less_memory(job: Job) -> str:
     return "use a machine with more memory, or another run with a smaller train.max_length or base"
 
 
+def _refuse_other_base(run: Run, base: LocatedBase) -> None:
+    """Raise ResumeError if the adapter that this run begins with was trained on other weights."""
+    ancestor = read_record(run.ancestor)
+    if ancestor and ancestor.inputs["base"] != base.digest:
+        what = f"the run begins with an adapter of {ancestor.counts['run']}, which was trained on another base"
+        raise ResumeError(what, fix="use the base of that run, or begin without --fork", where=str(run.ancestor))
+
+
 def _speed(state: TrainState) -> float:
     """Tokens per second of all steps so far, evaluations and checkpoints not counted."""
     return state.progress.tokens / max(state.progress.seconds, 1e-9)
@@ -217,7 +227,16 @@ def new_start(job: Job, base: LocatedBase, proofs: list[Proof]) -> TrainState:
         say("train: compiling the layers, which takes half a minute")
         proofs.append(prove_compiling(model, keys, job.rows, job.batching))
         say(f"train: {proofs[-1].in_words('compiled layers compute the same as plain ones')}")
-    return new_state(model, keys, recipe.train, device)
+    state = new_state(model, keys, recipe.train, device)
+    if (job.run.ancestor / ADAPTER).is_file():
+        set_adapter(model, load_file(job.run.ancestor / ADAPTER))
+    return state
+
+
+def _ancestry(run: Run) -> dict[str, Any] | None:
+    """Of a fork: which run's adapter it began with, after which step, with which held-out loss."""
+    ancestor = read_record(run.ancestor)
+    return ancestor.counts if ancestor else None
 
 
 def _take_best(job: Job, state: TrainState, base: LocatedBase, draft: Path) -> dict[str, Any]:
@@ -251,6 +270,7 @@ def _take_best(job: Job, state: TrainState, base: LocatedBase, draft: Path) -> d
         "skipped_steps": at.skipped_in_all,
         "steps_not_finite": at.not_finite,
         "notes": at.notes,
+        "ancestor": _ancestry(job.run),
         "base_revision": base.revision,
         "peak_memory_bytes": peak_memory_bytes(job.batching.device),
         "device": job.conditions["device"],
