@@ -1,6 +1,8 @@
 """The adapter in PEFT's file format, in and out."""
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -21,6 +23,20 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
         tensors[f"{PREFIX}{name}{A}"] = layer.a_RI.data
         tensors[f"{PREFIX}{name}{B}"] = layer.b_OR.data
     return tensors
+
+
+def adapter_digest(model: nn.Module) -> str:
+    """sha256 in hex of the model's adapter as it is now; what verify finds by training the same steps again."""
+    return tensors_digest(adapter_tensors(model))
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 in hex over tensors sorted by name: the name in UTF-8, then the numbers in fp32, little-endian."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].detach().to("cpu", torch.float32).contiguous().numpy())
+    return digest.hexdigest()
 
 
 def set_adapter(model: nn.Module, tensors: dict[str, Tensor]) -> None:

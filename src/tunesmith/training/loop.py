@@ -14,6 +14,7 @@ from torch import nn
 
 from tunesmith.console import progress, say
 from tunesmith.errors import ProofError
+from tunesmith.model.adapter import adapter_digest
 from tunesmith.model.base import head, hidden_states
 from tunesmith.model.batch import Batching, supervised_in
 from tunesmith.model.loss import loss_sum
@@ -30,6 +31,7 @@ from tunesmith.training.state import INFINITY, TrainState
 from tunesmith.training.stop import StopWatch
 from tunesmith.values import cadence
 
+PROVED_AFTER = 10  # steps after a checkpoint at which the adapter's digest is kept: what `verify` trains again
 MOST_SKIPPED = 20  # the scale starts at 65,536 and halves each time: after 20 it is not the scale
 
 
@@ -81,9 +83,16 @@ def fit(job: Job, state: TrainState, watch: StopWatch, sampler: Sampler | None =
             if last:
                 return
             line = update(job, state, watch)
+            if at.step == steps or _is_proved(job, at.step - PROVED_AFTER):
+                line["adapter_sha256"] = adapter_digest(state.model)
             metrics.append(line)
             advance(1, f"loss {line['loss']:.3f}, {line['tokens_per_s']:.0f} tokens/s, {line['memory_gb']:.1f} GB")
             watch.step_done()
+
+
+def _is_proved(job: Job, step: int) -> bool:
+    """Whether training can go on from this step: the first, or one with a checkpoint."""
+    return step == 0 or (job.run.checkpoints / f"step-{step:06d}").is_dir()
 
 
 def update(job: Job, state: TrainState, watch: StopWatch) -> dict[str, Any]:
