@@ -14,7 +14,8 @@ LAYERS = (
     "printable", "command", "streams", "errors", "boundary", "console", "machine", "past", "values", "recipe",
     "yaml_text", "recipe_problems", "recipe_file", "json_file", "files", "stages", "record", "runs", "decides", "stale",
     "weights", "gguf", "data", "tokens", "model", "inference", "proof", "training", "release", "evaluation",
-    "study", "server", "room", "planning", "ending", "fresh", "pipeline", "inventory", "tidy", "fields", "api",
+    "study", "server", "room", "planning", "ending", "fresh", "pipeline", "inventory", "tidy", "checks", "verify",
+    "fields", "api",
     "cli", "__main__",
 )  # fmt: skip
 SRC = Path(__file__).parents[1] / "src" / "tunesmith"

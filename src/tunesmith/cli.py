@@ -42,6 +42,8 @@ Changes = Annotated[
 RunDir = Annotated[Path | None, typer.Option("--run-dir", metavar="PATH", help="Run folder; default: runs/NAME.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Train anew: delete what was trained here, after a question.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Ask nothing.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
+Json = Annotated[bool, typer.Option("--json", help="For scripts.")]
 
 
 def _number(name: str, most: int, says: str) -> Any:
@@ -56,6 +58,9 @@ def _number(name: str, most: int, says: str) -> Any:
         raise RecipeError(what, fix=f"leave {name} out for its default, or give such a number")
 
     return typer.Option(name, parser=number, metavar="NUMBER", help=says)
+
+
+Steps = Annotated[int, _number("--steps", MOST, "Most steps that are trained again.")]
 
 
 class PausedExit(SystemExit):
@@ -286,7 +291,7 @@ def check(
 @app.command("list")
 def list_runs(
     folders: Annotated[list[Path] | None, typer.Argument(metavar="FOLDER", help="Default: runs.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    as_json: Json = False,
 ) -> None:
     """The runs, how each stands, its held-out loss and its size."""
     from tunesmith.inventory import as_json_text, as_table, runs_in
@@ -298,7 +303,7 @@ def list_runs(
 
 @app.command()
 def clean(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    run: RunFolder,
     yes: Annotated[bool, typer.Option("--yes", help="Delete; without it nothing is.")] = False,
     model: Annotated[bool, typer.Option("--model", help="The merged model too, where its GGUF files stand.")] = False,
 ) -> None:
@@ -309,6 +314,15 @@ def clean(
     from tunesmith.tidy import listed, spare
 
     _print(listed(Run(run), delete(Run(run), model) if yes else spare(Run(run), model), model, yes))
+
+
+@app.command()
+def verify(run: RunFolder, steps: Steps = 10, as_json: Json = False) -> None:
+    """Look at all of a run again: files, checkpoints, resume, proofs."""
+    _begin("verify", f"reading {run}")
+    from tunesmith.verify import verify as look
+
+    look(run, steps, as_json, _print)
 
 
 @app.command()

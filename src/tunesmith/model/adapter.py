@@ -35,7 +35,7 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(tensors[name].detach().to("cpu", torch.float32).contiguous().numpy())
+        digest.update(tensors[name].detach().to("cpu", torch.float32).contiguous().numpy().data)
     return digest.hexdigest()
 
 
