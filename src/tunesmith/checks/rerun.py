@@ -69,7 +69,7 @@ def pick_stretch(run: Run, whole: list[int], most: int) -> Stretch | str:
     """
     kept = kept_digests(run)
     if not kept:
-        return f"{run.metrics.name} has no digest of the adapter: the training has not come so far, or began with 0.1"
+        return f"{run.metrics.name} has no digest of the adapter yet, or an older version trained it"
     pairs = [(stop - start, start, stop) for start in (0, *whole) for stop in kept if stop > start]
     if near := [pair for pair in pairs if pair[0] <= most]:
         _, _, start, stop = max((start > 0, length, start, stop) for length, start, stop in near)  # it is resumed
@@ -95,7 +95,7 @@ def check_resume(
     again = _trained_again(recipe, run, base, stretch if isinstance(stretch, Stretch) else start, machine)
     found = [_of_proof(proof) for proof in again.proofs]
     if not isinstance(stretch, Stretch):
-        state = SKIPPED if run.metrics.exists() else NOT_YET
+        state = SKIPPED if run.adapter.exists() else NOT_YET
         return [*found, Verdict(RESUME, state, stretch)]
     return [*found, _compared(run, stretch, again, _why_other_bits(run, stretch, whole, machine, again.machine))]
 

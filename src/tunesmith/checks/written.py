@@ -144,8 +144,13 @@ def _notes(written: Written) -> Iterable[str]:
         if others := strangers(run.path / folder, {*record.outputs, *written.in_manifest(folder)}):
             more = f" and {len(others) - 3} more" if len(others) > 3 else ""
             yield f"in {folder}/, and not made by tunesmith: {', '.join(others[:3])}{more}"
+    listed = written.manifest or {}
+    if any(name.startswith(f"{run.adapter.name}/") for name in listed):
+        for path in (run.recipe, run.metrics, run.samples, run.loss_plot):
+            if path.is_file() and path.name not in listed:
+                yield f"{path.name} is not in manifest.json"
     for path in (run.metrics, run.samples):
-        entry = (written.manifest or {}).get(path.name)
+        entry = listed.get(path.name)
         if (
             entry
             and path.is_file()
@@ -167,9 +172,11 @@ def check_records(written: Written) -> Verdict:
         said, listed = {n: o for n, o in record.outputs.items() if n not in SAID_OF_FILES}, written.in_manifest(folder)
         if written.manifest is None:
             continue
-        if f"{folder}/{RECORD}" not in written.manifest and not listed:
-            notes.append(f"{folder}/ is newer than manifest.json: its process was killed; `tunesmith run` writes it")
-            continue
+        if f"{folder}/{RECORD}" not in written.manifest:
+            if not listed:
+                notes.append(f"{folder}/ is newer than manifest.json, so its process was killed: run it again")
+                continue
+            wrong.append(f"manifest.json lists files of {folder}/ and not its {RECORD}")
         other = sorted(name for name in said.keys() | listed.keys() if said.get(name) != listed.get(name))
         wrong += [f"{folder}/{RECORD} and manifest.json differ on {folder}/{name}" for name in other]
         proof = written.manifest.get(f"{folder}/{PROOFS}", {}).get("sha256")
