@@ -5,7 +5,6 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from forked import completed
@@ -22,25 +21,30 @@ from tunesmith.checks.shipped import GGUF, LORA, MASK, MERGED
 from tunesmith.checks.verdict import FAILED, NOT_YET, OK, SKIPPED
 from tunesmith.checks.written import FILES, INPUTS, RECORDS, ROWS
 from tunesmith.decides import kept_recipe
-from tunesmith.errors import ProofError, ResumeError
-from tunesmith.files import DIGESTS, digest_file, digest_folder, file_entry
+from tunesmith.errors import ProofError, ResourceError, ResumeError
+from tunesmith.files import DIGESTS, digest_file, digest_folder
 from tunesmith.gguf.read import convert
-from tunesmith.model.adapter import tensors_digest
+from tunesmith.record import output_digest, read_record
 from tunesmith.runs import Run, checkpoint_folders, write_manifest
-from tunesmith.study.compare import compare
 from tunesmith.tidy import clean
+from tunesmith.training import train as training
 from tunesmith.verify import BASE, look
 from tunesmith.weights.locate import locate_base
 
 LINES = [FILES, RECORDS, INPUTS, ROWS, CHECKPOINTS, BEST, BASE, MASK, PACKED, RESUME, MERGED, GGUF, LORA]
-DROPOUT = "{rank: 4, dropout: 0.1}"
+RECIPE = {
+    "lora": "{rank: 4, dropout: 0.1}",
+    "train": "{tokens_per_step: 400, max_length: 200, epochs: 3, lr: 1e-2, precision: fp32, evaluate_every: 15 steps}",
+    "checkpoint": "{every: 5 steps}",
+    "export": "{gguf: [F16, Q8_0], positions: 4}",
+}
 
 
 @pytest.fixture(scope="module")
 def made(tiny_base, tmp_path_factory):
-    """A finished run of 15 steps: checkpoints at the evaluations that gained, and at the end."""
+    """A finished run of 15 steps, with checkpoints at 5, 10 and 15."""
     folder = tmp_path_factory.mktemp("verify")
-    recipe = write_project(folder, tiny_base, lora=DROPOUT, export="{gguf: [F16, Q8_0], positions: 4}")
+    recipe = write_project(folder, tiny_base, **RECIPE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TUNESMITH_CACHE", str(folder / "cache"))
         tunesmith.run(recipe, folder / "run")
@@ -233,3 +237,188 @@ def test_an_adapter_that_the_trainer_did_not_have_is_red_without_training(run, f
     change_tensors(last / "adapter.safetensors", 1e-6)
     forged(last)
     assert "is not the adapter that the trainer had at this step" in lines(run)[CHECKPOINTS].says
+
+
+def test_steps_are_trained_again_from_a_checkpoint_and_end_in_the_same_bits(made):
+    found = resumed(made)
+    assert found[PACKED].state == OK and found[RESUME].state == OK
+    assert found[RESUME].says.startswith("steps 6 to 15, from step-000005: bit for bit the same, adapter ")
+
+
+@pytest.mark.parametrize("name", ["adapter.safetensors", "optimizer.safetensors"])
+def test_a_checkpoint_changed_together_with_its_digests_fails_the_resume_proof(run, name):
+    first = checkpoint_folders(run.checkpoints)[0]
+    change_tensors(first / name, 1e-6)
+    forged(first)
+    assert damaged_checkpoints(run)[first.name] == ""
+    found = resumed(run)[RESUME]
+    assert found.state == FAILED
+    assert "from step-000005: adapter " in found.says and ", and the trainer had " in found.says
+
+
+def test_a_state_changed_together_with_its_digests_fails_the_resume_proof(run):
+    first = checkpoint_folders(run.checkpoints)[0]
+    change_state(first, progress={"step": -(10**9)})
+    found = lines(run)
+    assert states(found) == {PACKED: SKIPPED, RESUME: FAILED} and list(found) == LINES
+    assert found[RESUME].says.startswith("step-000005/state.json says that it is of step -1000000000")
+
+
+def test_numbers_of_metrics_that_are_not_those_of_the_training_fail_it(run):
+    text = run.metrics.read_text().splitlines()
+    last = json.loads(text[-2])
+    assert last["step"] == 15 and "loss" in last
+    run.metrics.write_text("\n".join([*text[:-2], json.dumps(last | {"loss": last["loss"] * 1.01}), text[-1]]) + "\n")
+    found = resumed(run)[RESUME]
+    assert found.state == FAILED and "the adapter is the same, and metrics.jsonl is not: loss of step 15" in found.says
+
+
+@pytest.mark.parametrize(("by", "state"), [(1e-6, OK), (1e-1, FAILED)])
+def test_where_the_bits_may_be_others_the_losses_decide_and_that_is_said(run, by, state):
+    first = checkpoint_folders(run.checkpoints)[0]
+    machine = json.loads((first / "state.json").read_text())["machine"]
+    change_state(first, machine={"versions": machine["versions"] | {"torch": "1.0"}})
+    change_tensors(first / "adapter.safetensors", by)
+    forged(first)
+    found = resumed(run)[RESUME]
+    assert found.state == state and found.details[0].startswith("not the same bits: versions.torch: 1.0 -> ")
+    assert state == FAILED or "state-exact, not bit-exact: loss within" in found.says
+
+
+def test_the_threads_of_the_training_are_those_of_the_proof(run, monkeypatch):
+    first, before = checkpoint_folders(run.checkpoints)[0], torch.get_num_threads()
+    change_state(first, machine={"threads": before + 1})
+    seen = []
+    monkeypatch.setattr(rerun, "usable_cores", lambda: before + 1)
+    monkeypatch.setattr(rerun, "_prepare_job", lambda *a, **k: seen.append(torch.get_num_threads()) or prepare(*a, **k))
+    prepare = training._prepare_job
+    assert resumed(run)[RESUME].state == OK
+    assert seen == [before + 1] and torch.get_num_threads() == before
+
+
+def test_on_another_kind_of_device_there_is_no_proof(run, monkeypatch):
+    for checkpoint in checkpoint_folders(run.checkpoints):
+        change_state(checkpoint, machine={"device": "NVIDIA H100 80GB HBM3"})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = resumed(run)
+    assert {name: line.state for name, line in found.items()} == {PACKED: SKIPPED, RESUME: SKIPPED}
+    assert "trained on NVIDIA H100 80GB HBM3, and here is no GPU" in found[RESUME].says
+
+
+def test_fewer_steps_than_to_the_next_digest_and_no_digest_at_all(run):
+    found = resumed(run, most=1)[RESUME]
+    assert found.state == SKIPPED and "within 1 steps of a checkpoint; --steps 5 reaches one" in found.says
+    assert "steps 11 to 15" in resumed(run, most=5)[RESUME].says
+    text = run.metrics.read_text().replace(DIGEST, "older")
+    run.metrics.write_text(text)
+    found = resumed(run)
+    assert found[RESUME].state == SKIPPED and "an older version trained it" in found[RESUME].says
+    assert found[PACKED].state == OK  # and before the first step is where that is proved
+
+
+def test_without_checkpoints_the_fresh_adapter_is_where_it_begins(run):
+    shutil.rmtree(run.checkpoints)
+    found = resumed(run)[RESUME]
+    assert found.state == OK and "steps 1 to 10, from the fresh adapter: bit for bit the same" in found.says
+
+
+def forge(run, folder):
+    """Let the record of a stage, those of the stages after it, and the manifest say what its files are now."""
+    said_as_written(folder)
+    digest = output_digest(read_record(folder))
+    for later in run.stage_folders:
+        record = json.loads((later / "record.json").read_text())
+        if folder.name in record["inputs"]:
+            record["inputs"][folder.name] = digest
+            (later / "record.json").write_text(json.dumps(record))
+    write_manifest(run)
+
+
+@pytest.mark.parametrize(
+    ("folder", "file", "red"),
+    [
+        ("model", "model.safetensors", MERGED),
+        ("adapter", "adapter_model.safetensors", BEST),
+        ("gguf", "small-F16.gguf", GGUF),
+        ("gguf", "small-lora-F16.gguf", LORA),
+        ("data", "supervised.npy", MASK),
+    ],
+)  # fmt: skip
+def test_what_is_forged_down_to_the_manifest_is_found_by_what_is_measured(run, monkeypatch, folder, file, red):
+    monkeypatch.setitem(verify.NEEDS, RESUME, ("nothing",))  # what it finds has tests of its own
+    path = run.path / folder / file
+    if path.suffix == ".safetensors":
+        change_tensors(path, 0.01)
+    else:
+        for at in range(len(path.read_bytes()) // 4 * 3, len(path.read_bytes()), 50):
+            change(path, at)
+    forge(run, run.path / folder)
+    found = lines(run)
+    assert {found[name].state for name in (FILES, RECORDS, INPUTS)} == {OK}
+    assert found[red].state == FAILED, found[red]
+
+
+def test_a_base_that_is_another_now_is_red_and_one_that_is_gone_is_not(run, tiny_base, tmp_path):
+    copy = shutil.copytree(tiny_base, tmp_path / "base")
+    run.recipe.write_text(run.recipe.read_text().replace(str(tiny_base), str(copy)))
+    write_manifest(run)
+    change(copy / "model.safetensors", -1)
+    found = lines(run)
+    assert found[BASE].state == FAILED and "is not what the run was made from" in found[BASE].says
+    assert {found[name].state for name in (MASK, RESUME, MERGED, GGUF, LORA)} == {SKIPPED}
+    shutil.rmtree(copy)
+    found = lines(run)
+    assert {name for name, state in states(found).items() if state == SKIPPED} == {BASE, *verify.OF_BASE}
+    assert look(run.path).failed() == []
+
+
+def test_what_memory_is_too_small_for_is_skipped_with_the_reason(run, monkeypatch):
+    def short(*_):
+        raise ResourceError("the model needs 9 GB of memory", fix="")
+
+    for name in ("check_merged", "check_gguf", "check_lora"):
+        monkeypatch.setattr(verify, name, short)
+    monkeypatch.setitem(verify.NEEDS, RESUME, ("nothing",))
+    found = lines(run)
+    assert states(found) == dict.fromkeys((MERGED, GGUF, LORA), SKIPPED)
+    assert found[MERGED].says == "the model needs 9 GB of memory"
+
+
+def test_a_model_that_clean_deleted_is_skipped(run, monkeypatch):
+    monkeypatch.setitem(verify.NEEDS, RESUME, ("nothing",))
+    clean(run, model=True)
+    found = lines(run)
+    assert states(found) == dict.fromkeys((INPUTS, MERGED, GGUF), SKIPPED) and found[LORA].state == OK
+    assert found[MERGED].says == "model/ is no longer there, and gguf/ was made from it"
+    assert found[INPUTS].says == "gguf/ was made from a model/ that is no longer there"
+
+
+def test_of_a_paused_run_what_is_not_there_is_not_yet_and_of_a_killed_one_metrics_have_grown(tiny_base, tmp_path):
+    recipe = write_project(tmp_path, tiny_base)
+    assert tunesmith.run(recipe, tmp_path / "run", changes=["train.stop_after=7 steps"]).paused
+    run = Run(tmp_path / "run")
+    found = lines(run)
+    assert states(found) == dict.fromkeys((BEST, MERGED, GGUF, LORA, RESUME), NOT_YET) | {INPUTS: NOT_YET}
+    with run.metrics.open("a") as file:
+        file.write('{"step": 8, "loss": 1.0}\n')  # as the next call does, which is killed
+    assert lines(run)[FILES].details == (
+        "metrics.jsonl has grown since manifest.json was written: its training was killed, and goes on",
+    )
+    change(run.metrics, 30)
+    assert lines(run)[FILES].says == "metrics.jsonl has other bytes than were written"
+
+
+def test_a_run_that_a_process_works_in_is_refused_and_its_lock_is_left(run):
+    with run.lock.open("w") as file:
+        file.write("4711")
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(ResumeError, match=r"process 4711 works in .*run"):
+            look(run.path)
+    assert run.lock.read_text() == "4711"
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    done = completed("verify", tmp_path)
+    assert done.returncode == 5 and "is no run folder: it has no recipe.yaml" in done.stderr and not done.stdout
+    assert list(tmp_path.iterdir()) == []

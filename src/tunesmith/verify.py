@@ -155,7 +155,11 @@ class _Anew:
         recipe, base = kept_recipe(run), located[0]
         whole = [step_of(name) for name, reason in self.checkpoints.items() if not reason]
         yield from self._tried(MASK, lambda: [check_mask(self.written, base)])
-        yield from self._tried(RESUME, lambda: check_resume(recipe, run, base, whole, self.steps))
+        resumed = self._tried(RESUME, lambda: check_resume(recipe, run, base, whole, self.steps))
+        if PACKED not in [verdict.name for verdict in resumed]:  # it ended before that was known
+            state = NOT_YET if resumed[0].state == NOT_YET else SKIPPED
+            yield Verdict(PACKED, state, f"{RESUME}: {resumed[0].says}")
+        yield from resumed
         yield from self._tried(MERGED, lambda: [check_merged(run, base)])
         yield from self._tried(GGUF, lambda: [check_gguf(recipe, run, base)])
         yield from self._tried(LORA, lambda: [check_lora(recipe, run, base)])

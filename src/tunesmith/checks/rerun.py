@@ -19,6 +19,7 @@ from tunesmith.checks.saved import DIGEST, kept_digests
 from tunesmith.checks.verdict import FAILED, NOT_YET, OK, SKIPPED, Verdict, proved
 from tunesmith.console import progress
 from tunesmith.decides import adapter_needs
+from tunesmith.errors import ProofError
 from tunesmith.json_file import json_lines
 from tunesmith.machine import usable_cores
 from tunesmith.model.adapter import adapter_digest
@@ -147,6 +148,9 @@ def _trained_again(
         job: Job = _prepare_job(recipe, scratch, device, decides={"settings": settings, "inputs": inputs})
         proofs: list[Proof] = []
         state, lines, watch = _start(job, base, proofs), list[dict[str, Any]](), StopWatch(None)
+        if (found := state.progress.step) != start:
+            what = f"step-{start:06d}/{STATE} says that it is of step {found}"
+            raise ProofError(what, fix="delete this checkpoint; an older one is gone on from")
         with progress("verify: training again", stop - start, unit="steps") as advance:
             while state.progress.step < stop:
                 lines.append(update(job, state, watch))
