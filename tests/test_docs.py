@@ -32,6 +32,7 @@ VERBS = [
     "init",
     "list",
     "clean",
+    "verify",
 ]
 SMOKE_LIMIT_S, CORES = 60.0, 2
 

@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from forked import completed
@@ -17,9 +18,9 @@ from tunesmith import verify
 from tunesmith.checks import rerun
 from tunesmith.checks.rerun import PACKED, RESUME, check_resume
 from tunesmith.checks.saved import BEST, CHECKPOINTS, DIGEST, damaged_checkpoints, step_of
-from tunesmith.checks.shipped import GGUF, LORA, MASK, MERGED
+from tunesmith.checks.shipped import GGUF, LORA, MASK, MERGED, check_mask
 from tunesmith.checks.verdict import FAILED, NOT_YET, OK, SKIPPED
-from tunesmith.checks.written import FILES, INPUTS, RECORDS, ROWS
+from tunesmith.checks.written import FILES, INPUTS, RECORDS, ROWS, read_written
 from tunesmith.decides import kept_recipe
 from tunesmith.errors import ProofError, ResourceError, ResumeError
 from tunesmith.files import DIGESTS, digest_file, digest_folder
@@ -27,9 +28,11 @@ from tunesmith.gguf.read import convert
 from tunesmith.record import output_digest, read_record
 from tunesmith.runs import Run, checkpoint_folders, write_manifest
 from tunesmith.tidy import clean
+from tunesmith.tokens.template import end_of_turn_id
+from tunesmith.tokens.tokenizer import load_tokenizer
 from tunesmith.training import train as training
 from tunesmith.verify import BASE, look
-from tunesmith.weights.locate import locate_base
+from tunesmith.weights.locate import LocatedBase, locate_base
 
 LINES = [FILES, RECORDS, INPUTS, ROWS, CHECKPOINTS, BEST, BASE, MASK, PACKED, RESUME, MERGED, GGUF, LORA]
 RECIPE = {
@@ -341,7 +344,6 @@ def forge(run, folder):
         ("adapter", "adapter_model.safetensors", BEST),
         ("gguf", "small-F16.gguf", GGUF),
         ("gguf", "small-lora-F16.gguf", LORA),
-        ("data", "supervised.npy", MASK),
     ],
 )  # fmt: skip
 def test_what_is_forged_down_to_the_manifest_is_found_by_what_is_measured(run, monkeypatch, folder, file, red):
@@ -356,6 +358,29 @@ def test_what_is_forged_down_to_the_manifest_is_found_by_what_is_measured(run, m
     found = lines(run)
     assert {found[name].state for name in (FILES, RECORDS, INPUTS)} == {OK}
     assert found[red].state == FAILED, found[red]
+
+
+@pytest.mark.parametrize("fault", ["moved", "more", "row of none", "last"])
+def test_a_mask_that_is_not_that_of_answers_is_red(run, fault):
+    path, offsets = run.data / "supervised.npy", np.load(run.data / "offsets.npy")
+    ends = np.load(run.data / "tokens.npy") == end_of_turn_id(load_tokenizer(run.model))
+    mask, record = np.load(path), json.loads((run.data / "record.json").read_text())
+    if fault == "moved":  # as many as before
+        mask[np.flatnonzero(mask & ends)[0]] = False
+        mask[0] = True
+        said = "answers do not end with the end-of-turn token"
+    elif fault == "more":
+        mask[0], said = True, "the record counts"
+    elif fault == "row of none":
+        record["counts"]["supervised_tokens"] -= int(mask[: offsets[1]].sum())
+        mask[: offsets[1]], said = False, "1 rows have no supervised token"
+    else:  # the last token of a row, and the first of the next one, which together would be one stretch
+        record["counts"]["supervised_tokens"] += 2 - int(mask[offsets[1] - 1])
+        mask[offsets[1] - 1 : offsets[1] + 1], said = True, "2 of 31 answers do not end"
+    np.save(path, mask)
+    (run.data / "record.json").write_text(json.dumps(record))
+    found = check_mask(read_written(run), LocatedBase("base", run.model, "", None, None))
+    assert found.state == FAILED and said in found.says, found
 
 
 def test_a_base_that_is_another_now_is_red_and_one_that_is_gone_is_not(run, tiny_base, tmp_path):

@@ -43,7 +43,7 @@ def proved(name: str, proofs: Sequence[Proof], first: str) -> Verdict:
         return Verdict(name, SKIPPED, str(skipped[0].skipped_because), (f"not proved: {names}",), tuple(proofs))
     shown = next((proof for proof in limited if first in proof.name), limited[0])
     more = f"; {len(limited) - 1} more hold" if len(limited) > 1 else ""
-    return Verdict(name, OK, f"{shown}{more}", (), tuple(proofs))
+    return Verdict(name, OK, f"{shown}{more}".removeprefix(f"{name}, "), (), tuple(proofs))
 
 
 def tried(name: str, work: Callable[[], list[Verdict]]) -> list[Verdict]:
