@@ -23,7 +23,7 @@ from tunesmith.checks.verdict import FAILED, NOT_YET, OK, SKIPPED
 from tunesmith.checks.written import FILES, INPUTS, RECORDS, ROWS, read_written
 from tunesmith.decides import kept_recipe
 from tunesmith.errors import ProofError, ResourceError, ResumeError
-from tunesmith.files import DIGESTS, digest_file, digest_folder
+from tunesmith.files import DIGESTS, digest_file, digest_folder, file_entry
 from tunesmith.gguf.read import convert
 from tunesmith.record import output_digest, read_record
 from tunesmith.runs import Run, checkpoint_folders, write_manifest
@@ -431,6 +431,17 @@ def test_of_a_paused_run_what_is_not_there_is_not_yet_and_of_a_killed_one_metric
     )
     change(run.metrics, 30)
     assert lines(run)[FILES].says == "metrics.jsonl has other bytes than were written"
+
+
+def test_a_run_of_version_0_1_is_green_where_it_kept_enough(tmp_path):
+    made = shutil.copytree(Path(__file__).parent / "data" / "version-0.1", tmp_path / "project")
+    run = Run(made / "finished")
+    run.recipe.write_text(run.recipe.read_text().replace("{FOLDER}", str(made)))
+    listed = json.loads(run.manifest.read_text())["files"] | {"recipe.yaml": file_entry(run.recipe)}
+    run.manifest.write_text(json.dumps({"files": listed}))
+    found = lines(run)
+    assert states(found) == {RESUME: SKIPPED, LORA: SKIPPED}
+    assert "an older version trained it" in found[RESUME].says
 
 
 def test_a_run_that_a_process_works_in_is_refused_and_its_lock_is_left(run):
