@@ -154,7 +154,7 @@ def test_what_is_raised_can_go_from_process_to_process(error):
 def test_version_and_every_verb_in_the_help():
     assert tunesmith("--version").stdout == f"tunesmith {__version__}\n"
     text = tunesmith("--help").stdout
-    verbs = ["run", "prepare", "train", "merge", "export", "evaluate", "chat", "compare", "check", "init"]
+    verbs = ["run", "prepare", "train", "merge", "export", "evaluate", "chat", "compare", "check", "init", "verify"]
     assert [v for v in verbs if f"\n  {v} " not in text] == []
     for verb in verbs:
         assert tunesmith(verb, "--help").returncode == 0

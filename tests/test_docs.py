@@ -33,6 +33,7 @@ VERBS = [
     "list",
     "clean",
     "doctor",
+    "verify",
 ]
 SMOKE_LIMIT_S, CORES = 60.0, 2
 

@@ -41,13 +41,15 @@ def load_recipe(path: Named, changes: Sequence[str] = ()) -> "Recipe":
 
 
 def run(
-    recipe: "Recipe | Named", run_dir: Named | None = None, changes: Sequence[str] = (), *, fresh: bool = False
-) -> "Result":
+    recipe: "Recipe | Named", run_dir: Named | None = None, changes: Sequence[str] = (), *, fresh: bool = False,
+    fork: Named | None = None,
+) -> "Result":  # fmt: skip
     """Do all stages that do not stand, in `run_dir` (default: runs/NAME, or the run folder that is named).
 
     The result says whether all is done or training has paused; the same call goes on. A change of what holds for one
     call (train.stop_after, checkpoint, chat slots) is forgotten after it. `fresh` deletes what was trained, once the
-    rows stand, and trains anew. What is done is published where the recipe says publish.to. Raises TunesmithError.
+    rows stand, and trains anew. `fork`: a run with whose adapter this one, which is new, begins. What is done is
+    published where the recipe says publish.to. Raises TunesmithError.
     """
     from tunesmith.console import say
     from tunesmith.fresh import NewStart
@@ -55,10 +57,20 @@ def run(
 
     asked, place = opened(recipe, changes, run_dir)
     refuse_early(asked)
+    if fork:
+        forked(asked, place, fork)
     result = run_stages(asked, place, anew=NewStart(place, True, lambda _: True) if fresh else None)
     if said := published_as_asked(result):
         say(said)
     return result
+
+
+def forked(recipe: "Recipe", run: "Run", source: Named) -> None:
+    """Give a run in which nothing was trained yet the adapter of another one; nothing where it has it already."""
+    from tunesmith.fork import fork
+    from tunesmith.runs import Run
+
+    fork(recipe, run, Run(Path(source)))
 
 
 def chat(

@@ -1,7 +1,7 @@
-"""A new run from the adapter of another: --fork. Its ancestor/ keeps the weights it began with, and says whose they are.
+"""A new run from the adapter of another: --fork. Its ancestor/ keeps the weights it began with, and says whose.
 
-With other settings or data a run is refused, since what comes out would be of neither; a fork is a run of its own, and its
-record names the one before it.
+With other settings or data a run is refused, since what comes out would be of neither; a fork is a run of its own,
+and its record names the one before it.
 """
 
 import shutil

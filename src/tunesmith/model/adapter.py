@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -25,11 +26,16 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def adapter_digest(model: nn.Module) -> str:
-    """sha256 over the adapter: of each tensor, sorted by PEFT's name, that name and its fp32 numbers, little endian."""
+    """sha256 in hex of the model's adapter as it is now; what verify finds by training the same steps again."""
+    return tensors_digest(adapter_tensors(model))
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 in hex over tensors sorted by name: the name in UTF-8, then the numbers in fp32, little-endian."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(adapter_tensors(model).items()):
+    for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(tensor.contiguous().cpu().numpy().astype("<f4", copy=False).tobytes())
+        digest.update(tensors[name].detach().to("cpu", torch.float32).contiguous().numpy().data)
     return digest.hexdigest()
 
 

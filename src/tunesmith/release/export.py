@@ -39,6 +39,16 @@ def export(recipe: Recipe, run: Run, base: LocatedBase) -> tuple[Record, bool]:
     return commit_stage(run.gguf, *gguf_needs(recipe, run, base.digest), files.make, files.prove)
 
 
+def measure(
+    recipe: Recipe, run: Run, base: LocatedBase, scratch: Path
+) -> tuple[dict[GgufType, dict[str, Any]], list[Proof]]:
+    """Measure the files of a run anew, and write nothing in it; `scratch`: a folder of nothing else.
+
+    Raises ProofError above a limit of the recipe, ResourceError where disk or memory is short.
+    """
+    return _Files(recipe, run, base).measure(run.gguf, scratch)
+
+
 class _Files:
     """The files of one export: made, then proved."""
 
@@ -92,9 +102,7 @@ class _Files:
         """Prove them, and write proof.json."""
         facts = self.written or _facts(folder)
         with scratch_folder(self.run.scratch) as scratch:
-            f16 = self._f16(folder, scratch)
-            paths = {kind: folder / self.names[kind] for kind in self.types} | {"F16": f16}
-            measured, proofs = prove_gguf(self.recipe, self.run, paths, scratch)
+            measured, proofs = self.measure(folder, scratch)
             proofs += prove_adapter(self.recipe, self.run, self.base, folder / self.lora, scratch)
         for proof in proofs:
             if proof.limit is not None:
@@ -107,12 +115,18 @@ class _Files:
             (folder / self.names["F16"]).unlink(missing_ok=True)
         return proofs
 
+    def measure(self, folder: Path, scratch: Path) -> tuple[dict[GgufType, dict[str, Any]], list[Proof]]:
+        """Compare the files in `folder` with the merged model; results by type, and the proofs."""
+        f16 = self._f16(folder, scratch)
+        paths = {kind: folder / self.names[kind] for kind in self.types} | {"F16": f16}
+        return prove_gguf(self.recipe, self.run, paths, scratch)
+
     def _f16(self, folder: Path, scratch: Path) -> Path:
         """The F16 file; where it was not kept, one that is written again, for a proof that is done later."""
         name = self.names["F16"]
         if (folder / name).exists():
             return folder / name
-        need_disk(self.run.path, expected_bytes(self.run.model, "F16"), "the F16 file that the proof compares with")
+        need_disk(scratch, expected_bytes(self.run.model, "F16"), "the F16 file that the proof compares with")
         write_gguf(self.run.model, scratch / name, "F16", self.about)
         return scratch / name
 

@@ -32,8 +32,8 @@ from tunesmith.training.stop import StopWatch
 
 MOST_NOT_FINITE = 5
 """Steps in a row without a finite loss and gradient after which training ends."""
-RERUN = 10
-"""So many steps after a checkpoint the digest of the adapter is kept, for who runs them again (verify)."""
+PROVED_AFTER = 10
+"""So many steps after a checkpoint the digest of the adapter is kept: what `verify` trains again."""
 ROWS_NAMED = 8
 
 
@@ -58,7 +58,7 @@ class Job:
 def fit(job: Job, state: TrainState, watch: StopWatch, saver: Saver, sampler: Sampler | None = None) -> None:
     """Evaluate, save, update, until the last step or the early stop. `sampler` asks at each evaluation."""
     train, rule, at = job.recipe.train, job.recipe.train.early_stopping, state.progress
-    metrics, steps, step_s, rerun_to = saver.metrics, len(job.steps), 0.0, {at.step + RERUN, len(job.steps)}
+    metrics, steps, step_s = saver.metrics, len(job.steps), 0.0
     with progress("train", steps, done=at.step, unit="steps") as advance:
         while True:
             last, best = at.step == steps, False
@@ -74,20 +74,19 @@ def fit(job: Job, state: TrainState, watch: StopWatch, saver: Saver, sampler: Sa
             last = last or at.stopped_early(rule)
             if best or (saver.is_due(at.step) and not last):
                 saver.save(state, best)  # the best one must be on disk
-                rerun_to.add(at.step + RERUN)
             if last:
                 saver.finish(state)
                 return
             watch.check(step_s + saver.took_s)
-            line = update(job, state, watch, metrics, at.step + 1 in rerun_to)
+            line = update(job, state, watch, metrics)
             step_s = line["seconds"]
             loss = "no number" if line["loss"] is None else f"{line['loss']:.3f}"
             advance(1, f"loss {loss}, {line['tokens_per_s']:.0f} tokens/s, {line['memory_gb']:.1f} GB")
             watch.step_done()
 
 
-def update(job: Job, state: TrainState, watch: StopWatch, metrics: Metrics, digested: bool = False) -> dict[str, Any]:
-    """One optimizer step, and its line in the metrics, with the adapter's digest where it is to be `digested`.
+def update(job: Job, state: TrainState, watch: StopWatch, metrics: Metrics) -> dict[str, Any]:
+    """One optimizer step, and its line in the metrics, with the adapter's digest where somebody may prove it.
 
     Its loss is the sum over its supervised tokens divided by their number. Raises StopRequested between micro-batches;
     the state is then still that of the step before.
@@ -100,14 +99,28 @@ def update(job: Job, state: TrainState, watch: StopWatch, metrics: Metrics, dige
         elapsed_s = time.monotonic() - started_s
         at.step, at.tokens, at.seconds = at.step + 1, at.tokens + tokens, at.seconds + elapsed_s
         at.supervised_tokens += supervised
-        line = {
+        line: dict[str, Any] = {
             "step": at.step, "loss": loss if math.isfinite(loss) else None, "lr": lr,
             "grad_norm": norm if math.isfinite(norm) else None, "tokens": tokens, "supervised_tokens": supervised,
             "seconds": round(elapsed_s, 3), "tokens_per_s": round(tokens / elapsed_s, 1),
             "memory_gb": round(peak_memory_bytes(job.batching.device) / 1e9, 2),
         }  # fmt: skip
-        metrics.append(line | ({"adapter_sha256": adapter_digest(state.model)} if digested else {}))
+        if _is_proved(job, at.step):
+            line["adapter_sha256"] = adapter_digest(state.model)
+        metrics.append(line)
     return line
+
+
+def _is_proved(job: Job, step: int) -> bool:
+    """Whether the adapter's digest is kept: after measurements, at the end, and some steps after a checkpoint."""
+    if step == len(job.steps) or step % job.recipe.train.evaluate_every_steps == 0:
+        return True
+    return _goes_on_from(job, step - PROVED_AFTER)
+
+
+def _goes_on_from(job: Job, step: int) -> bool:
+    """Whether training can go on from this step: the first, or one with a checkpoint."""
+    return step == 0 or (job.run.checkpoints / f"step-{step:06d}").is_dir()
 
 
 def gradient(job: Job, state: TrainState, watch: StopWatch) -> tuple[float, float, int, int]:

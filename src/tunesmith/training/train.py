@@ -55,9 +55,10 @@ def train(recipe: Recipe, run: Run, base: LocatedBase) -> tuple[Record, bool]:
     def work(draft: Path) -> dict[str, Any]:
         _refuse_other_base(run, base)
         job = prepare_job(recipe, run, device, decides={"settings": settings, "inputs": inputs})
+        _warn_of_few_steps(job)
         with StopWatch(recipe.train.stop_after) as watch:
             with _full_memory_named(job):
-                state = start(job, base, proofs)
+                state = begin(job, base, proofs)
             run.keep_recipe(recipe)  # it was not refused: from here on the run has these settings, each auto decided
             sampler = _sampler(job, base)
             with _saver(job, state, sampler) as saver:
@@ -175,10 +176,6 @@ def prepare_job(recipe: Recipe, run: Run, device: torch.device, decides: dict[st
     set_determinism(recipe.train)
     rows, held_out = load_rows(run.data)
     steps = _plan(rows, recipe.train, recipe.seed)
-    if len(steps) < FEW_STEPS:
-        longest = max(int(rows.lengths_N.max()), int(held_out.lengths_N.max()))  # a longer one would be cut
-        fix = more_steps(recipe.train, longest, lambda other: len(_plan(rows, other, recipe.seed)))
-        warn(f"{len(steps)} steps teach next to nothing, {FEW_STEPS} to 60 are a start; {fix}")
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.train.precision, torch.float32)
     kernel = has_varlen_kernel(device, dtype) and not recipe.train.deterministic
     micro = recipe.train.micro_batch_tokens
@@ -191,6 +188,14 @@ def prepare_job(recipe: Recipe, run: Run, device: torch.device, decides: dict[st
     )  # fmt: skip
 
 
+def _warn_of_few_steps(job: Job) -> None:
+    if len(job.steps) < FEW_STEPS:
+        recipe, rows = job.recipe, job.rows
+        longest = max(int(rows.lengths_N.max()), int(job.held_out.lengths_N.max()))  # a longer one would be cut
+        fix = more_steps(recipe.train, longest, lambda other: len(_plan(rows, other, recipe.seed)))
+        warn(f"{len(job.steps)} steps teach next to nothing, {FEW_STEPS} to 60 are a start; {fix}")
+
+
 def _plan(rows: TokenRows, train: TrainConfig, seed: int) -> list[Sequence[int]]:
     """The rows of every optimizer step of the run: a function of the data, the seed and tokens_per_step."""
     steps: list[Sequence[int]] = []
@@ -201,7 +206,7 @@ def _plan(rows: TokenRows, train: TrainConfig, seed: int) -> list[Sequence[int]]
     return [step for step in steps if supervised_in(rows, step)]
 
 
-def start(job: Job, base: LocatedBase, proofs: list[Proof]) -> TrainState:
+def begin(job: Job, base: LocatedBase, proofs: list[Proof]) -> TrainState:
     """The state at the newest checkpoint, of a model that is proved (into `proofs`) to pack and to compile."""
     state = new_start(job, base, proofs)
     resume(job.run.checkpoints, state, job.decides, job.conditions)

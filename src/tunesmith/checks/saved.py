@@ -1,0 +1,75 @@
+"""The checkpoints of a run, and the adapter that was taken from the best of them."""
+
+from collections.abc import Mapping
+
+from safetensors.torch import load_file
+
+from tunesmith.boundary import why_unread
+from tunesmith.checks.verdict import NOT_YET, SKIPPED, Verdict, decided
+from tunesmith.checks.written import Written
+from tunesmith.console import progress
+from tunesmith.files import DAMAGED
+from tunesmith.json_file import json_lines
+from tunesmith.model.adapter import tensors_digest
+from tunesmith.runs import Run, checkpoint_folders
+from tunesmith.training.saved import ADAPTER, damage
+from tunesmith.weights.peft_files import WEIGHTS
+
+CHECKPOINTS, BEST = "checkpoints", "adapter = best checkpoint"
+DIGEST = "adapter_sha256"
+"""In a line of metrics.jsonl: the digest of the adapter after that step, as the trainer had it in memory."""
+
+
+def step_of(name: str) -> int:
+    """The step of a checkpoint, by its folder's name."""
+    return int(name.removeprefix("step-"))
+
+
+def kept_digests(run: Run) -> dict[int, str]:
+    """Step -> the digest of the adapter after it, where the trainer kept one."""
+    lines, _ = json_lines(run.metrics)
+    return {
+        line["step"]: str(line[DIGEST]) for _, line in lines if DIGEST in line and isinstance(line.get("step"), int)
+    }
+
+
+def damaged_checkpoints(run: Run) -> dict[str, str]:
+    """Checkpoint -> what is wrong with it, empty where nothing is; oldest first. Reads all of them."""
+    found, folders, digests = dict[str, str](), checkpoint_folders(run.checkpoints), kept_digests(run)
+    with progress("verify: checkpoints", len(folders), unit="checkpoints") as advance:
+        for folder in folders:
+            try:
+                reason = damage(folder)
+                kept = digests.get(step_of(folder.name))
+                if not reason and kept and tensors_digest(load_file(folder / ADAPTER)) != kept:
+                    reason = f"{ADAPTER} is not the adapter that the trainer had at this step, by {run.metrics.name}"
+            except OSError as error:
+                reason = f"cannot be read: {why_unread(error)}"
+            found[folder.name] = reason
+            advance(1, folder.name)
+    return found
+
+
+def check_checkpoints(run: Run, found: Mapping[str, str]) -> Verdict:
+    """Each checkpoint has the bytes that were written; `found`: as `damaged_checkpoints` has it."""
+    aside = sorted(path.name for path in run.checkpoints.glob(f"{DAMAGED}*"))
+    notes = [f"kept aside, since training found it damaged: {name}" for name in aside]
+    if not found:
+        return Verdict(CHECKPOINTS, NOT_YET, "there are none", tuple(notes))
+    wrong = [f"{name}: {reason}" for name, reason in found.items() if reason]
+    steps = ", ".join(str(step_of(name)) for name in found)
+    return decided(CHECKPOINTS, wrong, f"{len(found)} are whole: step{'s' if len(found) > 1 else ''} {steps}", notes)
+
+
+def check_best(written: Written, found: Mapping[str, str]) -> Verdict:
+    """What adapter/ holds is the checkpoint with the least held-out loss, number by number."""
+    run = written.run
+    best = f"step-{written.records[run.adapter.name].counts['best_step']:06d}"
+    if best not in found:
+        return Verdict(BEST, SKIPPED, f"{best} is no longer there")
+    if found[best]:
+        return Verdict(BEST, SKIPPED, f"{best} is damaged")
+    ours, theirs = load_file(run.adapter / WEIGHTS), load_file(run.checkpoints / best / ADAPTER)
+    same = ours.keys() == theirs.keys() and tensors_digest(ours) == tensors_digest(theirs)
+    wrong = [] if same else [f"{run.adapter.name}/{WEIGHTS} is not the adapter of {best}"]
+    return decided(BEST, wrong, f"{len(ours)} tensors are those of {best}")
