@@ -7,6 +7,7 @@ huggingface_hub's login.
 import contextlib
 import re
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from tunesmith.errors import RecipeError, ResourceError
 from tunesmith.training.store import CONNECT_S, READ_S, Source, is_plain, opened, said
 
 URL = re.compile(
-    r"hf://(?:(?P<kind>datasets|models)/)?(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<branch>[^/\s]+))?(?:/(?P<path>.+))?"
+    r"hf://(?:(?P<kind>datasets|models)/)?(?P<id>(?!datasets/|models/|spaces/)[\w.-]+/[\w.-]+)"
+    r"(?:@(?P<branch>[^/\s]+))?(?:/(?P<path>.+))?"
 )
 TIMEOUT_S = (CONNECT_S, 300.0, READ_S, CONNECT_S)
 """To connect, to get an answer (a commit of many files takes minutes), to send a piece, to get a connection."""
@@ -50,6 +52,8 @@ class HubFolder:
         self._folder = f"{found['path'].strip('/')}/{name}/" if found["path"] else f"{name}/"
         self._head, self._is_said = "", False
         huggingface_hub.set_client_factory(_client)
+        # of a model's repository, which may hold a mirror too; here, as in its thread a filter is not for a block
+        warnings.filterwarnings("ignore", "It seems that you are about to commit a data file")
 
     def put(self, files: Mapping[str, Source], last: str, allowed: Callable[[], None], sent: set[str]) -> None:
         """As Store's, in one commit on top of what `allowed` has looked at: refused where something came between."""
