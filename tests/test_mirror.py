@@ -99,6 +99,7 @@ def test_where_nothing_is_there_nothing_happens(url, tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("url", ["folder", "memory", "s3", "dataset"], indirect=True)
 def test_a_run_goes_on_in_its_mirror_and_old_checkpoints_go(url, tmp_path):
     run = mirrored(url, tmp_path / "run", 2, 4, best=2)
     mirror = Mirror(url, run, NAME)
@@ -319,6 +320,31 @@ def test_a_checkpoint_that_is_made_again_is_never_half_of_one_and_half_of_anothe
     assert writes[-1] == [], "while files of one and the other are there it is no whole one"
 
 
+def test_what_is_deleted_there_leaves_nothing_but_what_is_not_ours(there, tmp_path):
+    copy = shutil.copytree(there, tmp_path / "there")
+    checkpoints = copy / NAME / "checkpoints"
+    (checkpoints / "step-000002" / f".{ADAPTER}.draft").write_text("of a write that was killed")
+    (checkpoints / "step-000004" / ".mine").write_text("mine")
+    run = made_run(tmp_path / "run")
+    mirror = Mirror(str(copy), run, NAME)
+    mirror.start()
+    offered(mirror, run, 8, keep=["step-000008"])
+    assert mirror.close(20)
+    assert sorted(contents(checkpoints)) == [
+        "step-000004/.mine", *(f"step-000008/{name}" for name in sorted(contents(checkpoints / "step-000008"))),
+    ]  # fmt: skip
+    assert not (checkpoints / "step-000002").exists()
+
+
+def test_a_new_start_that_cannot_clear_the_old_one_there_is_refused(there, tmp_path):
+    mirrored("failing://there", tmp_path / "run", 2)
+    Failing.fails = staticmethod(lambda path: path.endswith(DIGESTS))
+    with pytest.raises(
+        ResourceError, match="in failing://there/small cannot be deleted: Input/output error"
+    ):
+        Mirror("failing://there", Run(tmp_path / "run"), NAME).begin_anew()
+
+
 def test_half_of_the_writes_fail_and_all_gets_there(tmp_path, capsys):
     rng, failed = random.Random(4), []
 
@@ -327,14 +353,14 @@ def test_half_of_the_writes_fail_and_all_gets_there(tmp_path, capsys):
         return failed[-1]
 
     Failing.fails = staticmethod(fails)
-    run = mirrored("failing://there", tmp_path / "run", *range(2, 22, 2))
+    run = mirrored("failing://there", tmp_path / "run", *range(2, 14, 2))
     assert sum(failed) > 20, "few failed"
     told = capsys.readouterr().err
     assert told.count("takes nothing (Input/output error)") == 1 and told.count("has caught up") == 1, "a storm"
     new = Run(tmp_path / "new")
     Failing.fails = staticmethod(lambda path: False)
     Mirror("failing://there", new, NAME).fetch()
-    assert contents(new.checkpoints / "step-000020") == contents(run.checkpoints / "step-000020")
+    assert contents(new.checkpoints / "step-000012") == contents(run.checkpoints / "step-000012")
 
 
 def test_while_it_is_gone_training_is_not_held_and_then_it_catches_up(tmp_path, capsys):
@@ -453,6 +479,7 @@ def test_a_fault_of_the_run_folder_is_none_of_the_mirror(there, tmp_path):
         Mirror(str(there), run, NAME).fetch()
 
 
+@pytest.mark.parametrize("url", ["folder", "s3", "dataset"], indirect=True)
 def test_the_older_of_two_machines_finds_the_newer_one_and_stops(url, tmp_path, capsys):
     run = mirrored(url, tmp_path / "run", 2)
     old, new = Mirror(url, run, NAME), Mirror(url, other := Run(tmp_path / "other"), NAME)

@@ -158,6 +158,9 @@ class FileStore:
             for name in sorted(self.names(folder), key=lambda name: name.rpartition("/")[2] != first):
                 with contextlib.suppress(FileNotFoundError):
                     self._files.rm_file(self._path(name))
+            if self._is_local:  # what a write that was killed has left
+                for draft in Path(self._path(folder)).glob(f".*.{DRAFT}"):
+                    draft.unlink(missing_ok=True)
             if not self._protocols & {*OBJECT_STORES}:
                 with contextlib.suppress(OSError):  # something else is in it
                     self._files.rmdir(self._path(folder))
