@@ -21,7 +21,7 @@ from mirrored_runs import NAME, Failing, contents, emptied, made_run, mirrored, 
 
 from tunesmith.errors import RecipeError, ResourceError
 from tunesmith.files import DIGESTS
-from tunesmith.runs import Run
+from tunesmith.runs import Run, commit_stage
 from tunesmith.training import fetched
 from tunesmith.training import mirror as mirror_module
 from tunesmith.training.hub_folder import HubFolder
@@ -222,6 +222,12 @@ def test_what_is_here_counts_and_only_what_is_lacking_is_fetched(there, tmp_path
     assert f"step-000003, is whole neither here nor in {there}/{NAME}" in capsys.readouterr().err
 
 
+def test_a_training_that_has_ended_needs_no_checkpoints(there, tmp_path):
+    run = made_run(tmp_path / "run")
+    commit_stage(run.adapter, {}, {}, lambda draft: {})
+    assert Mirror(str(there), run, NAME).fetch() == [] and not run.checkpoints.exists()
+
+
 def test_with_the_newest_comes_the_best(tmp_path):
     url = str(tmp_path / "there")
     mirrored(url, tmp_path / "run", 2, 4, 6, best=2)
@@ -339,9 +345,7 @@ def test_what_is_deleted_there_leaves_nothing_but_what_is_not_ours(there, tmp_pa
 def test_a_new_start_that_cannot_clear_the_old_one_there_is_refused(there, tmp_path):
     mirrored("failing://there", tmp_path / "run", 2)
     Failing.fails = staticmethod(lambda path: path.endswith(DIGESTS))
-    with pytest.raises(
-        ResourceError, match="in failing://there/small cannot be deleted: Input/output error"
-    ):
+    with pytest.raises(ResourceError, match="in failing://there/small cannot be deleted: Input/output error"):
         Mirror("failing://there", Run(tmp_path / "run"), NAME).begin_anew()
 
 
@@ -542,9 +546,9 @@ def test_two_processes_at_once_of_which_the_older_stops(tmp_path):
     assert [path.name for path in after.checkpoints.iterdir()] == [f"step-{last:06d}"]
 
 
-KILLED = """
+KILLING = """
     import json, os, pathlib, shutil, sys, threading
-    from mirrored_runs import NAME, made_run, mirrored, offered
+    from mirrored_runs import NAME, contents, made_run, mirrored, offered
     from tunesmith.runs import Run, checkpoint_folders
     from tunesmith.training.mirror import Mirror
     from tunesmith.training.saved import is_whole
@@ -552,14 +556,14 @@ KILLED = """
     CHANGES = ("mkdir", "rename", "replace", "unlink", "rmdir", "remove", "link", "open")
     os.fsync = lambda descriptor: None  # no power is cut here
     place = pathlib.Path(sys.argv[1])
-    mirrored(str(place / "there"), place / "run", 2, 4)
+    mirrored(str(place / "there"), place / "run", 2, 4, best=2)
 
-    def kill_at(point):
+    def kill_at(point, thread=""):
         done = 0
         def watched(call):
             def change(*args, **kwargs):
                 nonlocal done
-                done += threading.current_thread().name == "tunesmith-mirror"
+                done += not thread or threading.current_thread().name == thread
                 if done == point:
                     os.kill(os.getpid(), 9)
                 return call(*args, **kwargs)
@@ -567,6 +571,14 @@ KILLED = """
         for name in CHANGES:
             setattr(os, name, watched(getattr(os, name)))
 
+    def each_point(once):
+        found, point = [], 0
+        while not found or found[-1]["status"]:
+            point += 1
+            found.append(once(point))
+        print(json.dumps(found))
+"""
+SENDING = """
     def once(point):
         here = place / str(point)
         shutil.copytree(place / "there", here / "there")
@@ -576,7 +588,7 @@ KILLED = """
             run = Run(here / "run")
             mirror = Mirror(str(here / "there"), run, NAME)
             mirror.claim()
-            kill_at(point)
+            kill_at(point, "tunesmith-mirror")
             mirror.start()
             offered(mirror, run, 6, keep=["step-000006"])
             os._exit(not mirror.close(20))
@@ -589,20 +601,50 @@ KILLED = """
         return {"status": status, "newest": found[-1].name, "whole": all(map(is_whole, found)), "lines": lines,
                 "left": left, "recipe": new.recipe.is_file(), "data": new.data.is_dir()}
 
-    found, point = [], 0
-    while not found or found[-1]["status"]:
-        point += 1
-        found.append(once(point))
-    print(json.dumps(found))
+    each_point(once)
+"""
+FETCHING = """
+    def once(point):
+        run = Run(place / f"{point}")
+        mirror = Mirror(str(place / "there"), run, NAME)
+        pid = os.fork()
+        if pid == 0:
+            kill_at(point)
+            mirror.fetch()
+            os._exit(0)
+        _, status = os.waitpid(pid, 0)
+        run.refuse_strangers()
+        began = run.recipe.exists()
+        run.sweep()
+        lacked = bool(mirror.fetch())
+        same = {name: (run.path / name).read_bytes() == content for name, content in wanted.items()}
+        return {"status": status, "began": began, "lacked": lacked, "same": all(same.values()),
+                "names": sorted(contents(run.path)) == sorted(wanted)}
+
+    wanted = contents(place / "run")
+    each_point(once)
 """
 
 
-def test_killed_at_each_write_the_mirror_has_a_whole_one(tmp_path):
-    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(KILLED), str(tmp_path)]
+def each_point(script, folder):
+    """What the script found after a kill at each of its writes."""
+    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(KILLING) + textwrap.dedent(script), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=WITH_TESTS)
     assert done.returncode == 0, done.stderr
     *killed, last = json.loads(done.stdout)
     assert len(killed) > 20 and all(one["status"] == 9 for one in killed) and last["status"] == 0
+    return killed, last
+
+
+def test_killed_at_each_write_of_a_fetch_the_next_one_does_the_rest(tmp_path):
+    killed, last = each_point(FETCHING, tmp_path)
+    assert all(one["same"] and one["names"] for one in [*killed, last])
+    assert not any(one["began"] and one["lacked"] for one in killed), "a recipe says that nothing is lacking"
+    assert killed[0]["lacked"] and not last["lacked"]
+
+
+def test_killed_at_each_write_the_mirror_has_a_whole_one(tmp_path):
+    killed, last = each_point(SENDING, tmp_path)
     newest = [one["newest"] for one in killed]
     assert newest == sorted(newest) and {*newest} == {"step-000004", "step-000006"}, "the older one, then the newer"
     for one in [*killed, last]:

@@ -72,20 +72,22 @@ def _fetch(store: Store, run: Run, got: list[str]) -> None:
     there = set(_asked(store.names))
     steps = sorted(steps_in(there), key=number)
     if f"{DATA}/{RECORD}" not in there and not steps:
-        return  # nothing yet that a run could go on with
+        return None  # nothing yet that a run could go on with
     if f"{DATA}/{RECORD}" in there and not os.path.lexists(run.data):
         _tried(run.data, lambda draft: _rows(store, draft), got, store)
     if not is_own(run.data):
         _recipe(store, run, there, got)  # first: without either, the folder would not be known as ours
     if f"{ANCESTOR}/{DIGESTS}" in there and not os.path.lexists(run.path / ANCESTOR):
         _tried(run.path / ANCESTOR, lambda draft: _digested(store, ANCESTOR, draft), got, store)
+    if is_own(run.adapter):
+        return _recipe(store, run, there, got)  # training has ended
     here = next((path for path in reversed(checkpoint_folders(run.checkpoints)) if is_whole(path)), None)
     newer = [step for step in steps if here is None or number(step) > number(here.name)]
     newest = next((step for step in reversed(newer) if _checkpoint(store, run, step, got, newest=True)), "")
     newest = newest or (here.name if here else "")
     if newest:
         _best(store, run, newest, steps, got)
-    _recipe(store, run, there, got)
+    return _recipe(store, run, there, got)
 
 
 def _best(store: Store, run: Run, newest: str, steps: list[str], got: list[str]) -> None:
