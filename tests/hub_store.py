@@ -169,7 +169,8 @@ class HubStore(Served):
         if verb == "preupload":
             answer = {"files": [self.mode(repo, file) for file in json.loads(body)["files"]]}
         elif verb == "commit":
-            return self.commit(request, id, repo, [json.loads(line) for line in body.splitlines()])
+            key = id if rest[1] == "main" else f"{id}@{rest[1]}"
+            return self.commit(request, key, [json.loads(line) for line in body.splitlines()])
         elif verb == "settings":
             repo.private = json.loads(body)["visibility"] == "private"
             answer = {"private": repo.private}
@@ -203,8 +204,8 @@ class HubStore(Served):
         mode = "lfs" if large else "regular"
         return {"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid}
 
-    def commit(self, request, id, repo, lines):
-        header = lines[0]["value"]
+    def commit(self, request, id, lines):
+        repo, header = self.repos[id], lines[0]["value"]
         if header.get("parentCommit") not in (None, repo.head):
             return self.send(request, {"error": "A commit has happened since. Please refresh and try again."}, 412)
         files = dict(repo.files)
