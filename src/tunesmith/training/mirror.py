@@ -8,26 +8,25 @@ elsewhere all the same finds a higher generation in owner.json, and stops.
 import contextlib
 import json
 import os
-import shutil
 import socket
 import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from tunesmith.console import say, warn
 from tunesmith.errors import ResourceError
-from tunesmith.files import DIGESTS, DRAFT, PROOFS, RECORD, beside, digest_file, digest_folder, make_folder, remove
+from tunesmith.files import DIGESTS, DRAFT, PROOFS, RECORD, beside, digest_file, digest_folder, remove
 from tunesmith.json_file import OTHER_JSON, json_object
 from tunesmith.record import parsed
 from tunesmith.runs import Run
 from tunesmith.training import fetched
-from tunesmith.training.fetched import ANCESTOR, CHECKPOINTS, DATA, RECIPE, best_step, number, steps_in
+from tunesmith.training.fetched import ANCESTOR, CHECKPOINTS, DATA, RECIPE, number, steps_in
 from tunesmith.training.hub_folder import HubFolder
+from tunesmith.training.offer import Offer, made_offer
 from tunesmith.training.store import FileStore, Source, Store, reason, within
 
 OWNER = "owner.json"
@@ -41,25 +40,6 @@ CLAIM_S = 60.0
 
 class TakenOver(Exception):  # noqa: N818 - not an error: another machine goes on with the run
     """Another machine owns the mirror; says which."""
-
-
-@dataclass
-class Offer:
-    """One checkpoint on its way."""
-
-    name: str
-    files: dict[str, Source]
-    """Name in the mirror -> what is sent."""
-    best: str
-    """The checkpoint that was the best when this one was saved."""
-    folder: Path
-    """Its own copy of the files: what prunes checkpoints may delete theirs."""
-    sent: set[str] = field(default_factory=set)
-
-    @property
-    def last(self) -> str:
-        """The file by which it is complete."""
-        return f"{CHECKPOINTS}/{self.name}/{DIGESTS}"
 
 
 class Mirror:
@@ -76,6 +56,7 @@ class Mirror:
         self._current: Offer | None = None
         self._newest, self._done = "", ""
         self._keep: set[str] = set()
+        self._first_sent: set[str] = set()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._failing, self._is_told, self._told_s = "", False, -SAY_AGAIN_S
@@ -125,7 +106,11 @@ class Mirror:
         if self.taken_over or self._closing:
             return
         try:
-            made = self._made(step_folder, {self._run.metrics.name: metrics, self._run.samples.name: samples})
+            self._offers += 1
+            lines = {self._run.metrics.name: metrics, self._run.samples.name: samples}
+            made = made_offer(
+                step_folder, beside(self._run.leaving, DRAFT) / f"{step_folder.name}-{self._offers}", lines
+            )
         except (OSError, *OTHER_JSON) as error:
             return self._failed(error) if step_folder.exists() else None  # it was pruned already
         with self._changed:
@@ -159,27 +144,6 @@ class Mirror:
             warn(f"mirror: {what} is not in {self._store.place} ({why}); it is in {self._run.path}")
         return done
 
-    def _made(self, step_folder: Path, lines: Mapping[str, bytes]) -> Offer:
-        """A checkpoint with files of its own, which stay when the folder is pruned."""
-        self._offers += 1
-        name, folder = step_folder.name, beside(self._run.leaving, DRAFT) / f"{step_folder.name}-{self._offers}"
-        make_folder(folder)
-        try:
-            digests = json_object((step_folder / DIGESTS).read_bytes())
-            for file in digests:
-                _link(step_folder / file, folder / file)
-            best = best_step(folder)
-        except BaseException:
-            remove(folder)
-            raise
-        files: dict[str, Source] = {f"{CHECKPOINTS}/{name}/{file}": folder / file for file in digests}
-        for file, content in lines.items():
-            (folder / file).write_bytes(content)
-            digests[file] = {"sha256": digest_file(folder / file), "bytes": len(content)}
-            files[f"{CHECKPOINTS}/{name}/{file}"] = folder / file
-        files[f"{CHECKPOINTS}/{name}/{DIGESTS}"] = (json.dumps(digests, indent=1) + "\n").encode()
-        return Offer(name, files, best, folder)
-
     def _discard(self, *offers: Offer | None) -> None:
         """Remove the files of offers that nobody will send; not of the one that is on its way."""
         for offer in offers:
@@ -212,7 +176,7 @@ class Mirror:
             remove(beside(self._run.leaving, DRAFT))
 
     def _sent(self) -> int:
-        return len(self._current.sent) if self._current else 0
+        return len(self._first_sent) + (len(self._current.sent) if self._current else 0)
 
     def _rest(self, seconds: float) -> None:
         """Wait before the next try; where it is to close, for a moment only."""
@@ -283,10 +247,11 @@ class Mirror:
         if self._store.read(last) != (run.data / RECORD).read_bytes():
             if last in there:
                 self._store.delete([DATA], RECORD)
+                self._first_sent = set()
             names = [*parsed(run.data).outputs, *([PROOFS] if (run.data / PROOFS).is_file() else [])]
             files |= {f"{DATA}/{name}": run.data / name for name in [*names, RECORD]}
         if files:
-            self._store.put(files, last if last in files else [*files][-1], self._check, set())
+            self._store.put(files, last if last in files else [*files][-1], self._check, self._first_sent)
 
     def _send_offer(self, offer: Offer) -> None:
         there = {*self._store.names(CHECKPOINTS)}
@@ -328,10 +293,14 @@ class Mirror:
         found = self._owner()
         if found and found["token"] != self._token and found["generation"] >= self._generation:
             raise TakenOver(_in_words(found))
-        if not found:  # deleted, or of a drive that was exchanged
-            self._began = False
-        if not found or found["token"] != self._token:  # of one that claimed before us and is slow
-            self._write_owner()
+        if found and found["token"] == self._token:
+            return
+        self._write_owner()
+        if not found:  # deleted, or of a drive that was exchanged: then other files are gone too
+            self._began, self._first_sent = False, set()
+            if self._current:
+                self._current.sent.clear()
+            raise FileNotFoundError(f"{OWNER} was gone, so all is sent anew")
 
     def _write_owner(self) -> None:
         said: dict[str, Any] = {
@@ -380,14 +349,3 @@ def _in_words(owner: Mapping[str, Any]) -> str:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _link(source: Path, target: Path) -> None:
-    """Another name for a file; where the disk has none such, a copy."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except FileNotFoundError:
-        raise
-    except OSError:
-        shutil.copyfile(source, target)
