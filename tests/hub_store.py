@@ -98,14 +98,21 @@ class HubStore(Served):
             return of_account[path.removeprefix("api/")](request, json.loads(body or "{}"))
         if path.endswith(".git/info/lfs/objects/batch"):
             return self.batch(request, json.loads(body))
-        space = path.startswith(("api/spaces/", "spaces/"))
-        parts = re.sub("^(api/models/|api/spaces/|spaces/)", "", path).split("/")
-        id, rest = ("spaces/" if space else "") + "/".join(parts[:2]), parts[2:]
+        kind = re.match("(?:api/)?((?:spaces|datasets)/)?", path)[1] or ""
+        parts = re.sub("^(api/)?(models/|spaces/|datasets/)?", "", path).split("/")
+        id, rest = kind + "/".join(parts[:2]), parts[2:]
         if id not in self.repos:
             return self.send(request, {"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
         if path.startswith("api/"):
             return self.of_repo(request, id, rest, body)
-        return self.download(request, self.repos[id], rest)
+        return self.download(request, self.branch_of(id, rest[1]), rest)
+
+    def branch_of(self, id, revision):
+        """A branch, which is kept as ID@BRANCH, by its name or a commit of it; None if there is none."""
+        if named := self.repos.get(id if revision == "main" else f"{id}@{revision}"):
+            return named
+        same = [repo for key, repo in self.repos.items() if key.partition("@")[0] == id]
+        return next((repo for repo in same if revision in dict(repo.commits)), None)
 
     def validate(self, request, asked):
         problems = list(card_problems(asked["content"]))
@@ -120,6 +127,8 @@ class HubStore(Served):
         if asked.get("type") == "space":
             id = f"spaces/{id}"
             assert asked["sdk"] == "docker"
+        elif asked.get("type") == "dataset":
+            id = f"datasets/{id}"
         if id in self.repos:
             return self.send(request, {"error": "You already created this model repo"}, 409)
         self.repos[id] = Repo(private=asked.get("visibility") == "private")
@@ -150,21 +159,28 @@ class HubStore(Served):
         return self.send(request, {})
 
     def of_repo(self, request, id, rest, body):
-        repo, verb = self.repos[id], rest[0] if rest else ""
+        verb = rest[0] if rest else ""
+        if verb == "branch":
+            self.repos[f"{id}@{rest[1]}"] = Repo(self.repos[id].private, list(self.repos[id].commits))
+            return self.send(request, {})
+        repo = self.branch_of(id, rest[1]) if len(rest) > 1 else self.repos[id]
+        if repo is None:
+            return self.send(request, {"error": "Invalid rev id"}, 404, {"X-Error-Code": "RevisionNotFound"})
         if verb == "preupload":
             answer = {"files": [self.mode(repo, file) for file in json.loads(body)["files"]]}
         elif verb == "commit":
-            return self.commit(request, id, [json.loads(line) for line in body.splitlines()])
+            key = id if rest[1] == "main" else f"{id}@{rest[1]}"
+            return self.commit(request, key, [json.loads(line) for line in body.splitlines()])
         elif verb == "settings":
             repo.private = json.loads(body)["visibility"] == "private"
             answer = {"private": repo.private}
         elif verb == "tree":
-            files = repo.files if rest[1] == "main" else dict(repo.commits)[rest[1]]
+            files = dict(repo.commits).get(rest[1], repo.files)
             answer = [entry(name, content) for name, content in sorted(files.items())]
         else:
             info = {
                 "_id": "1",
-                "id": id.removeprefix("spaces/"),
+                "id": id.removeprefix("spaces/").removeprefix("datasets/"),
                 "modelId": id,
                 "sha": repo.head,
                 "private": repo.private,
@@ -173,7 +189,7 @@ class HubStore(Served):
         return self.send(request, answer)
 
     def download(self, request, repo, rest):
-        commit, name = (repo.head if rest[1] == "main" else rest[1]), "/".join(rest[2:])
+        commit, name = (rest[1] if rest[1] in dict(repo.commits) else repo.head), "/".join(rest[2:])
         content = dict(repo.commits)[commit].get(name)
         if content is None:
             return self.send(request, {}, 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})

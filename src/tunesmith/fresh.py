@@ -13,6 +13,7 @@ from tunesmith.recipe import Recipe
 from tunesmith.runs import Run, checkpoint_folders, refuse_to_replace, write_manifest
 from tunesmith.stages import STAGES
 from tunesmith.stale import may_be_kept
+from tunesmith.training.mirror import Mirror
 from tunesmith.training.saved import is_own
 
 Sure = Callable[[str], bool]
@@ -29,23 +30,26 @@ class NewStart:
         self.run = run
         self._yes, self._ask = yes, ask
         self._found: list[Path] = []
+        self._mirror: Mirror | None = None
 
     @property
     def frees(self) -> int:
         """Bytes that it deletes, as the user was told."""
         return sum(map(bytes_of, self._found))
 
-    def agree(self) -> None:
-        """List what will be deleted, and ask; nothing where nothing was trained. Only under the run's lock.
+    def agree(self, mirror: Mirror | None = None) -> None:
+        """List what will be deleted, here and in a mirror, and ask; nothing where nothing was trained. Only under the
+        run's lock.
 
         Raises ResumeError if the user does not want it, cannot be asked, or has put something of their own there.
         """
-        self._found = _trained(self.run)
-        if not self._found:
+        self._found, self._mirror = _trained(self.run), mirror
+        if not self._found and not mirror:
             return
+        elsewhere = [f"  and the checkpoints in {mirror.place}"] if mirror else []
         lines = [f"{bytes_of(path) / 1e6:9.1f} MB  {path}" for path in self._found]
         when = "once its rows are known to stand"
-        say("\n".join([f"--fresh deletes what was trained in {self.run.path}, {when}:", *lines]))
+        say("\n".join([f"--fresh deletes what was trained in {self.run.path}, {when}:", *lines, *elsewhere]))
         if not self._yes and not sys.stdin.isatty():
             what = f"--fresh would delete {len(self._found)} folders and files of {self.run.path}"
             raise ResumeError(f"{what}, and nobody can be asked", fix="add --yes")
@@ -57,6 +61,8 @@ class NewStart:
 
         Each folder goes whole, what was made last first: a kill leaves a run that opens, and the same command goes on.
         """
+        if self._mirror:
+            self._mirror.begin_anew()  # first: a new training would go on from these later
         for path in self._found:
             if path.is_dir():
                 discard(path, path)

@@ -36,6 +36,7 @@ from tunesmith.room import make_sure
 from tunesmith.runs import Run, owner, write_manifest
 from tunesmith.stages import STAGES, Stage
 from tunesmith.stale import keep_rows_of_checkpoints, may_be_kept
+from tunesmith.training.mirror import Mirror
 from tunesmith.training.saved import refuse_other_settings
 from tunesmith.training.stop import Paused, begun_anew
 from tunesmith.weights.locate import LocatedBase, locate_base
@@ -94,6 +95,9 @@ def run_stages(
     made = () if anew else stages
     recipe, base = _with_base(asked, begun, run, made)
     with locked(run):
+        mirror = Mirror(asked.checkpoint.mirror, run, asked.name) if asked.checkpoint.mirror else None
+        if mirror and not anew:
+            mirror.fetch()
         if (now := as_begun(asked, run)) != begun:  # another process began it while the base was fetched
             recipe, base = _with_base(asked, now, run, made)
         _refuse_without_gguf(stages, recipe)
@@ -101,7 +105,7 @@ def run_stages(
             read_prompts(recipe)  # what is wrong with them is said now, not after hours of training
         if anew:
             _look_ahead(stages[0], recipe, run, base)
-            anew.agree()
+            anew.agree(mirror)
         for index, stage in enumerate(stages):
             if not _wanted([stage], recipe):
                 say(f"{stage.verb:<9} left out: no GGUF was asked for")

@@ -182,12 +182,16 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
     if not isinstance(held_out, float):
         held_out = held_out.model_copy(update={"path": anchor(held_out.path)})
     prompts = recipe.evaluate.prompts
+    mirror = recipe.checkpoint.mirror
+    if mirror and "://" not in mirror:  # it need not be there yet
+        mirror = str((folder / os.path.expanduser(mirror)).absolute())
     licence_files = tuple(anchor(path) for path in recipe.publish.licence_files)
     return recipe.model_copy(
         update={
             "publish": recipe.publish.model_copy(update={"licence_files": licence_files}),
             "data": data.model_copy(update={"sources": sources, "held_out": held_out}),
             "base": anchor(recipe.base),
+            "checkpoint": recipe.checkpoint.model_copy(update={"mirror": mirror}),
             "evaluate": recipe.evaluate.model_copy(
                 update={"prompts": prompts if prompts == "default" else anchor(prompts)}
             ),

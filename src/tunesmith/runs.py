@@ -82,6 +82,8 @@ class Run:
         self.lock = path / ".lock"
         self.scratch = path / "proof"
         """Never there itself: its draft holds what a proof needs for a moment."""
+        self.leaving = path / "leaving"
+        """Likewise: its draft holds what is on its way to the mirror."""
 
     def keep_recipe(self, recipe: Recipe) -> None:
         """Make recipe.yaml say `recipe`: called where a stage was done with it, or has begun and cannot be refused."""
@@ -127,7 +129,7 @@ class Run:
             return
         folders = (*self.stage_folders, self.ancestor)
         hidden = {beside(path, kind).name for path in (*folders, *self.files) for kind in (DRAFT, OLD, GONE)}
-        hidden.add(beside(self.checkpoints, GONE).name)
+        hidden |= {beside(self.checkpoints, GONE).name, beside(self.leaving, DRAFT).name}
         own = {folder.name for folder in folders if is_own(folder)}
         if own:  # killed before its recipe.yaml was written, or that was deleted
             own |= {path.name for path in (*self.files, self.checkpoints)}
@@ -186,7 +188,7 @@ class Run:
     def sweep(self) -> None:
         """Clear what a killed process left, and put back what it had only moved aside. Only under the run's lock."""
         said = [folder / name for folder in self.stage_folders for name in (RECORD, PROOFS)]
-        sweep([*self.stage_folders, self.ancestor, self.scratch, *self.files, *said])
+        sweep([*self.stage_folders, self.ancestor, self.scratch, self.leaving, *self.files, *said])
         remove(beside(self.checkpoints, GONE))  # of a new start
         sweep_checkpoints(self.checkpoints)
 

@@ -34,13 +34,15 @@ class Saver:
 
     def __init__(
         self, folder: Path, config: CheckpointConfig, about: Mapping[str, Any], at: Progress,
-        lines: Sequence[Metrics], saved: Callable[[Path, Snapshot], None] = lambda *_: None,
+        lines: Sequence[Metrics],
     ) -> None:  # fmt: skip
         """`about`: what state.json says beside the state; `at`: what needs no checkpoint, as one has it, or it is the
-        beginning. `lines`: the metrics, and what else a checkpoint counts on; `saved` is told of each that is on disk.
+        beginning. `lines`: the metrics, and what else a checkpoint counts on.
         """
         self.folder, self._config, self._about = folder, config, about
-        self._lines, self._told = lines, saved
+        self._lines = lines
+        self.told: Callable[[Path, int], None] = lambda *_: None
+        """Gets each checkpoint that is on disk, and the best step by then."""
         self.metrics = lines[0]
         self._every = cadence(config.every)
         self._step, self._measured, self._at_s = at.step, at.evaluated_step, time.monotonic()
@@ -144,7 +146,7 @@ class Saver:
                     target = self._commit(one)
                     self._owed = None if one is self._owed else self._owed
                     prune(self.folder, self._config.keep, snapshot.best_step)
-                    self._told(target, one)
+                    self.told(target, one.best_step)
         except Exception as error:
             self._failed(error, snapshot.step)
             return

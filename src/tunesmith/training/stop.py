@@ -26,6 +26,8 @@ STEP_S = 5.0
 """How long the thread that trains has, once a signal came, to get to where the state is whole."""
 LEAVE_S = 9.5
 """After a signal the process is gone within 10 s, saved or not."""
+END_S = 120.0
+"""How long a training that was not told to hurry waits at its end for the mirror."""
 _heeded = ContextVar("signals_heeded", default=0.0)
 _anew = ContextVar("begun_anew", default=False)
 
@@ -89,8 +91,11 @@ class StopWatch:
         self._began_s = _heeded.get() or time.monotonic()
         self._stepped = False
         self.signal = 0
+        self._told_s = 0.0
         self.rescue: Callable[[], str] | None = None
         """Saves the state from another thread, and says where; None while there is no state that could be lost."""
+        self.taken_over: Callable[[], str] = str
+        """Which other machine goes on with the run; nothing while none does."""
         self._old: dict[signal.Signals, Any] = {}
         self._seen = threading.Event()
         """Set once the thread that trains has seen the signal: it saves the state itself."""
@@ -131,25 +136,22 @@ class StopWatch:
             number = came[0]
             if number not in self._old:  # of another handler in this process
                 continue
-            if self.signal and number == signal.SIGINT and self._told:
+            if self.signal and number == signal.SIGINT and self._told_s:
                 say("train: interrupted again; the run goes on from what is on disk")
                 _end(number)
             self.signal = self.signal or number
-            if not self._told:
-                self._told = True
+            if not self._told_s:
+                self._told_s = time.monotonic()
                 threading.Thread(target=self._hurry, name="hurry", daemon=True).start()
-
-    _told = False
 
     def _hurry(self) -> None:
         """See that the process ends in time, once it was told to."""
-        told_s = time.monotonic()
         if not self._seen.wait(STEP_S) and not self._left.is_set():
             if self.rescue is None:
                 say(f"train: stopped before its first step; {goes_on()}")
                 _end(self.signal)
             threading.Thread(target=self._rescue, args=(self.rescue,), name="rescue", daemon=True).start()
-        if not self._left.wait(max(0.0, told_s + LEAVE_S - time.monotonic())):
+        if not self._left.wait(max(0.0, self._told_s + LEAVE_S - time.monotonic())):
             warn(f"the state could not be written within {LEAVE_S:g} s; the run goes on from what is on disk")
             _end(self.signal)
 
@@ -166,7 +168,7 @@ class StopWatch:
         """Raise StopRequested if it is time to stop, or will be in `ahead_s`. Called where no update is half done."""
         limit_s = self._began_s + self._limit_s - ahead_s if self._limit_s else None
         late = limit_s is not None and self._stepped and time.monotonic() >= limit_s
-        if late or self.steps_left == 0:
+        if late or self.steps_left == 0 or self.taken_over():
             raise StopRequested
         self.check_signal()
 
@@ -181,6 +183,13 @@ class StopWatch:
         self._stepped = True
         if self.steps_left is not None:
             self.steps_left -= 1
+
+    @property
+    def left_s(self) -> float:
+        """How long what comes after the last checkpoint may take."""
+        if not self._told_s:
+            return END_S
+        return max(0.5, self._told_s + LEAVE_S - 1 - time.monotonic())
 
     @property
     def exit_code(self) -> int:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from tunesmith.proof.compiling import prove_compiling
 from tunesmith.proof.packing import prove_packing
 from tunesmith.recipe import Recipe, TrainConfig
 from tunesmith.record import Proof, Record, read_record
-from tunesmith.runs import Run, checkpoint_folders, commit_stage
+from tunesmith.runs import Run, checkpoint_folders, commit_stage, write_manifest
 from tunesmith.tokens.order import FEW_STEPS, more_steps, rows_of_epoch
 from tunesmith.tokens.rows import TokenRows, load_rows
 from tunesmith.tokens.tokenizer import load_tokenizer
@@ -32,6 +33,8 @@ from tunesmith.training.device import conditions, peak_memory_bytes, pick_device
 from tunesmith.training.loop import Job, fit
 from tunesmith.training.memory import decide_autos, full_memory
 from tunesmith.training.metrics import Metrics, Samples, plot_losses
+from tunesmith.training.mirror import Mirror
+from tunesmith.training.mirrored import mirrored, offer
 from tunesmith.training.outcome import outcome, so_far
 from tunesmith.training.sample import Sampler, pick_question
 from tunesmith.training.saved import ADAPTER, is_whole
@@ -60,8 +63,9 @@ def train(recipe: Recipe, run: Run, base: LocatedBase) -> tuple[Record, bool]:
             with _full_memory_named(job):
                 state = begin(job, base, proofs)
             run.keep_recipe(recipe)  # it was not refused: from here on the run has these settings, each auto decided
+            write_manifest(run)
             sampler = _sampler(job, base)
-            with _saver(job, state, sampler) as saver:
+            with mirrored(job, watch) as mirror, _saver(job, state, sampler, mirror) as saver:
                 watch.rescue = lambda: saver.rescue(state).name
                 _fit_or_save(job, state, watch, saver, sampler)
         plot_losses(Metrics(run.metrics), run.loss_plot)
@@ -84,11 +88,15 @@ def _sampler(job: Job, base: LocatedBase) -> Sampler | None:
 
 
 @contextmanager
-def _saver(job: Job, state: TrainState, sampler: Sampler | None) -> Iterator[Saver]:
+def _saver(job: Job, state: TrainState, sampler: Sampler | None, mirror: Mirror | None) -> Iterator[Saver]:
     """What writes this run's checkpoints, until the block is left."""
     about = {"decides": job.decides, "machine": job.conditions, "planned_steps": len(job.steps)}
     lines = [Metrics(job.run.metrics), *([sampler.lines] if sampler else [])]
     saver = Saver(job.run.checkpoints, job.recipe.checkpoint, about, state.progress, lines)
+    if mirror:
+        saver.told = partial(offer, mirror, job)
+        for newest in checkpoint_folders(job.run.checkpoints)[-1:]:  # it may not be there yet
+            offer(mirror, job, newest, state.progress.best_step)
     try:
         yield saver
     finally:
@@ -103,6 +111,9 @@ def _fit_or_save(job: Job, state: TrainState, watch: StopWatch, saver: Saver, sa
         watch.check_signal()
     except StopRequested:
         saved = saver.finish(state).name
+        if by := watch.taken_over():
+            what = f"another machine goes on with this run ({by}); {saved} is saved here"
+            raise ResumeError(what, fix="let it; or end it, and type the same again to go on here") from None
         plot_losses(Metrics(job.run.metrics), job.run.loss_plot)
         say(f"train: stopped at step {state.progress.step}, {saved} is saved; {goes_on()}")
         at = state.progress
