@@ -1,13 +1,13 @@
 """A day on GPUs that are taken away: the FineTome 1B recipe's way, on three machines with one mirror.
 
-Simulated: the clock, which stands but for a step (60 s each) and the start of a machine (180 s), so checkpoints and
-uploads take none of its time; the machines, folders that are emptied once they are taken; and their taking, SIGKILL
+Simulated: the clock, which stands but for a step (--step, 60 s each) and the start of a machine (180 s), so checkpoints
+and uploads take none of its time; the machines, folders that are emptied once they are taken; and their taking, SIGKILL
 within a step at a moment drawn 10 to 90 minutes after the start. After the day none is taken, and the limit of 12 hours
 ends the session. Not simulated: the pipeline, checkpoints every 5 minutes, the mirror (a folder), the fetch, fp16 with
-loss scaling, recomputed layers. The recipe is recipes/finetome-llama-3.2-1b.yaml, its tokens scaled by 1/32, with the
-tests' tiny base and short rows, and no early stop, so that the run outlasts the day.
+loss scaling, recomputed layers. The recipe is recipes/finetome-llama-3.2-1b.yaml, on the tests' tiny base and short
+rows: 64 tokens for its 2,048, 256 a step; it stops not early, so that the run outlasts the day.
 
-usage: python benchmarks/t4_day.py [--hours 24] [--limit 12h] [--seed S]
+usage: python benchmarks/t4_day.py [--hours 24] [--limit 12h] [--step 60] [--seed S]
 """
 
 import argparse
@@ -37,8 +37,8 @@ import crashing
 from tiny import CORPUS, save_base, write_rows
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "finetome-llama-3.2-1b.yaml"
-ROWS, STEPS_AN_EPOCH = 400, 28
-STEP_S, START_S = 60.0, 180.0
+ROWS, STEPS_AN_EPOCH = 400, 86
+START_S = 180.0
 LEAST_S, MOST_S = 600.0, 5400.0
 MACHINES = ("A", "B", "C")
 PAUSED = 7
@@ -47,8 +47,8 @@ PAUSED = 7
 class Clock:
     """The stand-in for time.monotonic in a child."""
 
-    def __init__(self, now_s, cut_s):
-        self.now_s, self.cut_s = now_s, cut_s
+    def __init__(self, now_s, cut_s, step_s):
+        self.now_s, self._cut_s, self._step_s = now_s, cut_s, step_s
         self._parts = {}
 
     def stand_in(self, notes):
@@ -68,10 +68,10 @@ class Clock:
             while self._are_busy() and real["monotonic"]() - began < 60:
                 real["sleep"](0.001)
             found = gradient(*args)
-            if self.now_s + STEP_S >= self.cut_s:
-                self.now_s = self.cut_s
+            if self.now_s + self._step_s >= self._cut_s:
+                self.now_s = self._cut_s
                 notes.die()
-            self.now_s += STEP_S
+            self.now_s += self._step_s
             return found
 
         crashing.wrap(training, "Saver", known("saver"))
@@ -95,23 +95,23 @@ def session(recipe, run, clock, notes):
         return 0 if run_stages(recipe, run, STAGES[:2]).done else PAUSED
 
 
-def scaled(folder, hours, limit_s):
+def scaled(folder, hours, limit_s, step_s):
     """The recipe, for a run that outlasts the day and then one session."""
     rng, words = random.Random(0), CORPUS.read_text().split()
     rows = [[" ".join(rng.choices(words, k=rng.randint(2, 5))) for _ in range(2)] for _ in range(ROWS)]
     write_rows(folder / "rows.jsonl", rows)
-    steps = (0.85 * 3600 * hours + 1.2 * limit_s) / STEP_S
+    steps = (0.85 * 3600 * hours + 1.2 * limit_s) / step_s
     changes = (
-        f"base={folder / 'base'}", f"data.sources.0.path={folder / 'rows.jsonl'}", "train.tokens_per_step=512",
+        f"base={folder / 'base'}", f"data.sources.0.path={folder / 'rows.jsonl'}", "train.tokens_per_step=256",
         "train.max_length=64", "train.micro_batch_tokens=128", "train.early_stopping=null",
-        f"train.epochs={math.ceil(steps / STEPS_AN_EPOCH)}", "data.dedup=off",
+        f"train.epochs={steps / STEPS_AN_EPOCH:.2f}", "data.dedup=off",
     )  # fmt: skip
     return read_recipe(RECIPE, changes)
 
 
-def day(folder, recipe, whole, hours, seed):
+def day(folder, recipe, whole, asked):
     """Take machines away for so many hours, and let the run end. Prints each cut; whether all is as it must be."""
-    rng, mirrored = random.Random(seed), folder / "mirror" / recipe.name / "checkpoints"
+    rng, mirrored = random.Random(asked.seed), folder / "mirror" / recipe.name / "checkpoints"
     most_s = cadence(recipe.checkpoint.every).seconds
     now_s, machine, losses, limits = START_S, "", [], 0
     begin_s, path, code = now_s, folder / crashing.NOTES, -1
@@ -120,9 +120,8 @@ def day(folder, recipe, whole, hours, seed):
         machine = rng.choice([name for name in MACHINES if name != machine])
         run = Run(folder / machine)
         shutil.rmtree(run.path, ignore_errors=True)
-        cut_s = now_s + rng.uniform(LEAST_S, MOST_S) if now_s - begin_s < 3600 * hours else math.inf
-        notes = crashing.Notes(path, time.monotonic)
-        clock = Clock(now_s, cut_s)
+        cut_s = now_s + rng.uniform(LEAST_S, MOST_S) if now_s - begin_s < 3600 * asked.hours else math.inf
+        clock = Clock(now_s, cut_s, asked.step)
         notes = crashing.Notes(path, lambda clock=clock: clock.now_s)
         pid = crashing.forked(folder, partial(session, recipe, run, clock, notes))
         if (code := crashing.ended(pid)) not in (0, PAUSED, -9):
@@ -148,16 +147,17 @@ def main(*arguments):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hours", type=float, default=24)
     parser.add_argument("--limit", default="12h")
+    parser.add_argument("--step", type=float, default=60, help="seconds; a divisor of the 300 between two checkpoints")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args(arguments)
     folder = Path(tempfile.mkdtemp(prefix="day-"))
     crashing.done(folder, lambda: save_base(folder / "base") and 0)
-    recipe = scaled(folder, asked.hours, cadence(asked.limit).seconds)
+    recipe = scaled(folder, asked.hours, cadence(asked.limit).seconds, asked.step)
     whole = Run(folder / "whole")
     notes = crashing.Notes(folder / "whole.jsonl")
-    crashing.done(folder, lambda: session(recipe, whole, Clock(START_S, math.inf), notes))
+    crashing.done(folder, lambda: session(recipe, whole, Clock(START_S, math.inf, asked.step), notes))
     there = with_changes(recipe, (f"checkpoint.mirror={folder / 'mirror'}", f"train.stop_after={asked.limit}"))
-    good = day(folder, there, whole, asked.hours, asked.seed)
+    good = day(folder, there, whole, asked)
     if good:
         shutil.rmtree(folder)
     sys.exit(not good)
