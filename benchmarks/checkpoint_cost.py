@@ -81,16 +81,14 @@ def main():
     other = [
         found for at in costs if not any(at + near in copies for near in (-1, 0, 1)) and (found := ratio(costs, at))
     ]
-    print(
-        f"load average {load:.2f} at the start, {os.getloadavg()[0]:.2f} at the end; {size / 1e6:.1f} MB a checkpoint"
-    )
+    at_end = os.getloadavg()[0]
+    print(f"load average {load:.2f} at the start, {at_end:.2f} at the end; {size / 1e6:.1f} MB a checkpoint")
     print(f"median step {median(seconds for seconds, _ in took.values()):.2f} s")
     print(f"the training thread was held {', '.join(f'{s:.3f}' for s in copies.values())} s")
     print(f"the writer took {', '.join(f'{s:.2f}' for _, s in wrote)} s")
     print(f"the step after a checkpoint / its neighbours: {', '.join(f'{one:.3f}' for one in sorted(after))}")
-    print(
-        f"median {median(after):.3f}; of {len(other)} other steps {median(other):.3f} ({min(other):.3f} to {max(other):.3f})"
-    )
+    print(f"of {len(other)} other steps: {', '.join(f'{one:.3f}' for one in sorted(other))}")
+    print(f"median {median(after):.3f}, of the others {median(other):.3f}")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from pathlib import Path
 from tunesmith.gguf.read import convert
 from tunesmith.recipe import CheckpointConfig, Recipe
 from tunesmith.runs import Run
+from tunesmith.training.saved import is_whole
 from tunesmith.values import cadence
 from tunesmith.weights.locate import LocatedBase, locate_base
 
@@ -93,7 +94,7 @@ def trial(folder, kind, *, mirror, number, seed):
     if kind == "tiny":
         crashing.done(folder, lambda: save_base(folder / "base") and 0)
         base, rows = LocatedBase("tiny", folder / "base", "digest", None, None), 24
-        recipe = recipe_with(dropout=0.1, epochs=6, evaluate_every="10 steps", sample=False)
+        recipe = recipe_with(dropout=0.1, epochs=6, evaluate_every="20 steps", sample=False)
     else:
         place = "builtin:smollm2-135m-instruct"
         crashing.done(folder, lambda: locate_base(place, convert) and 0)  # which may unpack it
@@ -194,7 +195,8 @@ class Victim:
         }.items():
             if of(*ours) != of(*theirs):
                 found.append(name)
-        found += [f"{path.name} is left" for path in self.run.checkpoints.glob(".*")]
+        there = self.run.checkpoints.iterdir()
+        found += [f"{path.name} is left" for path in there if path.name.startswith(".") or not is_whole(path)]
         sent = self.mirrored / ours[1].name / "optimizer.safetensors"
         if self.trial.mirror and not (sent.exists() and sent.read_bytes() == (ours[1] / sent.name).read_bytes()):
             found.append("the mirror's newest")

@@ -1492,6 +1492,30 @@ MIRROR = (
        "test_mirror.py::test_no_message_holds_a_credential",
        "test_mirror.py::test_on_the_hub_a_refusal_names_no_token"),
 )  # fmt: skip
+CRASH = (
+    _m(
+        "more is lost at a kill than the cadence",
+        "training/saver.py",
+        "since >= (self._every.seconds or INFINITY)",
+        "since >= 5 * (self._every.seconds or INFINITY)",
+        "test_crash.py::test_killed_at_random_moments_and_where_it_hurts_the_bits_are_the_same",
+    ),
+    _m(
+        "a checkpoint that was being deleted at a kill stays half there",
+        "files.py",
+        "    folder.rename(gone)\n    remove(gone)",
+        "    remove(folder)",
+        "test_crash.py::test_killed_at_random_moments_and_where_it_hurts_the_bits_are_the_same",
+    ),
+    _m(
+        "checkpoints are not offered to the mirror",
+        "training/train.py",
+        "saver.told = partial(offer, mirror, job)",
+        "pass",
+        "test_crash.py::test_a_day_on_machines_that_are_taken_away_ends_with_the_same_adapter",
+    ),
+)
+
 MUTANTS = [
     *DATA,
     *TOKENS,
@@ -1506,4 +1530,5 @@ MUTANTS = [
     *DOCTOR,
     *VERIFY,
     *MIRROR,
+    *CRASH,
 ]
