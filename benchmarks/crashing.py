@@ -93,7 +93,9 @@ def wrap(place, name, around):
 
 
 def note_all(notes):
-    """Note where training begins, each step, each copy of the state until it is on disk, and each upload."""
+    """Note where training begins, each step, each look whether a checkpoint is due, each copy of the state until its
+    writer is free again, and each upload.
+    """
 
     def began(real, job, state, *rest):
         notes.add("begin", state.progress.step)
@@ -108,10 +110,13 @@ def note_all(notes):
         notes.add("copy", state.progress.step)
         return real(state, *rest)
 
+    def looked(real, *args):
+        notes.add("look")
+        return real(*args)
+
     def written(real, *args):
-        found = real(*args)
+        real(*args)
         notes.add("copy done")
-        return found
 
     def uploaded(real, *args):
         notes.add("upload")
@@ -121,7 +126,8 @@ def note_all(notes):
     wrap(training, "fit", began)
     wrap(loop, "update", stepped)
     wrap(saver, "take", copied)
-    wrap(saver, "save_checkpoint", written)
+    wrap(saver.Saver, "is_due", looked)
+    wrap(saver.Saver, "_write", written)
     wrap(Mirror, "_send", uploaded)
 
 
