@@ -6,6 +6,7 @@ the store's root, with `/` between folders; hidden ones are none.
 
 import contextlib
 import io
+import logging
 import os
 import re
 import shutil
@@ -178,6 +179,8 @@ def _opened(url: str, place: str) -> tuple[Any, str]:
         return fsspec.filesystem("file"), os.path.abspath(os.path.expanduser(url))
     if protocol in READ_ONLY:
         raise RecipeError(f"checkpoint.mirror: nothing can be written to {place}", fix=f"name {FORMS}")
+    for library in ("gcsfs", "s3fs"):  # what fails is said by us, in a line
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
         files, root = fsspec.core.url_to_fs(url, skip_instance_cache=True, **OPTIONS.get(protocol, {}))
     except ImportError as error:
