@@ -64,6 +64,11 @@ class Mirror:
         self._offers = 0
 
     @property
+    def is_failing(self) -> bool:
+        """Whether what was tried last could not be sent."""
+        return bool(self._failing)
+
+    @property
     def place(self) -> str:
         """Where it is, without what is secret of its address."""
         return self._store.place

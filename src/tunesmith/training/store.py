@@ -149,6 +149,8 @@ class FileStore:
     def _refuse_unmounted(self) -> None:
         """The folder that the URL names is made; nothing above that, which would be a drive's."""
         named = Path(self._named)
+        if named.exists() and not named.is_dir():
+            raise ResourceError(f"{named} is a file, where the mirror's folder is to be", fix="name another place")
         if not named.is_dir() and not named.parent.is_dir():
             fix = f"mount it, or make the folder {named.parent}"
             raise ResourceError(f"there is no folder {named.parent}: is its drive mounted?", fix=fix)
