@@ -1,8 +1,10 @@
 """Machines that are lent: stand-ins for what is found there, an empty folder for pip, and a recipe of some seconds."""
 
 import os
+import re
 import shutil
 import sys
+import time
 from pathlib import Path
 
 from forked import completed
@@ -10,6 +12,7 @@ from small_project import write_project
 
 from tunesmith.release.space.wheel import FILE, wheel
 
+LAUNCH = Path(__file__).parents[1] / "recipes" / "launch"
 STAND_INS = Path(__file__).parent / "stand_ins"
 SECRET = "hf_" + "s" * 30
 CLOSED = "http://127.0.0.1:9"  # the discard port, which nobody listens at
@@ -45,10 +48,31 @@ def project(folder, tiny_base, epochs, **replaced):
 
 def uninterrupted(recipe, folder):
     """The adapter's bytes of a run that nothing cuts, and that has no mirror."""
-    done = completed("train", recipe, "--run-dir", folder, "--set", "checkpoint.mirror=null")
-    assert done.returncode == 0, done.stderr
+    for verb in ("prepare", "train"):
+        done = completed(verb, recipe, "--run-dir", folder, "--set", "checkpoint.mirror=null")
+        assert done.returncode == 0, done.stderr
     return adapter_of(folder)
 
 
 def adapter_of(run):
     return (Path(run) / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def wait_for_a_checkpoint(folder, but=()):
+    """Until there is a whole one, of another name than these."""
+    deadline = time.monotonic() + 60
+    while not {path.parent.name for path in folder.glob("step-*/digests.json")} - {*but}:
+        assert time.monotonic() < deadline, f"no checkpoint came to {folder}"
+        time.sleep(0.005)
+
+
+def filled_in(name, folder, recipe, wheel):
+    """A file of recipes/launch/ as somebody has filled it in, its places below `folder`."""
+    text = (LAUNCH / name).read_text()
+    for place in ("/content", "/kaggle"):
+        text = text.replace(place, f"{folder}{place}")
+    values = {"INSTALL": wheel, "RECIPE": str(recipe), "MIRROR": f"{folder}/content/drive/MyDrive/tunesmith"}
+    for value, new in values.items():
+        text = re.sub(rf'(?m)^{value} = ".*"', f"{value} = {new!r}", text)
+    (folder / name).write_text(text)
+    return folder / name
