@@ -1492,6 +1492,16 @@ MIRROR = (
        "test_mirror.py::test_no_message_holds_a_credential",
        "test_mirror.py::test_on_the_hub_a_refusal_names_no_token"),
 )  # fmt: skip
+LENT = (
+    _m("a job of Slurm ends unsaved at its time limit", "training/stop.py",
+       "signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)", "signal.SIGINT, signal.SIGHUP)",
+       "test_launch.py::test_what_kaggle_began_slurm_goes_on_with_gets_back_and_ends_equal"),
+    _m("Colab's proxy does not get to the chat", "server/guard.py",
+       " and not any(_same_host(host, origin) for origin in origins)", "",
+       "test_colab.py::test_colabs_proxy_gets_to_the_chat"),
+    _m("Colab may not show the chat in a frame", "server/front.py",
+       ", *self.door.origins])", "])", "test_colab.py::test_colabs_proxy_gets_to_the_chat"),
+)  # fmt: skip
 MUTANTS = [
     *DATA,
     *TOKENS,
@@ -1506,4 +1516,5 @@ MUTANTS = [
     *DOCTOR,
     *VERIFY,
     *MIRROR,
+    *LENT,
 ]
