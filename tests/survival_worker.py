@@ -7,8 +7,7 @@ import threading
 import time
 from pathlib import Path
 
-from kill_worker import RECIPE
-from training_runs import recipe_with
+from training_runs import RECIPE, recipe_with
 
 from tunesmith.cli import PausedExit, _end
 from tunesmith.console import say

@@ -17,10 +17,9 @@ import pytest
 import survival_worker
 import torch
 from forked import forked
-from kill_worker import RECIPE
 from safetensors.torch import load_file
 from survival_worker import AT_STEP, STUCK
-from training_runs import prepare_rows, recipe_with
+from training_runs import RECIPE, prepare_rows, recipe_with
 
 from tunesmith.errors import ResumeError
 from tunesmith.files import DIGESTS, digest_folder
