@@ -8,7 +8,8 @@ With --signal TERM the training is told to stop instead: at random moments, or b
 A kill loses the seconds since the state that it can go on from. What it may lose is the cadence, and, each as long as
 the longest of that process: one step with the evaluation after it (which comes before the look whether a checkpoint is
 due), one write with the deletion of old ones, and, where the run folder is gone too, three uploads (the one on its way,
-the best, the newest). Nothing with SIGTERM.
+the best, the newest); where the run folder outlived kills before, each process since the mirror's newest counts so.
+Nothing with SIGTERM.
 
 usage: python benchmarks/crash.py --kills N [--base tiny|builtin] [--mirror] [--signal KILL|TERM] [--seed S]
 """
@@ -57,9 +58,9 @@ class Kill:
     """One kill, and what it cost."""
 
     aim: str
-    lost_s: float
+    lost_s: float = 0.0
     step_s: float = 0.0
-    """The longest step of that process, with an evaluation."""
+    """The longest step of a process, with an evaluation; of several processes, all of these together, as the others."""
     write_s: float = 0.0
     uploads_s: float = 0.0
     cadence_s: float = 0.0
@@ -133,6 +134,8 @@ class Victim:
             self.recipe = self.recipe.model_copy(update={"checkpoint": saving})
         self.mirrored = self.place / "mirror" / self.recipe.name / "checkpoints"
         self.ended = False
+        self._lives = []
+        """What each process since the run folder was empty has noted, and when it was killed."""
 
     def child(self, begin=lambda notes: None):
         """The process id of one that trains, after `begin`."""
@@ -182,16 +185,18 @@ class Victim:
         """What a kill cost. Where there is a mirror, half of them take the run folder too."""
         gone = self.trial.mirror and self.trial.signal == signal.SIGKILL and self.trial.rng.random() < 0.5
         newest = crashing.newest_whole(self.mirrored if gone else self.run.checkpoints)
+        self._lives.append((notes, cut_s))
+        every = cadence(self.recipe.checkpoint.every).seconds
+        kill = lost(aim, self._lives if gone else self._lives[-1:], newest or 0, every, gone)
         if gone:
             shutil.rmtree(self.run.path)
-        every = cadence(self.recipe.checkpoint.every).seconds
-        kill = lost(aim, notes, cut_s, newest or 0, every, gone)
+            self._lives = []
         steps = [note["step"] for note in notes if note["what"] in ("begin", "step")]
         if steps and steps[0] < self._from:
             kill.lost_s = float("inf")  # it has not gone on from the newest
         self._from = newest or 0
         if self.trial.signal == signal.SIGTERM:
-            return Kill(aim, 0.0 if self._from == steps[-1] else float("inf"))
+            return Kill(aim, lost_s=0.0 if self._from == steps[-1] else float("inf"))
         return kill
 
     def differs(self):
@@ -214,19 +219,29 @@ class Victim:
         return ", ".join(found)
 
 
-def lost(aim, notes, cut_s, newest, cadence_s, gone):
-    """What a kill cost a process whose newest state on disk is that of step `newest`.
+def lost(aim, lives, newest, cadence_s, gone):
+    """What a kill cost, where the newest state on disk is that of step `newest`.
 
-    `gone`: whether what is on disk is the mirror's.
+    `lives`: what the processes noted that it may have cost, and when each was killed, the last of them now. `gone`:
+    whether what is on disk is the mirror's.
     """
-    copied = {note["step"]: note["s"] for note in reversed(notes) if note["what"] in ("begin", "copy")}
-    if not copied:
-        return Kill(aim, 0.0)  # it had not begun to train
-    looks = [note["s"] for note in notes if note["what"] in ("begin", "look", "copy")]
-    step_s = max(after - before for before, after in pairwise([*looks, cut_s]))
-    uploads_s = 3 * longest(notes, "upload", cut_s) if gone else 0.0
-    lost_s = cut_s - copied[newest] if newest in copied else float("inf")
-    return Kill(aim, lost_s, step_s, longest(notes, "copy", cut_s), uploads_s, cadence_s)
+    kill = Kill(aim)
+    for notes, cut_s in reversed(lives):
+        copied = {note["step"]: note["s"] for note in reversed(notes) if note["what"] in ("begin", "copy")}
+        if not copied:
+            continue  # it had not begun to train
+        looks = [note["s"] for note in notes if note["what"] in ("begin", "look", "copy")]
+        kill.step_s += max(after - before for before, after in pairwise([*looks, cut_s]))
+        kill.write_s += longest(notes, "copy", cut_s)
+        kill.uploads_s += 3 * longest(notes, "upload", cut_s) if gone else 0.0
+        kill.cadence_s += cadence_s
+        if newest in copied:
+            kill.lost_s += cut_s - copied[newest]
+            return kill
+        kill.lost_s += cut_s - looks[0]
+    if kill.cadence_s:
+        kill.lost_s = float("inf")  # none of them had that state
+    return kill
 
 
 def longest(notes, what, cut_s):

@@ -126,6 +126,7 @@ def note_all(notes):
     wrap(training, "fit", began)
     wrap(loop, "update", stepped)
     wrap(saver, "take", copied)
+    wrap(saver, "take_beside", copied)
     wrap(saver.Saver, "is_due", looked)
     wrap(saver.Saver, "_write", written)
     wrap(Mirror, "_send", uploaded)

@@ -26,7 +26,10 @@ import pytest
 from mutant_list import MUTANTS, Mutant
 
 ROOT = Path(__file__).parents[1]
-COPIED = ("src", "tests", "recipes", "benchmarks", "docs", "README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml")
+COPIED = (
+    "src", "tests", "recipes", "notebooks", "benchmarks", "docs", "README.md", "CHANGELOG.md", "LICENSE",
+    "pyproject.toml",
+)  # fmt: skip
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 PROCESSES = 2
 SPARE_S = 60.0  # a mutant may take this long, and ten times what the tests take without it

@@ -228,6 +228,17 @@ def test_a_training_that_has_ended_needs_no_checkpoints(there, tmp_path):
     assert Mirror(str(there), run, NAME).fetch() == [] and not run.checkpoints.exists()
 
 
+def test_a_run_without_samples_gets_none(tmp_path):
+    run = made_run(tmp_path / "run")
+    mirror = Mirror("memory://there", run, NAME)
+    mirror.start()
+    mirror.offer(saved(run, 2), b"lines", b"", [])
+    assert mirror.close(20)
+    new = Run(tmp_path / "new")
+    Mirror("memory://there", new, NAME).fetch()
+    assert new.metrics.read_bytes() == b"lines" and not new.samples.exists()
+
+
 def test_with_the_newest_comes_the_best(tmp_path):
     url = str(tmp_path / "there")
     mirrored(url, tmp_path / "run", 2, 4, 6, best=2)

@@ -4,6 +4,7 @@ first seen to occur.
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -246,7 +247,7 @@ def test_a_disk_that_takes_nothing_for_a_while_or_for_good(prepared, whole, base
         assert said.count("checkpoints are written again") == (not lasting), said
     if lasting:
         assert done.returncode == 7 and "the state after step 31 could not be saved: " in said, said
-        assert "the run goes on from step-000005" in said
+        assert re.search("the run goes on from step-00000[45]", said), said  # the fifth may just have been written
         assert not run.adapter.exists() and is_whole(checkpoint_folders(run.checkpoints)[-1])
         goes_on_equal(run, whole, base)
     else:

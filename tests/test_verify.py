@@ -311,7 +311,7 @@ def test_on_another_kind_of_device_there_is_no_proof(run, monkeypatch):
 def test_fewer_steps_than_to_the_next_digest_and_no_digest_at_all(run):
     found = resumed(run, most=1)[RESUME]
     assert found.state == SKIPPED and "within 1 steps of a checkpoint; --steps 5 reaches one" in found.says
-    assert "steps 11 to 15" in resumed(run, most=5)[RESUME].says
+    assert "steps 6 to 10, from step-000005: bit for bit the same" in resumed(run, most=5)[RESUME].says
     text = run.metrics.read_text().replace(DIGEST, "older")
     run.metrics.write_text(text)
     found = resumed(run)
@@ -423,7 +423,7 @@ def test_of_a_paused_run_what_is_not_there_is_not_yet_and_of_a_killed_one_metric
     assert tunesmith.run(recipe, tmp_path / "run", changes=["train.stop_after=7 steps"]).paused
     run = Run(tmp_path / "run")
     found = lines(run)
-    assert states(found) == dict.fromkeys((BEST, MERGED, GGUF, LORA, RESUME), NOT_YET) | {INPUTS: NOT_YET}
+    assert states(found) == dict.fromkeys((BEST, MERGED, GGUF, LORA), NOT_YET) | {INPUTS: NOT_YET}
     with run.metrics.open("a") as file:
         file.write('{"step": 8, "loss": 1.0}\n')  # as the next call does, which is killed
     assert lines(run)[FILES].details == (

@@ -28,7 +28,7 @@ from tunesmith.training.saver import Saver
 from tunesmith.training.schedule import lr_at
 from tunesmith.training.score import bits_per_byte, measure_held_out
 from tunesmith.training.state import TrainState
-from tunesmith.training.stop import StopWatch
+from tunesmith.training.stop import STEP_S, StopWatch
 
 MOST_NOT_FINITE = 5
 """Steps in a row without a finite loss and gradient after which training ends."""
@@ -80,6 +80,8 @@ def fit(job: Job, state: TrainState, watch: StopWatch, saver: Saver, sampler: Sa
             watch.check(step_s + saver.took_s)
             line = update(job, state, watch, metrics)
             step_s = line["seconds"]
+            if step_s >= STEP_S:
+                saver.keep_spare(state)
             loss = "no number" if line["loss"] is None else f"{line['loss']:.3f}"
             advance(1, f"loss {loss}, {line['tokens_per_s']:.0f} tokens/s, {line['memory_gb']:.1f} GB")
             watch.step_done()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.console import say, warn
-from tunesmith.errors import ResourceError
+from tunesmith.errors import ResourceError, TunesmithError
 from tunesmith.files import DIGESTS, DRAFT, PROOFS, RECORD, beside, digest_file, digest_folder, remove
 from tunesmith.json_file import OTHER_JSON, json_object
 from tunesmith.record import parsed
@@ -62,6 +62,11 @@ class Mirror:
         self._failing, self._is_told, self._told_s = "", False, -SAY_AGAIN_S
         self._busy_since_s = self._not_before_s = 0.0
         self._offers = 0
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether what was tried last could not be sent."""
+        return bool(self._failing)
 
     @property
     def place(self) -> str:
@@ -112,11 +117,10 @@ class Mirror:
             return
         try:
             self._offers += 1
+            folder = beside(self._run.leaving, DRAFT) / f"{step_folder.name}-{self._offers}"
             lines = {self._run.metrics.name: metrics, self._run.samples.name: samples}
-            made = made_offer(
-                step_folder, beside(self._run.leaving, DRAFT) / f"{step_folder.name}-{self._offers}", lines
-            )
-        except (OSError, *OTHER_JSON) as error:
+            made = made_offer(step_folder, folder, lines)
+        except (OSError, TunesmithError, *OTHER_JSON) as error:
             return self._failed(error) if step_folder.exists() else None  # it was pruned already
         with self._changed:
             self._newest, self._keep = made.name, {*keep, made.name, made.best}

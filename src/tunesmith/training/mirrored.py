@@ -9,6 +9,11 @@ from tunesmith.training.mirror import Mirror
 from tunesmith.training.saved import to_keep
 from tunesmith.training.stop import StopWatch
 
+END_S = 120.0
+"""How long a training waits at its end for what is on its way."""
+FAILING_S = 5.0
+"""The same for a mirror that takes nothing now."""
+
 
 @contextmanager
 def mirrored(job: Job, watch: StopWatch) -> Iterator[Mirror | None]:
@@ -27,7 +32,7 @@ def mirrored(job: Job, watch: StopWatch) -> Iterator[Mirror | None]:
     try:
         yield mirror
     finally:
-        mirror.close(watch.left_s)
+        mirror.close(min(watch.left_s, FAILING_S if mirror.is_failing else END_S))
 
 
 def offer(mirror: Mirror, job: Job, checkpoint: Path, best_step: int) -> None:

@@ -45,8 +45,9 @@ def made_offer(step_folder: Path, folder: Path, lines: Mapping[str, bytes]) -> O
             _link(step_folder / name, folder / name)
         best = best_step(folder)
         for name, content in lines.items():
-            (folder / name).write_bytes(content)
-            digests[name] = file_entry(folder / name)
+            if content:  # a run that asks no question has no samples
+                (folder / name).write_bytes(content)
+                digests[name] = file_entry(folder / name)
     except BaseException:
         remove(folder)
         raise

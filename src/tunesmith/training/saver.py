@@ -10,6 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,13 @@ from tunesmith.values import cadence, share
 
 FIRST_RETRY_S, LONGEST_RETRY_S = 1.0, 60.0
 NICE = 10  # of the writing thread: training computes on every core, and is not to wait for it
+
+
+@dataclass(frozen=True)
+class Spare:
+    """A snapshot that is not to be written, but kept in main memory."""
+
+    of: Snapshot
 
 
 class Saver:
@@ -56,7 +64,9 @@ class Saver:
         self._retry_s, self._retry_at = FIRST_RETRY_S, 0.0
         self._owed: Snapshot | None = None
         """The best state, where it is not on disk yet."""
-        self._waiting: queue.Queue[Snapshot | None] = queue.Queue()
+        self._spare: Snapshot | None = None
+        """A copy in main memory of the state after a recent step, for who cannot wait for the GPU."""
+        self._waiting: queue.Queue[Snapshot | Spare | None] = queue.Queue()
         self._writing = threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -85,21 +95,34 @@ class Saver:
         snapshot = take(state, self._about)
         if best:
             self._owed = snapshot
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
-            self._thread.start()
+        self._start()
         self._step, self._measured, self._at_s = snapshot.step, state.progress.evaluated_step, time.monotonic()
         self._cost_s = self._at_s - started
         self._waiting.put(snapshot)
 
+    def keep_spare(self, state: TrainState) -> None:
+        """Have the state after a long step in main memory as well: while a GPU is busy for long, or its driver waits
+        for something, nothing can be fetched from it. On a CPU there is no need.
+        """
+        if state.applied is not None and self._idle:
+            self._start()
+            self._waiting.put(Spare(take(state, self._about)))
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
+            self._thread.start()
+
     def finish(self, state: TrainState) -> Path:
         """Have the last state on disk, and the best, before this returns. Raises ResourceError where that cannot be."""
         self._waiting.join()
-        return self._saved(take(state, self._about))
+        return self._saved(take_beside(state, self._about))  # a GPU may still be busy with a step that is given up
 
     def rescue(self, state: TrainState) -> Path:
         """The same by a thread that does not train, while another computes a step: the state is that of the last."""
         state.lock.acquire()  # for good: the process ends
+        if self._spare:
+            return self._saved(self._spare)
         self._waiting.join()
         return self._saved(take_beside(state, self._about))
 
@@ -131,6 +154,10 @@ class Saver:
         with contextlib.suppress(OSError, AttributeError):  # on Linux of this thread alone
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         while snapshot := self._waiting.get():
+            if isinstance(snapshot, Spare):
+                self._spare = snapshot.of.on_host()
+                self._waiting.task_done()
+                continue
             before_s = time.thread_time()
             self._write(snapshot)
             self._cost_s += time.thread_time() - before_s

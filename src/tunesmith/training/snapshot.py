@@ -1,9 +1,8 @@
 """A copy of the training state that training does not change any more: taken in a moment, written later."""
 
 import json
-from collections.abc import Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,50 +33,73 @@ class Snapshot:
     taken: Any
     """On a GPU: the event after which the copies there are whole."""
 
+    def on_host(self) -> "Snapshot":
+        """The same in main memory; waits for nothing that the GPU was given after the copies were made."""
+        if not self.taken:
+            return self
+        stream = torch.cuda.Stream()
+        stream.wait_event(self.taken)
+        with torch.cuda.stream(stream):
+            return replace(self, adapter=_fetched(self.adapter), optimizer=_fetched(self.optimizer), taken=None)
+
     def write(self, folder: Path) -> None:
         """Write the files of a checkpoint into an empty folder."""
-        stream = torch.cuda.Stream() if self.taken else None
-        if stream:
-            stream.wait_event(self.taken)
-        with torch.cuda.stream(stream) if stream else nullcontext():
-            write_tensors(folder / ADAPTER, self.adapter)
-            write_tensors(folder / OPTIMIZER, self.optimizer)
+        here = self.on_host()
+        write_tensors(folder / ADAPTER, here.adapter)
+        write_tensors(folder / OPTIMIZER, here.optimizer)
         (folder / STATE).write_text(json.dumps(self.numbers, indent=1) + "\n")
         (folder / DIGESTS).write_text(json.dumps(digest_folder(folder), indent=1) + "\n")
+
+
+def _fetched(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.cpu() for name, tensor in tensors.items()}
 
 
 def take(state: TrainState, about: Mapping[str, Any]) -> Snapshot:
     """Copy the state as it is after its last whole step, where it lies: on a GPU that costs its stream a moment.
 
     `about`: what state.json says beside the state's own numbers. Where the GPU has no room for a copy, it is made in
-    main memory. Only while nothing changes the state: by the thread that trains, or under the state's lock.
+    main memory. By the thread that trains.
     """
-    adapter, moments = adapter_tensors(state.model), state.optimizer_tensors()
-    on_gpu = any(tensor.is_cuda for tensor in adapter.values())
     try:
-        copies = tuple({name: tensor.clone() for name, tensor in part.items()} for part in (adapter, moments))
+        copies = _copies(state, torch.clone)
     except torch.OutOfMemoryError:
-        copies = tuple({name: tensor.cpu().clone() for name, tensor in part.items()} for part in (adapter, moments))
+        copies = _copies(state, _to_host)
+    on_gpu = any(tensor.is_cuda for tensor in copies[0].values())
     taken = torch.cuda.Event() if on_gpu else None
     if taken:
         taken.record()
-    at = state.progress
-    numbers = {"format": FORMAT, **state.numbers(), **about}
-    return Snapshot(at.step, at.evaluated_step, at.best_step, copies[0], copies[1], numbers, taken)
+    return _snapshot(state, copies, about, taken)
 
 
 def take_beside(state: TrainState, about: Mapping[str, Any]) -> Snapshot:
     """As `take`, by a thread that does not train, under the state's lock: it waits for the last update alone, and for
-    nothing that the GPU has been given to compute since.
+    nothing that the GPU has been given to compute since. Plain copies to main memory need none of its processors, which
+    may be busy for long.
     """
     if state.applied is None:
         return take(state, about)
     stream = torch.cuda.Stream()
     stream.wait_event(state.applied)
     with torch.cuda.stream(stream):
-        snapshot = take(state, about)
+        copies = _copies(state, _to_host)
         stream.synchronize()
-    return snapshot
+    return _snapshot(state, copies, about, None)
+
+
+def _copies(state: TrainState, copied: Callable[[Tensor], Tensor]) -> list[dict[str, Tensor]]:
+    parts = (adapter_tensors(state.model), state.optimizer_tensors())
+    return [{name: copied(tensor) for name, tensor in part.items()} for part in parts]
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    return tensor.cpu() if tensor.is_cuda else tensor.clone()
+
+
+def _snapshot(state: TrainState, copies: list[dict[str, Tensor]], about: Mapping[str, Any], taken: Any) -> Snapshot:
+    at = state.progress
+    numbers = {"format": FORMAT, **state.numbers(), **about}
+    return Snapshot(at.step, at.evaluated_step, at.best_step, copies[0], copies[1], numbers, taken)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -7,6 +7,7 @@ that trains is computing: docs/decisions/0008-survival.md says why not by a mask
 """
 
 import contextlib
+import math
 import os
 import signal
 import socket
@@ -26,8 +27,6 @@ STEP_S = 5.0
 """How long the thread that trains has, once a signal came, to get to where the state is whole."""
 LEAVE_S = 9.5
 """After a signal the process is gone within 10 s, saved or not."""
-END_S = 120.0
-"""How long a training that was not told to hurry waits at its end for the mirror."""
 _heeded = ContextVar("signals_heeded", default=0.0)
 _anew = ContextVar("begun_anew", default=False)
 
@@ -188,7 +187,7 @@ class StopWatch:
     def left_s(self) -> float:
         """How long what comes after the last checkpoint may take."""
         if not self._told_s:
-            return END_S
+            return math.inf
         return max(0.5, self._told_s + LEAVE_S - 1 - time.monotonic())
 
     @property

@@ -6,6 +6,7 @@ the store's root, with `/` between folders; hidden ones are none.
 
 import contextlib
 import io
+import logging
 import os
 import re
 import shutil
@@ -148,6 +149,8 @@ class FileStore:
     def _refuse_unmounted(self) -> None:
         """The folder that the URL names is made; nothing above that, which would be a drive's."""
         named = Path(self._named)
+        if named.exists() and not named.is_dir():
+            raise ResourceError(f"{named} is a file, where the mirror's folder is to be", fix="name another place")
         if not named.is_dir() and not named.parent.is_dir():
             fix = f"mount it, or make the folder {named.parent}"
             raise ResourceError(f"there is no folder {named.parent}: is its drive mounted?", fix=fix)
@@ -178,6 +181,8 @@ def _opened(url: str, place: str) -> tuple[Any, str]:
         return fsspec.filesystem("file"), os.path.abspath(os.path.expanduser(url))
     if protocol in READ_ONLY:
         raise RecipeError(f"checkpoint.mirror: nothing can be written to {place}", fix=f"name {FORMS}")
+    for library in ("gcsfs", "s3fs"):  # what fails is said by us, in a line
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
         files, root = fsspec.core.url_to_fs(url, skip_instance_cache=True, **OPTIONS.get(protocol, {}))
     except ImportError as error:

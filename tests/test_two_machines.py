@@ -1,0 +1,184 @@
+"""A run whose machine is taken away goes on elsewhere, from its mirror; a fork begins with another run's adapter."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from forked import completed, forked
+from safetensors.torch import load_file
+from small_project import write_project
+
+from tunesmith.api import run as run_all
+from tunesmith.errors import ResourceError, ResumeError
+from tunesmith.recipe_file import read_recipe
+from tunesmith.record import read_record
+from tunesmith.runs import Run, checkpoint_folders
+from tunesmith.training import loop
+
+TRAIN = (
+    "{tokens_per_step: 400, max_length: 200, epochs: 5, lr: 1e-2, precision: fp32, evaluate_every: 2 steps, "
+    "early_stopping: null, micro_batch_tokens: 200}"
+)
+EACH_STEP = "{every: 1 steps, overhead: null, mirror: drive}"
+
+
+@pytest.fixture
+def recipe(tiny_base, tmp_path):
+    """A recipe with a mirror beside it."""
+    return write_project(tmp_path, tiny_base, train=TRAIN, checkpoint=EACH_STEP, lora="{rank: 4, dropout: 0.1}")
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_base, tmp_path_factory):
+    """The run that stays on one machine, without a mirror."""
+    folder = tmp_path_factory.mktemp("whole")
+    recipe = write_project(folder, tiny_base, train=TRAIN, lora="{rank: 4, dropout: 0.1}")
+    assert completed("train", recipe, "--run-dir", folder / "run").returncode == 5  # no rows yet
+    assert completed("prepare", recipe, "--run-dir", folder / "run").returncode == 0
+    assert completed("train", recipe, "--run-dir", folder / "run").returncode == 0
+    return Run(folder / "run")
+
+
+def same(run, whole):
+    ours, theirs = (load_file(r.adapter / "adapter_model.safetensors") for r in (run, whole))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert losses(run) == losses(whole)
+
+
+def losses(run):
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    return [(line["step"], line.get("loss"), line.get("held_out_loss")) for line in lines]
+
+
+def slow_steps(seconds):
+    real = loop.update
+
+    def update(*args):
+        time.sleep(float(seconds))
+        return real(*args)
+
+    loop.update = update
+
+
+def mirrored_steps(drive):
+    return sorted(path.parent.name for path in (drive / "small" / "checkpoints").glob("step-*/digests.json"))
+
+
+def test_killed_on_one_machine_it_goes_on_on_an_empty_one(recipe, whole, tmp_path):
+    drive, first, second = tmp_path / "drive", tmp_path / "first" / "run", tmp_path / "second" / "run"
+    assert completed("prepare", recipe, "--run-dir", first).returncode == 0
+    arguments = ("train", recipe, "--run-dir", first)
+    with forked(tmp_path / "output", *arguments, before=slow_steps, given=(0.1,)) as child:
+        while len(mirrored_steps(drive)) < 3:
+            assert child.process.is_alive(), child.stderr
+            time.sleep(0.01)
+        child.send_signal(signal.SIGKILL)
+        assert child.wait() == -9
+    there = mirrored_steps(drive)
+    shutil.rmtree(first)
+    (tmp_path / "rows.jsonl").unlink()  # the other machine has no data files either
+    done = completed("train", recipe, "--run-dir", second)
+    assert done.returncode == 0 and "mirror: fetched" in done.stderr and f"going on from {there[-1]}" in done.stderr
+    same(Run(second), whole)
+    record = read_record(Run(second).adapter)
+    assert record.counts["interruptions"] == 1 and mirrored_steps(drive)[-1] == f"step-{record.counts['steps']:06d}"
+    again = completed("train", recipe, "--run-dir", tmp_path / "third" / "run")  # training had ended there
+    assert again.returncode == 0 and not Path(tmp_path / "third" / "run" / ".damaged").exists()
+    same(Run(tmp_path / "third" / "run"), whole)
+
+
+def test_a_machine_thought_dead_stops_where_another_went_on(recipe, whole, tmp_path):
+    first, second = tmp_path / "first" / "run", tmp_path / "second" / "run"
+    assert completed("prepare", recipe, "--run-dir", first).returncode == 0
+    arguments = ("train", recipe, "--run-dir", first)
+    with forked(tmp_path / "output", *arguments, before=slow_steps, given=(0.25,)) as child:
+        while len(mirrored_steps(tmp_path / "drive")) < 2:
+            assert child.process.is_alive(), child.stderr
+            time.sleep(0.01)
+        done = completed("train", recipe, "--run-dir", second)
+        assert done.returncode == 0, done.stderr
+        assert child.wait() == 5, child.stderr
+        assert f"another machine goes on with this run ({os.uname().nodename}, process" in child.stderr
+        assert "is saved here" in child.stderr and "fix: let it" in child.stderr
+    same(Run(second), whole)
+    assert checkpoint_folders(Run(first).checkpoints) and not Run(first).adapter.exists()
+
+
+def test_a_mirror_that_cannot_be_reached_begins_nothing_and_stops_nothing(recipe, whole, tmp_path):
+    (tmp_path / "drive").write_text("a file")
+    new = completed("run", recipe, "--run-dir", tmp_path / "new")
+    assert new.returncode == 7 and "--set checkpoint.mirror=null" in new.stderr
+    assert not Run(tmp_path / "new").data.exists()
+    begun = tmp_path / "begun"
+    assert completed("prepare", recipe, "--run-dir", begun, "--set", "checkpoint.mirror=null").returncode == 0
+    done = completed("train", recipe, "--run-dir", begun)
+    assert done.returncode == 0 and "is not in" in done.stderr, done.stderr
+    same(Run(begun), whole)
+
+
+def test_begun_anew_the_old_checkpoints_in_the_mirror_are_gone_too(recipe, whole, tmp_path, monkeypatch):
+    run, drive = tmp_path / "run", tmp_path / "drive"
+    assert completed("prepare", recipe, "--run-dir", run).returncode == 0
+    assert completed("train", recipe, "--run-dir", run, "--set", "train.stop_after=4 steps").returncode == 0
+    assert mirrored_steps(drive)[-1] == "step-000004"
+    asked = completed("train", recipe, "--run-dir", run, "--fresh")
+    assert asked.returncode == 5 and f"and the checkpoints in {drive}" in asked.stderr
+    done = completed("train", recipe, "--run-dir", run, "--fresh", "--yes", "--set", "train.stop_after=2 steps")
+    assert done.returncode == 0 and mirrored_steps(drive) == ["step-000001", "step-000002"], done.stderr
+    assert completed("train", recipe, "--run-dir", tmp_path / "other").returncode == 0
+    same(Run(tmp_path / "other"), whole)
+
+
+def test_a_fork_begins_with_the_adapter_and_says_whose_it_was(tiny_base, whole, tmp_path):
+    recipe = write_project(tmp_path, tiny_base, train=TRAIN, lora="{rank: 4}")
+    run = Run(tmp_path / "run")
+    how = ("--run-dir", run.path, "--set", "train.lr=1e-3", "--fork", whole.path)
+    assert completed("prepare", recipe, "--run-dir", run.path).returncode == 0
+    paused = completed("train", recipe, *how, "--set", "train.stop_after=3 steps")
+    assert paused.returncode == 0 and "fork: begins with the adapter of" in paused.stderr, paused.stderr
+    assert losses(run)[0][2] < losses(whole)[0][2] - 0.05  # at step 0 it knows what the other has learned
+    done = completed("train", recipe, *how)
+    assert done.returncode == 0 and "going on from step-000003" in done.stderr, done.stderr
+    counts = read_record(run.adapter).counts
+    theirs = read_record(whole.adapter).counts
+    assert counts["ancestor"] == {
+        "run": str(whole.path), "step": theirs["best_step"], "held_out_loss": theirs["held_out_loss"],
+    }  # fmt: skip
+    assert "ancestor/adapter.safetensors" in json.loads(run.manifest.read_text())["files"]
+    assert completed("train", recipe, "--run-dir", run.path, "--set", "train.lr=1e-3").stderr.count("already done") == 1
+
+
+def test_a_fork_that_cannot_be_is_refused_and_changes_nothing(tiny_base, whole, tmp_path):
+    recipe = write_project(tmp_path, tiny_base, train=TRAIN, lora="{rank: 4}")
+    for changes, source, said in (
+        (["lora.rank=8"], whole.path, r"of another shape cannot be gone on with:\n  - lora.rank: 4 -> 8"),
+        ([], tmp_path / "none", "is no run folder"),
+        ([], tmp_path / "run", "is the run itself"),
+    ):
+        with pytest.raises(ResumeError, match=said):
+            run_all(recipe, tmp_path / "run", changes, fork=source)
+        assert not (tmp_path / "run").exists()
+    done = completed("prepare", recipe, "--run-dir", tmp_path / "begun")
+    assert done.returncode == 0
+    train = ("train", recipe, "--run-dir", tmp_path / "begun")
+    assert completed(*train, "--set", "train.stop_after=1 steps").returncode == 0
+    with pytest.raises(ResumeError, match="has begun already, without --fork"):
+        run_all(recipe, tmp_path / "begun", fork=whole.path)
+    other = completed(*train, "--set", "train.lr=5e-3")
+    assert (
+        other.returncode == 5
+        and "--fork" in other.stderr
+        and "--fresh" in other.stderr
+        and "set it back" in other.stderr
+    )
+
+
+def test_a_mirror_that_no_package_here_reads_is_said_before_anything_is_done(recipe, tmp_path, monkeypatch):
+    with pytest.raises(ResourceError, match=r"gcsfs"):
+        run_all(recipe, tmp_path / "run", ["checkpoint.mirror=gs://bucket/place"])
+    assert read_recipe(recipe).checkpoint.mirror == str(tmp_path / "drive")
