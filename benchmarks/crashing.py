@@ -15,11 +15,11 @@ import torch
 
 from tunesmith import files
 from tunesmith.pipeline import locked
-from tunesmith.runs import checkpoint_folders
+from tunesmith.runs import checkpoint_folders, step_of
 from tunesmith.training import checkpoint, loop, saver, snapshot
 from tunesmith.training import train as training
 from tunesmith.training.mirror import Mirror
-from tunesmith.training.saved import is_whole, step_of
+from tunesmith.training.saved import is_whole
 from tunesmith.training.stop import Paused, signals_heeded
 from tunesmith.weights.tensorfile import TensorWriter
 
@@ -53,7 +53,7 @@ def notes_of(path, pid=None):
 
 def newest_whole(checkpoints):
     """The step of the newest checkpoint in a folder that nothing is wrong with; None where there is none."""
-    steps = [step_of(path) for path in checkpoint_folders(checkpoints) if is_whole(path)]
+    steps = [step_of(path.name) for path in checkpoint_folders(checkpoints) if is_whole(path)]
     return max(steps, default=None)
 
 

@@ -5,6 +5,7 @@ Files are kept by content, as the Hub does: an LFS object that is there is not a
 """
 
 import base64
+import contextlib
 import hashlib
 import http.server
 import json
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 
 import yaml
 from hub_server import Served
+from huggingface_hub import constants
 
 TOKEN = "hf_standinstandinstandin"
 RELATIONS = ("adapter", "merge", "quantized", "finetune")
@@ -43,6 +45,18 @@ class Repo:
         text = parent + "".join(f"{name}{hashlib.sha256(files[name]).hexdigest()}" for name in sorted(files))
         self.commits.append((hashlib.sha1(f"{len(self.commits)}{text}".encode()).hexdigest(), dict(files)))
         return self.head
+
+
+@contextlib.contextmanager
+def stand_in(monkeypatch):
+    """A store that the Hub's client speaks to, with a token, and without waiting between its tries."""
+    with HubStore().running() as store:
+        monkeypatch.setattr(constants, "ENDPOINT", store.url)
+        template = store.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)  # read at import
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+        yield store
 
 
 class HubStore(Served):

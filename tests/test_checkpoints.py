@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from training_runs import prepare_rows, recipe_with
+from training_runs import prepare_rows, recipe_with, same_adapters
 
 from tunesmith.errors import ResourceError, ResumeError
 from tunesmith.files import digest_folder
@@ -62,12 +61,6 @@ def copied(run, folder):
     return Run(shutil.copytree(run.path, folder / "run"))
 
 
-def same(run, whole):
-    ours, theirs = (load_file(r.adapter / "adapter_model.safetensors") for r in (run, whole))
-    assert ours.keys() == theirs.keys() and len(ours) > 0
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
 def tree(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
@@ -90,7 +83,7 @@ def test_clutter_in_every_checkpoint_and_names_that_are_none_change_nothing(begu
     said = capsys.readouterr().err
     assert "going on from step-000004" in said and "damaged" not in said
     assert "left alone: step-000001.zip, step-000040 (1), step-000050" in said
-    same(begun, whole)
+    same_adapters(begun, whole)
     left = {path.name for path in begun.checkpoints.iterdir()}
     assert left >= {"step-000001.zip", "step-000040 (1)", "step-000050", ".DS_Store"}
     assert "step-000002" not in left and not any(name.startswith(".damaged") for name in left)  # keep still deletes
@@ -138,7 +131,7 @@ def test_a_damaged_newest_falls_back_and_is_kept(begun, whole, base, capsys, fau
     assert "going on from step-000003" in capsys.readouterr().err
     (kept,) = begun.checkpoints.glob(".damaged-step-000004-*")
     assert tree(kept) == before
-    same(begun, whole)
+    same_adapters(begun, whole)
 
 
 def test_checkpoints_are_numbers_and_what_is_not_ours_is_never_deleted(begun, base):
@@ -210,7 +203,7 @@ def test_where_memory_is_full_the_state_is_saved_first_and_then_said(
     assert caught.value.fix == "type the same with --set train.recompute=on: the run goes on with it"  # one row a batch
     monkeypatch.undo()
     train(recipe, run, base)
-    same(run, whole)
+    same_adapters(run, whole)
 
 
 def test_where_the_state_cannot_be_saved_that_is_said_and_what_is_on_disk(begun, base, monkeypatch):
@@ -319,4 +312,4 @@ def test_a_signal_after_the_last_step_is_not_lost(begun, whole, base, monkeypatc
     assert paused.value.exit_code == 128 + signal.SIGTERM and not begun.adapter.exists()
     monkeypatch.undo()
     train(recipe_with(**RECIPE), begun, base)
-    same(begun, whole)
+    same_adapters(begun, whole)

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from hub_store import TOKEN, HubStore
-from huggingface_hub import constants
+from hub_store import TOKEN, stand_in
 from mirrored_runs import NAME, Failing, contents, emptied, made_run, mirrored, offered, s3_server, saved, wait_for
 
 from tunesmith.errors import RecipeError, ResourceError
@@ -48,12 +47,7 @@ def _fresh(monkeypatch):
 
 @pytest.fixture
 def hub(monkeypatch):
-    with HubStore().running() as store:
-        monkeypatch.setattr(constants, "ENDPOINT", store.url)
-        template = store.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)  # read at import
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+    with stand_in(monkeypatch) as store:
         monkeypatch.setattr(HubFolder, "pause_s", 0.0)
         yield store
 

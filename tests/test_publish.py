@@ -13,7 +13,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 from forked import completed
-from hub_store import TOKEN, HubStore
+from hub_store import TOKEN, stand_in
 from huggingface_hub import constants
 from small_project import write_project
 from study_runs import change
@@ -63,12 +63,7 @@ def run(made, tmp_path, plot, monkeypatch):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    with HubStore().running() as store:
-        monkeypatch.setattr(constants, "ENDPOINT", store.url)
-        template = store.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)  # read at import
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+    with stand_in(monkeypatch) as store:
         yield store
 
 

@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_runs import RECIPE, prepare_rows, recipe_with
+from training_runs import RECIPE, prepare_rows, recipe_with, same_adapters
 
 from tunesmith.runs import Run
 from tunesmith.training import loop
@@ -33,8 +33,7 @@ def whole(base, tmp_path_factory):
 
 def same(run, whole):
     """Equal adapters, equal last optimizer state, equal history of losses."""
-    ours, theirs = (load_file(r.adapter / "adapter_model.safetensors") for r in (run, whole))
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    same_adapters(run, whole)
     last = sorted(whole.checkpoints.iterdir())[-1].name
     ours, theirs = (load_file(r.checkpoints / last / "optimizer.safetensors") for r in (run, whole))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)

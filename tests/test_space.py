@@ -23,8 +23,7 @@ from pathlib import Path
 import pytest
 import yaml
 from forked import completed
-from hub_store import TOKEN, HubStore
-from huggingface_hub import constants
+from hub_store import stand_in
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from playwright.sync_api import sync_playwright
@@ -134,12 +133,8 @@ def test_a_space_of_a_run_is_whole_and_told_by_its_records(run, tmp_path, capsys
 
 @pytest.fixture
 def hub(monkeypatch):
-    with HubStore().running() as store:
-        monkeypatch.setattr(constants, "ENDPOINT", store.url)
-        template = store.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)  # read at import
+    with stand_in(monkeypatch) as store:
         monkeypatch.setenv("HF_ENDPOINT", store.url)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield store
 
 

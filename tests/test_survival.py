@@ -15,11 +15,9 @@ from pathlib import Path
 
 import pytest
 import survival_worker
-import torch
 from forked import forked
-from safetensors.torch import load_file
 from survival_worker import AT_STEP, STUCK
-from training_runs import RECIPE, prepare_rows, recipe_with
+from training_runs import RECIPE, prepare_rows, recipe_with, same
 
 from tunesmith.errors import ResumeError
 from tunesmith.files import DIGESTS, digest_folder
@@ -63,17 +61,6 @@ def run(prepared, tmp_path):
 def goes_on_equal(run, whole, base):
     train(recipe_with(**RECIPE), run, base)
     same(run, whole)
-
-
-def same(run, whole):
-    ours, theirs = (load_file(r.adapter / "adapter_model.safetensors") for r in (run, whole))
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert losses(run) == losses(whole)
-
-
-def losses(run):
-    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    return [(line["step"], line.get("loss"), line.get("held_out_loss"), line.get("grad_norm")) for line in lines]
 
 
 def worker(tmp_path, run, base, fault="", *more, **kind):

@@ -8,10 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from forked import completed, forked
-from safetensors.torch import load_file
 from small_project import write_project
+from training_runs import losses, same
 
 from tunesmith.api import run as run_all
 from tunesmith.errors import ResourceError, ResumeError
@@ -42,17 +41,6 @@ def whole(tiny_base, tmp_path_factory):
     assert completed("prepare", recipe, "--run-dir", folder / "run").returncode == 0
     assert completed("train", recipe, "--run-dir", folder / "run").returncode == 0
     return Run(folder / "run")
-
-
-def same(run, whole):
-    ours, theirs = (load_file(r.adapter / "adapter_model.safetensors") for r in (run, whole))
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert losses(run) == losses(whole)
-
-
-def losses(run):
-    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    return [(line["step"], line.get("loss"), line.get("held_out_loss")) for line in lines]
 
 
 def slow_steps(seconds):

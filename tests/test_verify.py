@@ -17,7 +17,7 @@ import tunesmith
 from tunesmith import verify
 from tunesmith.checks import rerun
 from tunesmith.checks.rerun import PACKED, RESUME, check_resume
-from tunesmith.checks.saved import BEST, CHECKPOINTS, DIGEST, damaged_checkpoints, step_of
+from tunesmith.checks.saved import BEST, CHECKPOINTS, DIGEST, damaged_checkpoints
 from tunesmith.checks.shipped import GGUF, LORA, MASK, MERGED, check_mask
 from tunesmith.checks.verdict import FAILED, NOT_YET, OK, SKIPPED
 from tunesmith.checks.written import FILES, INPUTS, RECORDS, ROWS, read_written
@@ -26,7 +26,7 @@ from tunesmith.errors import ProofError, ResourceError, ResumeError
 from tunesmith.files import DIGESTS, digest_file, digest_folder, file_entry
 from tunesmith.gguf.read import convert
 from tunesmith.record import output_digest, read_record
-from tunesmith.runs import Run, checkpoint_folders, write_manifest
+from tunesmith.runs import Run, checkpoint_folders, step_of, write_manifest
 from tunesmith.tidy import clean
 from tunesmith.tokens.template import end_of_turn_id
 from tunesmith.tokens.tokenizer import load_tokenizer

@@ -3,6 +3,8 @@
 import json
 import random
 
+import torch
+from safetensors.torch import load_file
 from tiny import CORPUS
 
 from tunesmith.data.conversation import Conversation, Turn
@@ -62,6 +64,25 @@ def prepare_rows(path, base_folder, *, rows=24, held_out=6):
 
     commit_stage(run.data, {"rows": rows}, {}, work)
     return run
+
+
+def same_adapters(run, whole):
+    """Assert that two runs ended with the same adapter, bit for bit."""
+    ours, theirs = (load_file(each.adapter / "adapter_model.safetensors") for each in (run, whole))
+    assert ours.keys() == theirs.keys() and len(ours) > 0
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def same(run, whole):
+    """The same, and of what the metrics say at each step and evaluation."""
+    same_adapters(run, whole)
+    assert losses(run) == losses(whole)
+
+
+def losses(run):
+    """(step, loss, held-out loss, gradient norm) of each line of a run's metrics."""
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    return [(line["step"], line.get("loss"), line.get("held_out_loss"), line.get("grad_norm")) for line in lines]
 
 
 def said_as_written(folder):

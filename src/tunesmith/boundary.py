@@ -62,7 +62,7 @@ NO_MEMORY = ("can't allocate memory", "out of memory", "failed to map segment", 
 """What libraries say in errors of any class where memory is full."""
 NO_SPACE = ("No space left on device", "os error 28", "Disk quota exceeded", "Not enough disk space")
 """What libraries say in errors of any class where a disk is full."""
-SECRET = re.compile(r"hf_\w{8,}|(?<=//)[^/@\s]+(?=@)")
+_SECRET = re.compile(r"hf_\w{8,}|(?<=//)[^/@\s]+(?=@)")
 """A token of the Hub; a name and password in an address."""
 OTHERS = {
     "pyarrow": "a table of the data", "tokenizers": "the base's tokenizer.json", "jinja2": "the base's chat template",
@@ -80,6 +80,13 @@ def of_cache(path: str | os.PathLike[str]) -> str:
     if not f"{place}/".startswith(f"{cache.rstrip('/')}/"):
         return ""
     return f"bases are kept there, since TUNESMITH_CACHE is {named or f'not set: it is {CACHE}'}"
+
+
+def without_secrets(text: str, *tokens: str | None) -> str:
+    """The text without these and the Hub's token, what looks like one, and names and passwords in addresses."""
+    for token in (*tokens, os.environ.get("HF_TOKEN")):
+        text = text.replace(token or "\0", "***")
+    return _SECRET.sub("***", text)
 
 
 def explained(error: Exception) -> TunesmithError:
@@ -226,7 +233,7 @@ def _kept(error: BaseException) -> str:
     """
     head = f"tunesmith {__version__}, Python {platform.python_version()}, {platform.platform()}\n{sys.argv[1:]}\n\n"
     text = head + "".join(traceback.format_exception(error))
-    text = SECRET.sub("***", text.replace(os.environ.get("HF_TOKEN") or "\0", "***"))
+    text = without_secrets(text)
     cache = os.path.expanduser(os.environ.get("TUNESMITH_CACHE") or CACHE)
     for folder in (cache, tempfile.gettempdir):
         try:

@@ -12,12 +12,11 @@ from tunesmith.console import say
 from tunesmith.decides import kept_recipe
 from tunesmith.errors import ResumeError
 from tunesmith.files import digest_file
-from tunesmith.json_file import json_object
 from tunesmith.pipeline import locked
 from tunesmith.recipe import LoraConfig, Recipe
 from tunesmith.record import made_from, read_record, refuse_damaged
-from tunesmith.runs import Run, checkpoint_folders, commit_stage
-from tunesmith.training.saved import ADAPTER, STATE, step_of, why_unfit
+from tunesmith.runs import Run, checkpoint_folders, commit_stage, step_of
+from tunesmith.training.saved import ADAPTER, read_state, why_unfit
 from tunesmith.weights.peft_files import WEIGHTS
 
 SHAPE = ("rank", "alpha", "targets")
@@ -65,11 +64,11 @@ def _adapter_of(source: Run) -> tuple[Path, dict[str, Any]]:
     whole = [path for path in checkpoint_folders(source.checkpoints) if not why_unfit(path)]
     if not whole:
         raise ResumeError(f"{source.path} has no adapter and no whole checkpoint", fix="name a run that was trained")
-    state = json_object((whole[-1] / STATE).read_bytes())
+    state = read_state(whole[-1])
     best = state["progress"]["best_step"]
-    taken = next((path for path in whole if step_of(path) == best), whole[-1])
-    loss = state["progress"]["best_loss"] if step_of(taken) == best and best else None
-    about = {"step": step_of(taken), "held_out_loss": loss, "base": state["decides"]["inputs"]["base"]}
+    taken = next((path for path in whole if step_of(path.name) == best), whole[-1])
+    loss = state["progress"]["best_loss"] if step_of(taken.name) == best and best else None
+    about = {"step": step_of(taken.name), "held_out_loss": loss, "base": state["decides"]["inputs"]["base"]}
     return taken / ADAPTER, {"run": str(source.path.resolve()), **about}
 
 

@@ -16,7 +16,7 @@ from tunesmith.json_file import OTHER_JSON, json_object
 from tunesmith.recipe import Recipe
 from tunesmith.record import Record, lost_measures, read_record
 from tunesmith.release.published import published
-from tunesmith.runs import Run, checkpoint_folders, owner
+from tunesmith.runs import Run, checkpoint_folders, owner, step_of
 from tunesmith.stages import STAGES
 from tunesmith.stale import stale
 
@@ -127,7 +127,7 @@ def _next(wanted: list[Any], done: list[Any]) -> str:
 
 def _step_of(checkpoint: Path) -> str:
     """The step of a checkpoint, and of how many, where it says so: version 0.1 did not."""
-    step = int(checkpoint.name.removeprefix("step-"))
+    step = step_of(checkpoint.name)
     try:
         of = json_object((checkpoint / "state.json").read_bytes()).get("planned_steps")
     except (OSError, *OTHER_JSON):

@@ -229,7 +229,17 @@ def refuse_to_replace(folder: Path) -> None:
 def checkpoint_folders(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, oldest first. What other programs make of them (step-000040.zip) are none."""
     found = [path for path in folder.glob("step-*") if CHECKPOINT.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: (int(path.name.removeprefix("step-")), path.name))
+    return sorted(found, key=lambda path: (step_of(path.name), path.name))
+
+
+def checkpoint_name(step: int) -> str:
+    """step-000040 of 40."""
+    return f"step-{step:06d}"
+
+
+def step_of(checkpoint: str) -> int:
+    """40 of step-000040."""
+    return int(checkpoint.removeprefix("step-"))
 
 
 def sweep_checkpoints(folder: Path) -> None:

@@ -15,7 +15,7 @@ from tunesmith.files import DAMAGED, DRAFT, beside, bytes_of, discard, remove, s
 from tunesmith.inventory import megabytes
 from tunesmith.pipeline import locked
 from tunesmith.record import Record, is_to_prove, output_digest, parsed, read_record
-from tunesmith.runs import Run, checkpoint_folders, write_manifest
+from tunesmith.runs import Run, checkpoint_folders, checkpoint_name, write_manifest
 from tunesmith.stale import stale
 from tunesmith.training.saved import is_own
 
@@ -73,7 +73,7 @@ def _checkpoints(run: Run) -> Iterator[Spare]:
     saved = checkpoint_folders(run.checkpoints)
     if trained is None or stale(kept_recipe(run), run, "train"):
         return
-    kept = {saved[-1].name, f"step-{trained.counts.get('best_step', -1):06d}"} if saved else set()
+    kept = {saved[-1].name, checkpoint_name(trained.counts.get("best_step", -1))} if saved else set()
     for path in saved:
         if path.name not in kept and is_own(path):
             yield Spare(path, bytes_of(path), "of no use: training has ended, and goes on from the newest if at all")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tunesmith.boundary import sigterm_as_ctrl_c
 from tunesmith.checks.rerun import PACKED, RESUME, check_resume
-from tunesmith.checks.saved import BEST, check_best, check_checkpoints, damaged_checkpoints, step_of
+from tunesmith.checks.saved import BEST, check_best, check_checkpoints, damaged_checkpoints
 from tunesmith.checks.shipped import GGUF, LORA, MASK, MERGED, check_gguf, check_lora, check_mask, check_merged
 from tunesmith.checks.verdict import FAILED, NOT_YET, OK, SKIPPED, Verdict, tried
 from tunesmith.checks.written import (
@@ -31,7 +31,7 @@ from tunesmith.decides import kept_recipe
 from tunesmith.errors import BaseError, ProofError, ResumeError
 from tunesmith.gguf.read import convert
 from tunesmith.inventory import process_in
-from tunesmith.runs import Run
+from tunesmith.runs import Run, step_of
 from tunesmith.stages import STAGES
 from tunesmith.weights.locate import LocatedBase, locate_base
 

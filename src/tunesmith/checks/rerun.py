@@ -25,11 +25,11 @@ from tunesmith.machine import usable_cores
 from tunesmith.model.adapter import adapter_digest
 from tunesmith.recipe import Recipe
 from tunesmith.record import Proof
-from tunesmith.runs import Run
+from tunesmith.runs import Run, checkpoint_name
 from tunesmith.training.loop import Job, update
 from tunesmith.training.memory import decide_autos
 from tunesmith.training.metrics import Metrics
-from tunesmith.training.saved import STATE, changes
+from tunesmith.training.saved import STATE, changes, read_state
 from tunesmith.training.stop import StopWatch
 from tunesmith.training.train import begin, prepare_job
 from tunesmith.weights.locate import LocatedBase
@@ -119,8 +119,7 @@ def _machine_at(run: Run, step: int, whole: list[int]) -> dict[str, Any]:
 
 
 def _state(run: Run, step: int) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run.checkpoints / f"step-{step:06d}" / STATE).read_bytes())
-    return found
+    return read_state(run.checkpoints / checkpoint_name(step))
 
 
 def _device(machine: Mapping[str, Any]) -> torch.device | None:
@@ -145,7 +144,7 @@ def _trained_again(
         if run.ancestor.is_dir():
             scratch.ancestor.symlink_to(run.ancestor.resolve())
         if start:
-            name = f"step-{start:06d}"
+            name = checkpoint_name(start)
             scratch.checkpoints.mkdir()
             (scratch.checkpoints / name).symlink_to((run.checkpoints / name).resolve())
         recipe = decide_autos(recipe, base.folder, device)
@@ -154,7 +153,7 @@ def _trained_again(
         state, lines, watch = begin(job, base, proofs), list[dict[str, Any]](), StopWatch(None)
         metrics = Metrics(scratch.metrics)
         if (found := state.progress.step) != start:
-            what = f"step-{start:06d}/{STATE} says that it is of step {found}"
+            what = f"{checkpoint_name(start)}/{STATE} says that it is of step {found}"
             raise ProofError(what, fix="delete this checkpoint; an older one is gone on from")
         with progress("verify: training again", stop - start, unit="steps") as advance:
             while state.progress.step < stop:
@@ -201,7 +200,7 @@ def _compared(run: Run, stretch: Stretch, again: Trained, why_other: str) -> Ver
     """The verdict of a stretch: the same bits; where they may be others, losses and gradients within a tolerance."""
     lines, _ = json_lines(run.metrics)
     was = {line["step"]: line for _, line in lines if "loss" in line and isinstance(line.get("step"), int)}
-    where = f"step-{stretch.start:06d}" if stretch.start else "the fresh adapter"
+    where = checkpoint_name(stretch.start) if stretch.start else "the fresh adapter"
     steps = f"steps {stretch.start + 1} to {stretch.stop}, from {where}"
     limits = FP32 if again.precision == "fp32" else WIDER
     apart, worst = _first_apart(was, again.lines, limits)

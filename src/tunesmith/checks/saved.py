@@ -11,18 +11,13 @@ from tunesmith.console import progress
 from tunesmith.files import DAMAGED
 from tunesmith.json_file import json_lines
 from tunesmith.model.adapter import tensors_digest
-from tunesmith.runs import Run, checkpoint_folders
+from tunesmith.runs import Run, checkpoint_folders, checkpoint_name, step_of
 from tunesmith.training.saved import ADAPTER, damage
 from tunesmith.weights.peft_files import WEIGHTS
 
 CHECKPOINTS, BEST = "checkpoints", "adapter = best checkpoint"
 DIGEST = "adapter_sha256"
 """In a line of metrics.jsonl: the digest of the adapter after that step, as the trainer had it in memory."""
-
-
-def step_of(name: str) -> int:
-    """The step of a checkpoint, by its folder's name."""
-    return int(name.removeprefix("step-"))
 
 
 def kept_digests(run: Run) -> dict[int, str]:
@@ -64,7 +59,7 @@ def check_checkpoints(run: Run, found: Mapping[str, str]) -> Verdict:
 def check_best(written: Written, found: Mapping[str, str]) -> Verdict:
     """What adapter/ holds is the checkpoint with the least held-out loss, number by number."""
     run = written.run
-    best = f"step-{written.records[run.adapter.name].counts['best_step']:06d}"
+    best = checkpoint_name(written.records[run.adapter.name].counts["best_step"])
     if best not in found:
         return Verdict(BEST, SKIPPED, f"{best} is no longer there")
     if found[best]:

@@ -13,8 +13,9 @@ from huggingface_hub import constants
 from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import build_hf_headers, get_session
 
+from tunesmith.boundary import without_secrets
 from tunesmith.doctoring.finding import Finding
-from tunesmith.doctoring.tries import Try, serve, without_secrets
+from tunesmith.doctoring.tries import Try, serve
 
 TIMEOUT_S = 5.0
 LIMIT_S = 12.0  # the client takes longer than its timeout says, now and then
@@ -31,7 +32,7 @@ def tries_for(_: dict[str, Any]) -> Iterator[Try]:
 
 def _hidden(text: str) -> str:
     token = huggingface_hub.get_token()
-    return without_secrets(text.replace(token, "***") if token else text)
+    return without_secrets(text, token)
 
 
 def _reached() -> Finding:

@@ -53,7 +53,6 @@ class _Here:
 def tries_for(job: dict[str, Any]) -> Iterator[Try]:
     """All needs of job["recipe"] in the run folder job["run"]."""
     recipe, run, here = Recipe.model_validate(job["recipe"]), Run(Path(job["run"])), _Here()
-    mirror = job["recipe"]["checkpoint"].get("mirror")
     looks: dict[str, Callable[[], Finding]] = {
         "run folder": partial(_run_folder, run),
         "base": partial(_base, recipe, here),
@@ -61,8 +60,8 @@ def tries_for(job: dict[str, Any]) -> Iterator[Try]:
         "prompts": partial(_prompts, recipe, run),
         "disk": partial(_disk, recipe, run, here),
     }
-    if mirror:
-        looks["mirror"] = partial(mirror_finding, str(mirror))
+    if mirror := recipe.checkpoint.mirror:
+        looks["mirror"] = partial(mirror_finding, mirror)
     for name, look in looks.items():
         yield Try("recipe", name, look, WAITED, DATA_LIMIT_S if name.startswith("data") else LIMIT_S)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tunesmith.boundary import SECRET
+from tunesmith.boundary import without_secrets
 from tunesmith.doctoring.finding import Finding, Group
 from tunesmith.errors import TunesmithError
 from tunesmith.inference.child import Child, serve_parent, tell
@@ -23,7 +23,6 @@ LIMIT_S = 30.0
 LONGEST = 300  # letters of what a library says
 INSTALL = "pip install 'tunesmith[train]'"
 MISSING = ("ModuleNotFoundError", "ImportError")
-OWN_TOKEN = "HF_TOKEN"
 
 
 @dataclass(frozen=True)
@@ -42,11 +41,6 @@ def first_line(error: BaseException) -> str:
     """What an error says, in a line and without secrets."""
     text = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
     return without_secrets(text)[:LONGEST]
-
-
-def without_secrets(text: str) -> str:
-    """The text without tokens, nor the passwords in addresses."""
-    return SECRET.sub("***", text.replace(os.environ.get(OWN_TOKEN) or "\0", "***"))
 
 
 def serve(tries_for: Callable[[dict[str, Any]], Iterable[Try]]) -> None:

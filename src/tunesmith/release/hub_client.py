@@ -20,7 +20,7 @@ from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_b
 from huggingface_hub.utils import logging as hub_logging
 from huggingface_hub.utils._http import default_client_factory  # what set_client_factory replaces
 
-from tunesmith.boundary import SECRET, is_of_this_machine
+from tunesmith.boundary import is_of_this_machine, without_secrets
 from tunesmith.console import progress, say
 from tunesmith.errors import PublishError, TunesmithError
 
@@ -102,7 +102,7 @@ class HubClient:
         first = list(_chain(error))[-1]  # what it began with says most: a connection refused, a name not known
         message = " ".join(str((http and http.server_message) or http or first).split())[:LONGEST]
         reason, fix = _reason(status, message, first)
-        text = SECRET.sub("***", f"{what}: {reason}".replace(self._token or "\0", "***"))
+        text = without_secrets(f"{what}: {reason}", self._token)
         return PublishError(text, fix=fix)
 
 

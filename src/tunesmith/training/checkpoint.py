@@ -3,7 +3,6 @@
 Only the files that digests.json lists count; what other programs leave in a checkpoint or beside it changes nothing.
 """
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,15 @@ from tunesmith.console import say, warn
 from tunesmith.errors import ResumeError
 from tunesmith.files import aside, commit_folder, discard
 from tunesmith.recipe import Keep
-from tunesmith.runs import checkpoint_folders, sweep_checkpoints
+from tunesmith.runs import checkpoint_folders, checkpoint_name, step_of, sweep_checkpoints
 from tunesmith.training.saved import (
     ADAPTER,
     OPTIMIZER,
-    STATE,
     changes,
     is_own,
     needs_bits,
+    read_state,
     refuse_others,
-    step_of,
     to_keep,
     why_unfit,
 )
@@ -36,7 +34,7 @@ Passed = list[tuple[Path, str]]
 
 def save_checkpoint(folder: Path, snapshot: Snapshot) -> Path:
     """Write folder/step-NNNNNN, complete or not at all."""
-    target = folder / f"step-{snapshot.step:06d}"
+    target = folder / checkpoint_name(snapshot.step)
     commit_folder(target, snapshot.write, _refuse_foreign)
     return target
 
@@ -52,7 +50,7 @@ def prune(folder: Path, keep: Keep, best_step: int) -> None:
 def make_room(folder: Path, best_step: int) -> str:
     """Delete the oldest checkpoint that a resume does not need: neither the newest nor the best. Returns its name."""
     saved = [path for path in checkpoint_folders(folder) if is_own(path)]
-    spare = [path for path in saved[:-1] if step_of(path) != best_step]
+    spare = [path for path in saved[:-1] if step_of(path.name) != best_step]
     if not spare:
         return ""
     discard(spare[0], spare[0])
@@ -74,7 +72,7 @@ def resume(folder: Path, state: TrainState, decides: dict[str, Any], machine: di
         if reason := why_unfit(checkpoint):
             passed.append((checkpoint, reason))
             continue
-        numbers = json.loads((checkpoint / STATE).read_text())
+        numbers = read_state(checkpoint)
         if why := refuse_others(checkpoint, numbers["decides"], decides):
             passed.append((checkpoint, f"it is of another run: {'; '.join(why)}"))
             others.append((checkpoint, numbers["decides"]))

@@ -14,11 +14,11 @@ from typing import Any
 from tunesmith.boundary import is_full_disk
 from tunesmith.console import say, warn
 from tunesmith.errors import ResourceError, TunesmithError
-from tunesmith.files import DIGESTS, PROOFS, RECORD, aside, bytes_of, commit_folder, digest_file, write_file
-from tunesmith.json_file import OTHER_JSON, json_object
+from tunesmith.files import DIGESTS, PROOFS, RECORD, aside, bytes_of, commit_folder, write_file
+from tunesmith.json_file import OTHER_JSON
 from tunesmith.record import damaged_file, is_own, parsed
-from tunesmith.runs import CHECKPOINT, MADE_BY, Run, checkpoint_folders
-from tunesmith.training.saved import STATE, is_whole
+from tunesmith.runs import CHECKPOINT, MADE_BY, Run, checkpoint_folders, checkpoint_name, step_of
+from tunesmith.training.saved import digests_in, file_damage, is_whole, read_state
 from tunesmith.training.store import Result, Store, reason, within
 
 LIMIT_S = 120.0
@@ -70,19 +70,19 @@ def _is_of_run(error: Exception, run: Run) -> bool:
 
 def _fetch(store: Store, run: Run, got: list[str]) -> None:
     there = set(_asked(store.names))
-    steps = sorted(steps_in(there), key=number)
+    steps = sorted(steps_in(there), key=step_of)
     if f"{DATA}/{RECORD}" not in there and not steps:
         return None  # nothing yet that a run could go on with
     if f"{DATA}/{RECORD}" in there and not os.path.lexists(run.data):
         _tried(run.data, lambda draft: _rows(store, draft), got, store)
     if not is_own(run.data):
         _recipe(store, run, there, got)  # first: without either, the folder would not be known as ours
-    if f"{ANCESTOR}/{DIGESTS}" in there and not os.path.lexists(run.path / ANCESTOR):
-        _tried(run.path / ANCESTOR, lambda draft: _digested(store, ANCESTOR, draft), got, store)
+    if f"{ANCESTOR}/{DIGESTS}" in there and not os.path.lexists(run.ancestor):
+        _tried(run.ancestor, lambda draft: _digested(store, ANCESTOR, draft), got, store)
     if is_own(run.adapter):
         return _recipe(store, run, there, got)  # training has ended
     here = next((path for path in reversed(checkpoint_folders(run.checkpoints)) if is_whole(path)), None)
-    newer = [step for step in steps if here is None or number(step) > number(here.name)]
+    newer = [step for step in steps if here is None or step_of(step) > step_of(here.name)]
     newest = next((step for step in reversed(newer) if _checkpoint(store, run, step, got, newest=True)), "")
     newest = newest or (here.name if here else "")
     if newest:
@@ -136,17 +136,14 @@ def _tried(target: Path, write: Callable[[Path], Any], got: list[str], store: St
 def _digested(store: Store, folder: str, draft: Path) -> dict[str, dict[str, Any]]:
     """Fetch a folder that has digests, into `draft`; the digests. Raises Damaged."""
     try:
-        found = json_object(_asked(lambda: store.read(f"{folder}/{DIGESTS}")) or b"")
-        digests = {name: {"sha256": entry["sha256"], "bytes": int(entry["bytes"])} for name, entry in found.items()}
+        digests = digests_in(_asked(lambda: store.read(f"{folder}/{DIGESTS}")) or b"")
     except OTHER_JSON as error:
         raise Damaged(f"{DIGESTS} is damaged") from error
     (draft / DIGESTS).write_text(json.dumps(digests, indent=1) + "\n")
     for name, entry in digests.items():
         _file(store, f"{folder}/{name}", draft, name)
-        if (size := (draft / name).stat().st_size) != entry["bytes"]:
-            raise Damaged(f"{name} has {size:,} bytes, not {entry['bytes']:,}")
-        if digest_file(draft / name) != entry["sha256"]:
-            raise Damaged(f"{name} has other bytes than were written")
+        if why := file_damage(draft / name, entry):
+            raise Damaged(why)
     return digests
 
 
@@ -205,14 +202,9 @@ def steps_in(names: set[str]) -> list[str]:
     return [p[1] for p in parts if len(p) == 3 and p[::2] == (CHECKPOINTS, DIGESTS) and CHECKPOINT.fullmatch(p[1])]
 
 
-def number(step: str) -> int:
-    """40 of step-000040."""
-    return int(step.removeprefix("step-"))
-
-
 def best_step(checkpoint: Path) -> str:
     """The name of the checkpoint that was the best when this one was saved; nothing where none was measured yet."""
     best = 0
     with contextlib.suppress(OSError, *OTHER_JSON):
-        best = int(json_object((checkpoint / STATE).read_bytes())["progress"]["best_step"])
-    return f"step-{best:06d}" if best else ""
+        best = int(read_state(checkpoint)["progress"]["best_step"])
+    return checkpoint_name(best) if best else ""

@@ -19,7 +19,7 @@ from tunesmith.model.base import head, hidden_states
 from tunesmith.model.batch import Batching, supervised_in
 from tunesmith.model.loss import loss_sum
 from tunesmith.recipe import Recipe
-from tunesmith.runs import Run
+from tunesmith.runs import Run, checkpoint_name
 from tunesmith.tokens.rows import TokenRows
 from tunesmith.training.device import peak_memory_bytes
 from tunesmith.training.metrics import Metrics
@@ -117,12 +117,8 @@ def _is_proved(job: Job, step: int) -> bool:
     """Whether the adapter's digest is kept: after measurements, at the end, and some steps after a checkpoint."""
     if step == len(job.steps) or step % job.recipe.train.evaluate_every_steps == 0:
         return True
-    return _goes_on_from(job, step - PROVED_AFTER)
-
-
-def _goes_on_from(job: Job, step: int) -> bool:
-    """Whether training can go on from this step: the first, or one with a checkpoint."""
-    return step == 0 or (job.run.checkpoints / f"step-{step:06d}").is_dir()
+    from_step = step - PROVED_AFTER
+    return from_step == 0 or (job.run.checkpoints / checkpoint_name(from_step)).is_dir()
 
 
 def gradient(job: Job, state: TrainState, watch: StopWatch) -> tuple[float, float, int, int]:

@@ -19,12 +19,12 @@ from typing import Any
 
 from tunesmith.console import say, warn
 from tunesmith.errors import ResourceError, TunesmithError
-from tunesmith.files import DIGESTS, DRAFT, PROOFS, RECORD, beside, digest_file, digest_folder, remove
+from tunesmith.files import DIGESTS, DRAFT, PROOFS, RECORD, beside, digest_folder, file_entry, remove
 from tunesmith.json_file import OTHER_JSON, json_object
 from tunesmith.record import parsed
-from tunesmith.runs import Run
+from tunesmith.runs import Run, step_of
 from tunesmith.training import fetched
-from tunesmith.training.fetched import ANCESTOR, CHECKPOINTS, DATA, RECIPE, number, steps_in
+from tunesmith.training.fetched import ANCESTOR, CHECKPOINTS, DATA, RECIPE, steps_in
 from tunesmith.training.hub_folder import HubFolder
 from tunesmith.training.offer import Offer, made_offer
 from tunesmith.training.store import FileStore, Source, Store, reason, within
@@ -83,7 +83,7 @@ class Mirror:
         Raises ResourceError where that fails: the new training would later go on from the old one's.
         """
         try:
-            steps = sorted(steps_in({*self._store.names()}), key=number)
+            steps = sorted(steps_in({*self._store.names()}), key=step_of)
             self._store.delete([*(f"{CHECKPOINTS}/{step}" for step in steps), CHECKPOINTS], DIGESTS)
         except Exception as error:  # of several libraries, and their texts can hold a credential
             why = reason(error)
@@ -231,7 +231,7 @@ class Mirror:
         if offer := self._current:
             self._send_offer(offer)
             with self._changed:
-                self._done = max(self._done, offer.name, key=lambda name: number(name) if name else -1)
+                self._done = max(self._done, offer.name, key=lambda name: step_of(name) if name else -1)
                 if self._pending.get(offer.name) is offer:
                     del self._pending[offer.name]
                 self._current = None
@@ -244,11 +244,10 @@ class Mirror:
         recipe = run.recipe.read_bytes()
         if self._store.read(RECIPE) != recipe:
             files[RECIPE] = recipe
-        ancestor = run.path / ANCESTOR
+        ancestor = run.ancestor
         if ancestor.is_dir() and f"{ANCESTOR}/{DIGESTS}" not in there:
             digests = digest_folder(ancestor) | {
-                said: {"sha256": digest_file(ancestor / said), "bytes": (ancestor / said).stat().st_size}
-                for said in (RECORD, PROOFS) if (ancestor / said).is_file()
+                said: file_entry(ancestor / said) for said in (RECORD, PROOFS) if (ancestor / said).is_file()
             }  # fmt: skip
             files |= {f"{ANCESTOR}/{name}": ancestor / name for name in digests}
             files[f"{ANCESTOR}/{DIGESTS}"] = (json.dumps(digests, indent=1) + "\n").encode()
@@ -277,9 +276,9 @@ class Mirror:
         with self._changed:
             keep = {*self._keep, offer.best, *self._pending}
         steps = {name.split("/")[1] for name in there if name.startswith(f"{CHECKPOINTS}/step-")}
-        old = [step for step in steps - keep if step[5:].isdecimal() and number(step) < number(offer.name)]
+        old = [step for step in steps - keep if step[5:].isdecimal() and step_of(step) < step_of(offer.name)]
         if old:
-            self._store.delete([f"{CHECKPOINTS}/{step}" for step in sorted(old, key=number)], DIGESTS)
+            self._store.delete([f"{CHECKPOINTS}/{step}" for step in sorted(old, key=step_of)], DIGESTS)
 
     def _claim(self, late: bool = False) -> None:
         """Write owner.json and see whether it is ours. Raises TakenOver.

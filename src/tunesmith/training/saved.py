@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from tunesmith.errors import ResumeError
 from tunesmith.files import DIGESTS, digest_file, strangers
 from tunesmith.json_file import OTHER_JSON, json_object
 from tunesmith.recipe import Keep
-from tunesmith.runs import CHECKPOINT, checkpoint_folders
+from tunesmith.runs import CHECKPOINT, checkpoint_folders, checkpoint_name, step_of
 from tunesmith.stale import WAYS_OUT, needs_differ
 from tunesmith.values import cadence
 
@@ -58,15 +58,16 @@ def damage(checkpoint: Path) -> str:
     digests = _listed(checkpoint)
     if digests is None:
         return f"{DIGESTS} is {'damaged' if (checkpoint / DIGESTS).exists() else 'missing'}"
-    for name, written in digests.items():
-        file = checkpoint / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if (found := file.stat().st_size) != written["bytes"]:
-            return f"{name} has {found:,} bytes, not {written['bytes']:,}"
-        if digest_file(file) != written["sha256"]:
-            return f"{name} has other bytes than were written"
-    return ""
+    return next((why for name, written in digests.items() if (why := file_damage(checkpoint / name, written))), "")
+
+
+def file_damage(file: Path, written: Mapping[str, Any]) -> str:
+    """What is wrong with a file, by its digest and size as they were written; empty if nothing is."""
+    if not file.is_file():
+        return f"{file.name} is missing"
+    if (found := file.stat().st_size) != written["bytes"]:
+        return f"{file.name} has {found:,} bytes, not {written['bytes']:,}"
+    return "" if digest_file(file) == written["sha256"] else f"{file.name} has other bytes than were written"
 
 
 def is_whole(checkpoint: Path) -> bool:
@@ -81,19 +82,30 @@ def is_own(checkpoint: Path) -> bool:
     return bool(named and digests is not None and not strangers(checkpoint, digests))
 
 
+def digests_in(content: bytes) -> dict[str, dict[str, Any]]:
+    """File -> its digest and size, as a digests.json says. Raises one of OTHER_JSON for what is none."""
+    found = json_object(content)
+    return {name: {"sha256": entry["sha256"], "bytes": int(entry["bytes"])} for name, entry in found.items()}
+
+
 def _listed(checkpoint: Path) -> dict[str, dict[str, Any]] | None:
     """Digest and size of each file of a checkpoint, as written; None where that cannot be read."""
     try:
-        digests = json_object((checkpoint / DIGESTS).read_bytes())
-        entries = {name: {"sha256": entry["sha256"], "bytes": int(entry["bytes"])} for name, entry in digests.items()}
+        entries = digests_in((checkpoint / DIGESTS).read_bytes())
     except (FileNotFoundError, *OTHER_JSON):
         return None
     return entries if {ADAPTER, OPTIMIZER, STATE} <= entries.keys() else None
 
 
-def step_of(checkpoint: Path) -> int:
-    """The step after which a checkpoint was taken, by its name."""
-    return int(checkpoint.name.removeprefix("step-"))
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """What state.json says. Raises OSError, and one of OTHER_JSON where it cannot be read."""
+    return json_object((checkpoint / STATE).read_bytes())
+
+
+def what_is_left(folder: Path) -> str:
+    """What a run goes on from, in words, where its state cannot be saved."""
+    whole = [path.name for path in checkpoint_folders(folder) if is_whole(path)]
+    return f"the run goes on from {whole[-1]}" if whole else "nothing of this run's training is on disk"
 
 
 def why_unfit(checkpoint: Path) -> str:
@@ -101,7 +113,7 @@ def why_unfit(checkpoint: Path) -> str:
     try:
         if reason := damage(checkpoint):
             return f"it is damaged, {reason}"
-        written = json_object((checkpoint / STATE).read_bytes()).get("format", 1)
+        written = read_state(checkpoint).get("format", 1)
     except OSError as error:
         return f"{Path(error.filename or STATE).name} cannot be read: {error.strerror}"
     except OTHER_JSON:
@@ -113,11 +125,11 @@ def why_unfit(checkpoint: Path) -> str:
 def to_keep(folder: Path, keep: Keep, best_step: int) -> set[str]:
     """Names of the checkpoints in `folder` that `keep` wants: the newest, the best, and one for each `keep.every`."""
     saved = checkpoint_folders(folder)
-    kept = {path.name for path in saved[-keep.last :]} | {f"step-{best_step:06d}"}
+    kept = {path.name for path in saved[-keep.last :]} | {checkpoint_name(best_step)}
     if keep.every:
         span, last = cadence(keep.every), -math.inf
         for path in saved:
-            at = step_of(path) if span.steps else _seconds_of(path)
+            at = step_of(path.name) if span.steps else _seconds_of(path)
             if at - last >= (span.steps or span.seconds or 0):
                 kept, last = kept | {path.name}, at
     return kept
@@ -126,7 +138,7 @@ def to_keep(folder: Path, keep: Keep, best_step: int) -> set[str]:
 def _seconds_of(checkpoint: Path) -> float:
     """Time spent training up to a checkpoint; without end where it cannot be read, so that it is kept."""
     try:
-        return float(json_object((checkpoint / STATE).read_bytes())["progress"]["seconds"])
+        return float(read_state(checkpoint)["progress"]["seconds"])
     except (OSError, *OTHER_JSON):
         return math.inf
 
@@ -141,7 +153,7 @@ def refuse_other_settings(folder: Path, decides: dict[str, Any]) -> None:
     newest: tuple[Path, dict[str, Any], dict[str, Any]] | None = None
     for checkpoint in reversed(checkpoint_folders(folder)):
         try:
-            was = json_object((checkpoint / STATE).read_bytes())["decides"]
+            was = read_state(checkpoint)["decides"]
             train = was["settings"]["train"]
             undecided = {name: train[name] for name, said in decides["settings"]["train"].items() if said == "auto"}
         except (OSError, *OTHER_JSON):

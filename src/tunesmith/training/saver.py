@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +18,16 @@ from tunesmith.boundary import explained
 from tunesmith.console import say, warn
 from tunesmith.errors import ResourceError
 from tunesmith.recipe import CheckpointConfig
-from tunesmith.runs import checkpoint_folders
+from tunesmith.runs import checkpoint_name
 from tunesmith.training.checkpoint import make_room, prune, save_checkpoint
 from tunesmith.training.metrics import Metrics
-from tunesmith.training.saved import is_whole
+from tunesmith.training.saved import what_is_left
 from tunesmith.training.snapshot import Snapshot, take, take_beside
 from tunesmith.training.state import INFINITY, Progress, TrainState
 from tunesmith.values import cadence, share
 
 FIRST_RETRY_S, LONGEST_RETRY_S = 1.0, 60.0
 NICE = 10  # of the writing thread: training computes on every core, and is not to wait for it
-
-
-@dataclass(frozen=True)
-class Spare:
-    """A snapshot that is not to be written, but kept in main memory."""
-
-    of: Snapshot
 
 
 class Saver:
@@ -66,7 +59,7 @@ class Saver:
         """The best state, where it is not on disk yet."""
         self._spare: Snapshot | None = None
         """A copy in main memory of the state after a recent step, for who cannot wait for the GPU."""
-        self._waiting: queue.Queue[Snapshot | Spare | None] = queue.Queue()
+        self._waiting: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._writing = threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -98,7 +91,7 @@ class Saver:
         self._start()
         self._step, self._measured, self._at_s = snapshot.step, state.progress.evaluated_step, time.monotonic()
         self._cost_s = self._at_s - started
-        self._waiting.put(snapshot)
+        self._waiting.put(partial(self._write_costed, snapshot))
 
     def keep_spare(self, state: TrainState) -> None:
         """Have the state after a long step in main memory as well: while a GPU is busy for long, or its driver waits
@@ -106,7 +99,7 @@ class Saver:
         """
         if state.applied is not None and self._idle:
             self._start()
-            self._waiting.put(Spare(take(state, self._about)))
+            self._waiting.put(partial(self._fetch_spare, take(state, self._about)))
 
     def _start(self) -> None:
         if self._thread is None:
@@ -138,31 +131,34 @@ class Saver:
         return self._waiting.unfinished_tasks == 0
 
     def _saved(self, snapshot: Snapshot) -> Path:
-        target = self.folder / f"step-{snapshot.step:06d}"
+        target = self.folder / checkpoint_name(snapshot.step)
         stands = (self._step, self._measured) == (snapshot.step, snapshot.evaluated_step) and target.exists()
         if self._failure or self._owed or not stands:
             self._write(snapshot)
         if self._failure:
             error = explained(self._failure)
-            whole = [path.name for path in checkpoint_folders(self.folder) if is_whole(path)]
-            again = f"the run goes on from {whole[-1]}" if whole else "nothing of this run's training is on disk"
-            what = f"the state after step {snapshot.step} could not be saved: {error.what}; {again}"
+            left = what_is_left(self.folder)
+            what = f"the state after step {snapshot.step} could not be saved: {error.what}; {left}"
             raise ResourceError(what, fix=error.fix) from self._failure
         return target
 
     def _work(self) -> None:
         with contextlib.suppress(OSError, AttributeError):  # on Linux of this thread alone
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
-        while snapshot := self._waiting.get():
-            if isinstance(snapshot, Spare):
-                self._spare = snapshot.of.on_host()
+        while do := self._waiting.get():
+            try:
+                do()
+            finally:
                 self._waiting.task_done()
-                continue
-            before_s = time.thread_time()
-            self._write(snapshot)
-            self._cost_s += time.thread_time() - before_s
-            self._waiting.task_done()
         self._waiting.task_done()
+
+    def _fetch_spare(self, snapshot: Snapshot) -> None:
+        self._spare = snapshot.on_host()
+
+    def _write_costed(self, snapshot: Snapshot) -> None:
+        before_s = time.thread_time()
+        self._write(snapshot)
+        self._cost_s += time.thread_time() - before_s
 
     def _write(self, snapshot: Snapshot) -> None:
         """Write a snapshot, after the best if that is owed; what fails is said once and kept in mind."""

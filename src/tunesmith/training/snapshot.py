@@ -15,9 +15,6 @@ from tunesmith.training.saved import ADAPTER, FORMAT, OPTIMIZER, STATE
 from tunesmith.training.state import TrainState
 from tunesmith.weights.tensorfile import TensorWriter
 
-F32 = "F32"
-"""Both the adapter and AdamW's moments are in fp32."""
-
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -103,8 +100,8 @@ def _snapshot(state: TrainState, copies: list[dict[str, Tensor]], about: Mapping
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write one safetensors file, a tensor at a time: no second copy of all of them is in memory."""
-    entries = {name: (F32, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    """Write a safetensors file of fp32 tensors in main memory, one at a time: no second copy of all is there."""
+    entries = {name: ("F32", tuple(tensor.shape)) for name, tensor in tensors.items()}
     with TensorWriter(path, entries) as writer:
         for name, tensor in tensors.items():
-            writer.write(name, tensor.cpu().numpy())
+            writer.write(name, tensor.numpy())

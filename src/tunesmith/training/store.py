@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 
 import fsspec
 
-from tunesmith.boundary import SECRET, why_unread
+from tunesmith.boundary import why_unread, without_secrets
 from tunesmith.errors import RecipeError, ResourceError, TunesmithError
 from tunesmith.files import DRAFT, beside, bytes_of, flush, make_folder
 
@@ -44,7 +44,7 @@ READ_ONLY = ("http", "https", "data", "github", "zip", "tar")
 FORMS = "a folder, file://, s3://BUCKET/..., gs://BUCKET/..., hf://datasets/USER/NAME, hf://USER/NAME@BRANCH"
 LONGEST = 300
 """Letters of what a library says that are shown."""
-SECRET_VARIABLES = ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
+SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
 _QUERY = re.compile(r"\?\S+")
 """Of an address in a message: signed addresses have their signature there."""
 
@@ -251,9 +251,7 @@ def _size(path: Path) -> int:
 
 def said(text: str) -> str:
     """A text of a library, or a URL, without what nobody may see."""
-    for name in SECRET_VARIABLES:
-        text = text.replace(os.environ.get(name) or "\0", "***")
-    return SECRET.sub("***", _QUERY.sub("?***", text))
+    return without_secrets(_QUERY.sub("?***", text), *map(os.environ.get, SECRET_VARIABLES))
 
 
 def reason(error: BaseException) -> str:

@@ -24,7 +24,7 @@ from tunesmith.proof.compiling import prove_compiling
 from tunesmith.proof.packing import prove_packing
 from tunesmith.recipe import Recipe, TrainConfig
 from tunesmith.record import Proof, Record, read_record
-from tunesmith.runs import Run, checkpoint_folders, commit_stage, write_manifest
+from tunesmith.runs import Run, checkpoint_folders, checkpoint_name, commit_stage, write_manifest
 from tunesmith.tokens.order import FEW_STEPS, more_steps, rows_of_epoch
 from tunesmith.tokens.rows import TokenRows, load_rows
 from tunesmith.tokens.tokenizer import load_tokenizer
@@ -37,7 +37,7 @@ from tunesmith.training.mirror import Mirror
 from tunesmith.training.mirrored import mirrored, offer
 from tunesmith.training.outcome import outcome, so_far
 from tunesmith.training.sample import Sampler, pick_question
-from tunesmith.training.saved import ADAPTER, is_whole
+from tunesmith.training.saved import ADAPTER, is_whole, what_is_left
 from tunesmith.training.saver import Saver
 from tunesmith.training.score import bits_per_byte
 from tunesmith.training.state import TrainState, new_state
@@ -140,9 +140,8 @@ def _memory_error(job: Job, state: TrainState, saver: Saver, reason: str) -> Res
     except ResourceError as error:
         saved = error.what
     except (OSError, RuntimeError, MemoryError) as error:
-        whole = [folder.name for folder in checkpoint_folders(job.run.checkpoints) if is_whole(folder)]
-        goes_on = f"the run goes on from {whole[-1]}" if whole else "nothing of this run's training is on disk"
-        saved = f"the state could not be saved ({next(iter(str(error).splitlines()), 'out of memory')}); {goes_on}"
+        why = next(iter(str(error).splitlines()), "out of memory")
+        saved = f"the state could not be saved ({why}); {what_is_left(job.run.checkpoints)}"
     return ResourceError(f"memory is full at step {step + 1}: {reason}; {saved}", fix=_less_memory(job))
 
 
@@ -260,7 +259,7 @@ def _take_best(job: Job, state: TrainState, base: LocatedBase, draft: Path) -> d
     at, recipe = state.progress, job.recipe
     if at.best_loss >= at.base_loss:
         warn(f"the held-out loss never fell below the base's {at.base_loss:.4f}; try a lower train.lr or other data")
-    best = job.run.checkpoints / f"step-{at.best_step:06d}"
+    best = job.run.checkpoints / checkpoint_name(at.best_step)
     if not is_whole(best):
         raise ResumeError(
             f"the best checkpoint, {best.name}, is missing or damaged",
