@@ -354,6 +354,20 @@ def test_a_new_start_that_cannot_clear_the_old_one_there_is_refused(there, tmp_p
         Mirror("failing://there", Run(tmp_path / "run"), NAME).begin_anew()
 
 
+def test_begun_anew_a_machine_that_still_trains_puts_nothing_back(tmp_path):
+    url, run = str(tmp_path / "there"), made_run(tmp_path / "old")
+    old = Mirror(url, run, NAME)
+    old.claim()
+    old.start()
+    offered(old, run, 9)
+    while not store_at(url).names("checkpoints/step-000009"):
+        time.sleep(0.01)
+    Mirror(url, made_run(tmp_path / "new"), NAME).begin_anew()
+    offered(old, run, 12)
+    assert not old.close(20) and old.taken_over
+    assert not [name for name in store_at(url).names("checkpoints") if name.endswith(DIGESTS)]
+
+
 @pytest.mark.parametrize("way", ["at random", "two of three"])
 def test_half_of_the_writes_fail_and_all_gets_there(way, tmp_path, capsys):
     rng, failed = random.Random(4), []

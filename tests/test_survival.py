@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from tunesmith.recipe import CheckpointConfig, Keep
 from tunesmith.record import read_record
 from tunesmith.runs import Run, checkpoint_folders
 from tunesmith.training import saver as saving
+from tunesmith.training.checkpoint import make_room
 from tunesmith.training.metrics import Metrics
 from tunesmith.training.saved import FORMAT, bits_required, is_whole, to_keep
 from tunesmith.training.saver import Saver
@@ -453,3 +455,60 @@ def test_the_best_state_is_owed_until_it_is_on_disk(run, whole, base, monkeypatc
     monkeypatch.undo()
     goes_on_equal(run, whole, base)
     assert read_record(run.adapter) is not None
+
+
+class Host:
+    """A snapshot in main memory, or one that finds no room there."""
+
+    def __init__(self, step, full=False):
+        self.step, self.evaluated_step, self.best_step, self.full = step, 0, 0, full
+
+    def on_host(self):
+        if self.full:
+            raise MemoryError("no room")
+        return self
+
+
+@pytest.mark.parametrize(("spare", "full"), [(1, False), (7, False), (7, True)])
+def test_a_spare_counts_where_it_is_of_the_last_step_and_one_without_room_stops_nothing(
+    tmp_path, monkeypatch, spare, full
+):
+    written, fetched = [], []
+
+    def save(folder, snapshot):
+        written.append(snapshot.step)
+        return folder / f"step-{snapshot.step:06d}"
+
+    def beside(state, about):
+        fetched.append(state.progress.step)
+        return Host(state.progress.step)
+
+    monkeypatch.setattr(saving, "take", lambda state, about: Host(state.progress.step, full))
+    monkeypatch.setattr(saving, "take_beside", beside)
+    monkeypatch.setattr(saving, "save_checkpoint", save)
+    saver = a_saver(tmp_path)
+    state = type("State", (), {"progress": Progress(step=spare), "applied": True, "lock": threading.Lock()})()
+    saver.keep_spare(state)
+    saver._waiting.join()
+    state.progress = Progress(step=7)
+    assert saver.rescue(state).name == "step-000007" and written == [7]
+    assert fetched == ([] if spare == 7 and not full else [7])
+    saver.close()
+
+
+def test_what_comes_after_a_checkpoint_does_not_make_it_a_failed_one(run, base, monkeypatch, capsys):
+    def refused(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(saving, "prune", refused)
+    with pytest.raises(Paused):
+        train(recipe_with(**RECIPE, stop_after="2 steps"), run, base)
+    said = capsys.readouterr().err
+    assert "step-000001 is saved; what comes after that could not be done" in said and "tries it again" not in said
+
+
+def test_room_is_never_made_of_the_best_that_the_newest_on_disk_needs(begun, tmp_path):
+    run = Run(shutil.copytree(begun.path, tmp_path / "run"))
+    there = [path.name for path in checkpoint_folders(run.checkpoints)]
+    assert there == ["step-000003", "step-000004", "step-000005"]  # the third is the best by the fifth
+    assert make_room(run.checkpoints, 6) == "step-000004" and make_room(run.checkpoints, 6) == ""

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tunesmith.recipe_file import read_recipe
 from tunesmith.record import read_record
 from tunesmith.runs import Run, checkpoint_folders
 from tunesmith.training import loop
+from tunesmith.training.mirror import Mirror
 
 TRAIN = (
     "{tokens_per_step: 400, max_length: 200, epochs: 5, lr: 1e-2, precision: fp32, evaluate_every: 2 steps, "
@@ -164,6 +166,68 @@ def test_a_fork_that_cannot_be_is_refused_and_changes_nothing(tiny_base, whole, 
         and "--fresh" in other.stderr
         and "set it back" in other.stderr
     )
+
+
+def test_another_run_of_the_same_name_gets_and_loses_nothing_in_the_mirror(recipe, whole, tmp_path):
+    old, new, drive = tmp_path / "old", tmp_path / "new", tmp_path / "drive"
+    assert completed("prepare", recipe, "--run-dir", old).returncode == 0
+    assert completed("train", recipe, "--run-dir", old, "--set", "train.stop_after=3 steps").returncode == 0
+    there = {path: path.read_bytes() for path in sorted((drive / "small").rglob("*")) if path.is_file()}
+    for how in (
+        ["--set", "train.lr=5e-3"], ["--set", "train.lr=5e-3", "--fresh", "--yes"], ["--fork", old],
+        ["--set", "data.held_out=0.4"],
+    ):  # fmt: skip
+        done = completed("run", recipe, "--run-dir", new, *how)
+        assert done.returncode == 5 and f"the mirror {drive}/small holds another run of this name" in done.stderr, how
+        assert "another name, or another checkpoint.mirror" in done.stderr
+        assert not Run(new).data.exists() and not Run(new).checkpoints.exists() and not Run(new).recipe.exists()
+        assert there == {path: path.read_bytes() for path in sorted((drive / "small").rglob("*")) if path.is_file()}
+        shutil.rmtree(new)
+    elsewhere = ["--fork", old, "--set", f"checkpoint.mirror={tmp_path / 'other'}"]
+    assert completed("prepare", recipe, "--run-dir", new, *elsewhere[2:]).returncode == 0
+    done = completed("train", recipe, "--run-dir", new, *elsewhere)
+    assert done.returncode == 0, done.stderr
+    assert completed("train", recipe, "--run-dir", old).returncode == 0
+    same(Run(old), whole)
+    shutil.rmtree(old)
+    # a new machine, without that run
+    third = completed("train", recipe, "--run-dir", tmp_path / "third", *elsewhere)
+    assert third.returncode == 0 and "mirror: fetched" in third.stderr, third.stderr
+    same(Run(tmp_path / "third"), Run(new))
+
+
+def test_a_mirror_that_begins_late_gets_the_best_checkpoint_too(recipe, whole, tmp_path):
+    run = Run(tmp_path / "run")
+    alone = ("--run-dir", run.path, "--set", "checkpoint.mirror=null")
+    assert completed("prepare", recipe, *alone).returncode == 0
+    assert completed("train", recipe, *alone, "--set", "train.stop_after=5 steps").returncode == 0
+    best = json.loads((run.checkpoints / "step-000005" / "state.json").read_text())["progress"]["best_step"]
+    assert 0 < best < 5
+    late = ("train", recipe, "--run-dir", run.path, "--set", "train.stop_after=1 steps")
+    assert completed(*late, "--set", "checkpoint.mirror=drive").returncode == 0
+    assert f"step-{best:06d}" in mirrored_steps(tmp_path / "drive")
+    assert completed("train", recipe, "--run-dir", tmp_path / "other").returncode == 0
+    same(Run(tmp_path / "other"), whole)
+
+
+def slow_close():
+    real = Mirror.close
+
+    def close(self, within_s):
+        print("waiting for the mirror", file=sys.stderr, flush=True)
+        time.sleep(1.5)
+        return real(self, within_s)
+
+    Mirror.close = close
+
+
+def test_a_signal_while_the_mirror_is_waited_for_is_not_lost(recipe, tmp_path):
+    run = tmp_path / "run"
+    with forked(tmp_path / "output", "run", recipe, "--run-dir", run, before=slow_close) as child:
+        child.wait_until_said("waiting for the mirror")
+        child.send_signal(signal.SIGUSR1)
+        assert child.wait() == 138 and "merge" not in child.stderr, child.stderr
+    assert completed("train", recipe, "--run-dir", run).returncode == 0
 
 
 def test_a_mirror_that_no_package_here_reads_is_said_before_anything_is_done(recipe, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ Needs in the Drive a recipe (`tunesmith init` writes one, recipes/ has some) and
 (the key at the left). The notebook finetome_colab.ipynb goes the same way in steps.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -14,7 +15,8 @@ INSTALL = "git+https://ADDRESS_OF_THIS_REPOSITORY"  # or a wheel: file:///conten
 RECIPE = "/content/drive/MyDrive/recipe.yaml"
 
 drive.mount("/content/drive")
-os.environ["HF_TOKEN"] = userdata.get("HF_TOKEN")
+with contextlib.suppress(Exception):  # no such secret, or not for this notebook: a base that is open needs none
+    os.environ["HF_TOKEN"] = userdata.get("HF_TOKEN")
 subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"tunesmith[train] @ {INSTALL}"], check=True)
 
 import tunesmith

@@ -93,9 +93,19 @@ def data_settings(recipe: Recipe) -> dict[str, Any]:
     return settings
 
 
+def trained_settings(recipe: Recipe) -> dict[str, Any]:
+    """Every field that changes the mathematics of training."""
+    return {"lora": _plain(recipe.lora), "train": _plain(recipe.train, exclude=OUTSIDE), "seed": recipe.seed}
+
+
+def run_settings(recipe: Recipe) -> dict[str, Any]:
+    """The same, and what decides the rows: what two runs differ in."""
+    return data_settings(recipe) | trained_settings(recipe)
+
+
 def adapter_needs(recipe: Recipe, run: Run, base_digest: str) -> Needs:
     """train: every field that changes the mathematics; cadence, keep and stop fields do not."""
-    settings = {"lora": _plain(recipe.lora), "train": _plain(recipe.train, exclude=OUTSIDE), "seed": recipe.seed}
+    settings = trained_settings(recipe)
     ancestor = read_record(run.ancestor)
     begun = {"ancestor": output_digest(ancestor)} if ancestor else {}
     return settings, {"base": base_digest, "data": _made(run.data)} | begun

@@ -12,7 +12,7 @@ from tunesmith.console import say
 from tunesmith.decides import kept_recipe
 from tunesmith.errors import ResumeError
 from tunesmith.files import digest_file
-from tunesmith.pipeline import locked
+from tunesmith.pipeline import locked, mirror_of
 from tunesmith.recipe import LoraConfig, Recipe
 from tunesmith.record import made_from, read_record, refuse_damaged
 from tunesmith.runs import Run, checkpoint_folders, commit_stage, step_of
@@ -32,6 +32,13 @@ def fork(recipe: Recipe, run: Run, source: Run) -> None:
     if source.path.resolve() == run.path.resolve():
         what = f"--fork {source.path} is the run itself"
         raise ResumeError(what, fix="give the new run another place with --run-dir, or another name in the recipe")
+    gone = bool(source.why_none())
+    if gone and recipe.checkpoint.mirror and not read_record(run.ancestor):
+        with locked(run):  # on a new machine: the fork may have begun elsewhere
+            if mirror := mirror_of(recipe, run):
+                mirror.fetch()
+    if (begun := read_record(run.ancestor)) and _is_of(Path(begun.counts["run"]), source.path, gone):
+        return  # that run may have got on since
     source.refuse_none()
     file, about = _adapter_of(source)
     _refuse_other_shape(recipe.lora, kept_recipe(source).lora)
@@ -52,6 +59,11 @@ def fork(recipe: Recipe, run: Run, source: Run) -> None:
 
         commit_stage(run.ancestor, {}, inputs, copy)
     say(f"fork: begins with the adapter of {source.path} after step {about['step']}")
+
+
+def _is_of(began_with: Path, source: Path, gone: bool) -> bool:
+    """Whether a fork began with this run's adapter; of one that is gone, by its name: another machine had it."""
+    return began_with == source.resolve() or (gone and began_with.name == source.name)
 
 
 def _adapter_of(source: Run) -> tuple[Path, dict[str, Any]]:

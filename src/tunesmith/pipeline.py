@@ -95,7 +95,7 @@ def run_stages(
     made = () if anew else stages
     recipe, base = _with_base(asked, begun, run, made)
     with locked(run):
-        mirror = Mirror(asked.checkpoint.mirror, run, asked.name) if asked.checkpoint.mirror else None
+        mirror = mirror_of(asked, run)
         if mirror and not anew:
             mirror.fetch()
         if (now := as_begun(asked, run)) != begun:  # another process began it while the base was fetched
@@ -130,6 +130,15 @@ def run_stages(
             run.keep_recipe(recipe)  # cadence and the like, which remake nothing
         write_manifest(run)  # again where a run was killed between a stage and its manifest
     return Result(run, recipe)
+
+
+def mirror_of(recipe: Recipe, run: Run) -> Mirror | None:
+    """The mirror that the recipe asks for, which holds nothing or this run. Raises ResumeError for another one's."""
+    if not recipe.checkpoint.mirror:
+        return None
+    mirror = Mirror(recipe.checkpoint.mirror, run, recipe.name)
+    mirror.refuse_other_run(recipe)
+    return mirror
 
 
 def _done(stage: Stage, load: Callable[[Stage], Work], recipe: Recipe, run: Run, base: LocatedBase) -> Recipe:

@@ -25,6 +25,9 @@ from tunesmith.training.saved import (
     to_keep,
     why_unfit,
 )
+from tunesmith.training.saved import (
+    best_step as best_by,
+)
 from tunesmith.training.snapshot import Snapshot
 from tunesmith.training.state import TrainState
 
@@ -48,9 +51,13 @@ def prune(folder: Path, keep: Keep, best_step: int) -> None:
 
 
 def make_room(folder: Path, best_step: int) -> str:
-    """Delete the oldest checkpoint that a resume does not need: neither the newest nor the best. Returns its name."""
+    """Delete the oldest checkpoint that a resume does not need: neither the newest, nor the best by now or by then.
+
+    Returns its name.
+    """
     saved = [path for path in checkpoint_folders(folder) if is_own(path)]
-    spare = [path for path in saved[:-1] if step_of(path.name) != best_step]
+    best = {best_step, *map(best_by, saved[-1:])}
+    spare = [path for path in saved[:-1] if step_of(path.name) not in best]
     if not spare:
         return ""
     discard(spare[0], spare[0])

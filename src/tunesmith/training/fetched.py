@@ -4,21 +4,24 @@ What is there is believed only where its bytes are those that were written. Each
 all, and recipe.yaml last: where it stands, nothing that came before it is missing.
 """
 
-import contextlib
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tunesmith.boundary import is_full_disk
 from tunesmith.console import say, warn
-from tunesmith.errors import ResourceError, TunesmithError
-from tunesmith.files import DIGESTS, PROOFS, RECORD, aside, bytes_of, commit_folder, write_file
+from tunesmith.decides import as_begun, kept_recipe, run_settings
+from tunesmith.errors import ResourceError, ResumeError, TunesmithError
+from tunesmith.files import DIGESTS, PROOFS, RECORD, aside, bytes_of, commit_folder, digest_file, write_file
 from tunesmith.json_file import OTHER_JSON
+from tunesmith.recipe import Recipe
 from tunesmith.record import damaged_file, is_own, parsed
 from tunesmith.runs import CHECKPOINT, MADE_BY, Run, checkpoint_folders, checkpoint_name, step_of
-from tunesmith.training.saved import digests_in, file_damage, is_whole, read_state
+from tunesmith.stale import needs_differ
+from tunesmith.training.saved import ADAPTER, best_step, digests_in, file_damage, is_whole
 from tunesmith.training.store import Result, Store, reason, within
 
 LIMIT_S = 120.0
@@ -35,6 +38,46 @@ FIX = (
 
 class Damaged(Exception):  # noqa: N818 - not an error: the next older one is taken
     """What is in the mirror is not what was written; says why."""
+
+
+def refuse_other_run(store: Store, run: Run, asked: Recipe) -> None:
+    """Raise ResumeError where another run of this name is in the mirror: one that is neither what is `asked` for nor
+    the one in this run folder. Its rows, checkpoints and deletion are none of ours. One that cannot be read is named
+    as it is fetched.
+    """
+    try:
+        content, ancestor = _asked(lambda: (store.read(RECIPE), store.read(f"{ANCESTOR}/{DIGESTS}")))
+    except Exception:  # of several libraries
+        return
+    if not content or not content.startswith(MADE_BY.encode()):
+        return
+    with tempfile.TemporaryDirectory(prefix="tunesmith-") as folder:
+        there = Run(Path(folder))
+        there.recipe.write_bytes(content)
+        theirs, now = kept_recipe(there), as_begun(asked, there)
+    differ = _differ(theirs, now)
+    if differ and run.recipe.is_file() and not _differ(theirs, kept_recipe(run)):
+        differ = []  # this run's own: that it was made otherwise is said where it is begun anew or gone on with
+    if run.ancestor.is_dir() and _adapter_in(ancestor) != digest_file(run.ancestor / ADAPTER):
+        differ.append("ancestor/: other weights to begin with (--fork)")
+    if differ:
+        raise ResumeError(
+            f"the mirror {store.place} holds another run of this name:\n  - " + "\n  - ".join(differ),
+            fix="give the recipe another name, or another checkpoint.mirror; or set it back as it was",
+        )
+
+
+def _differ(one: Recipe, other: Recipe) -> list[str]:
+    """The settings in which two runs differ; their files are compared where they are used."""
+    return needs_differ((run_settings(one), {}), (run_settings(other), {}))
+
+
+def _adapter_in(ancestor: bytes | None) -> str:
+    """The digest of the adapter that a mirrored run began with; nothing where it did not."""
+    try:
+        return str(digests_in(ancestor or b"")[ADAPTER]["sha256"])
+    except OTHER_JSON:
+        return ""
 
 
 def fetch(store: Store, run: Run) -> list[str]:
@@ -92,7 +135,7 @@ def _fetch(store: Store, run: Run, got: list[str]) -> None:
 
 def _best(store: Store, run: Run, newest: str, steps: list[str], got: list[str]) -> None:
     """The checkpoint that was the best one when `newest` was saved, where it is lacking: the adapter is made of it."""
-    best = best_step(run.checkpoints / newest)
+    best = best_name(run.checkpoints / newest)
     if not best or best == newest or is_whole(run.checkpoints / best):
         return
     if best not in steps or not _checkpoint(store, run, best, got, newest=False):
@@ -202,9 +245,7 @@ def steps_in(names: set[str]) -> list[str]:
     return [p[1] for p in parts if len(p) == 3 and p[::2] == (CHECKPOINTS, DIGESTS) and CHECKPOINT.fullmatch(p[1])]
 
 
-def best_step(checkpoint: Path) -> str:
+def best_name(checkpoint: Path) -> str:
     """The name of the checkpoint that was the best when this one was saved; nothing where none was measured yet."""
-    best = 0
-    with contextlib.suppress(OSError, *OTHER_JSON):
-        best = int(read_state(checkpoint)["progress"]["best_step"])
+    best = best_step(checkpoint)
     return checkpoint_name(best) if best else ""

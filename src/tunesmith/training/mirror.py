@@ -21,6 +21,7 @@ from tunesmith.console import say, warn
 from tunesmith.errors import ResourceError, TunesmithError
 from tunesmith.files import DIGESTS, DRAFT, PROOFS, RECORD, beside, digest_folder, file_entry, remove
 from tunesmith.json_file import OTHER_JSON, json_object
+from tunesmith.recipe import Recipe
 from tunesmith.record import parsed
 from tunesmith.runs import Run, step_of
 from tunesmith.training import fetched
@@ -73,16 +74,22 @@ class Mirror:
         """Where it is, without what is secret of its address."""
         return self._store.place
 
+    def refuse_other_run(self, asked: Recipe) -> None:
+        """Raise ResumeError where it holds another run; see fetched.refuse_other_run."""
+        fetched.refuse_other_run(self._store, self._run, asked)
+
     def fetch(self) -> list[str]:
         """Fetch what the run folder lacks; see fetched.fetch. To be called under the run's lock, before the stages."""
         return fetched.fetch(self._store, self._run)
 
     def begin_anew(self) -> None:
-        """Delete the checkpoints that an earlier training of this run left there.
+        """Own it, and delete the checkpoints that an earlier training of this run left there.
 
-        Raises ResourceError where that fails: the new training would later go on from the old one's.
+        A machine that is still at that training puts none back: it finds another owner. Raises ResourceError where that
+        fails: the new training would later go on from the old one's.
         """
         try:
+            self._claim()
             steps = sorted(steps_in({*self._store.names()}), key=step_of)
             self._store.delete([*(f"{CHECKPOINTS}/{step}" for step in steps), CHECKPOINTS], DIGESTS)
         except Exception as error:  # of several libraries, and their texts can hold a credential

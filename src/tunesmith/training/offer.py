@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tunesmith.files import DIGESTS, file_entry, make_folder, remove
 from tunesmith.json_file import json_object
-from tunesmith.training.fetched import CHECKPOINTS, best_step
+from tunesmith.training.fetched import CHECKPOINTS, best_name
 from tunesmith.training.store import Source
 
 
@@ -43,7 +43,7 @@ def made_offer(step_folder: Path, folder: Path, lines: Mapping[str, bytes]) -> O
         digests = json_object((step_folder / DIGESTS).read_bytes())
         for name in digests:
             _link(step_folder / name, folder / name)
-        best = best_step(folder)
+        best = best_name(folder)
         for name, content in lines.items():
             if content:  # a run that asks no question has no samples
                 (folder / name).write_bytes(content)

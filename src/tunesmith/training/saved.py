@@ -102,6 +102,14 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return json_object((checkpoint / STATE).read_bytes())
 
 
+def best_step(checkpoint: Path) -> int:
+    """The step that was the best when a checkpoint was saved; 0 where none was measured, or that cannot be read."""
+    try:
+        return int(read_state(checkpoint)["progress"]["best_step"])
+    except (OSError, *OTHER_JSON):
+        return 0
+
+
 def what_is_left(folder: Path) -> str:
     """What a run goes on from, in words, where its state cannot be saved."""
     whole = [path.name for path in checkpoint_folders(folder) if is_whole(path)]

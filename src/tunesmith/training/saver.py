@@ -114,7 +114,7 @@ class Saver:
     def rescue(self, state: TrainState) -> Path:
         """The same by a thread that does not train, while another computes a step: the state is that of the last."""
         state.lock.acquire()  # for good: the process ends
-        if self._spare:
+        if self._spare and self._spare.step == state.progress.step:
             return self._saved(self._spare)
         self._waiting.join()
         return self._saved(take_beside(state, self._about))
@@ -153,7 +153,8 @@ class Saver:
         self._waiting.task_done()
 
     def _fetch_spare(self, snapshot: Snapshot) -> None:
-        self._spare = snapshot.on_host()
+        with contextlib.suppress(RuntimeError, MemoryError):  # main memory is full: then there is none
+            self._spare = snapshot.on_host()
 
     def _write_costed(self, snapshot: Snapshot) -> None:
         before_s = time.thread_time()
@@ -168,8 +169,7 @@ class Saver:
                 for one in [self._owed, snapshot] if self._owed and self._owed is not snapshot else [snapshot]:
                     target = self._commit(one)
                     self._owed = None if one is self._owed else self._owed
-                    prune(self.folder, self._config.keep, snapshot.best_step)
-                    self.told(target, one.best_step)
+                    self._tidy(target, one.best_step)
         except Exception as error:
             self._failed(error, snapshot.step)
             return
@@ -177,6 +177,15 @@ class Saver:
             say(f"train: checkpoints are written again: {target.name}")
         self._failure, self._retry_s = None, FIRST_RETRY_S
         self.took_s = max(self.took_s, time.monotonic() - started)
+
+    def _tidy(self, target: Path, best_step: int) -> None:
+        """Delete what need not be kept, and tell of a checkpoint that is on disk, whatever becomes of these."""
+        try:
+            prune(self.folder, self._config.keep, best_step)
+            self.told(target, best_step)
+        except Exception as error:
+            said = explained(error)
+            warn(f"{target.name} is saved; what comes after that could not be done: {said.what}\n  fix: {said.fix}")
 
     def _commit(self, snapshot: Snapshot) -> Path:
         """Write one; where the disk is full, in the room of older ones that nothing needs."""

@@ -81,7 +81,7 @@ def take_beside(state: TrainState, about: Mapping[str, Any]) -> Snapshot:
     with torch.cuda.stream(stream):
         copies = _copies(state, _to_host)
         stream.synchronize()
-    return _snapshot(state, copies, about, None)
+        return _snapshot(state, copies, about, None)  # in here too: fp16's scale is read from the GPU
 
 
 def _copies(state: TrainState, copied: Callable[[Tensor], Tensor]) -> list[dict[str, Tensor]]:

@@ -66,8 +66,10 @@ def train(recipe: Recipe, run: Run, base: LocatedBase) -> tuple[Record, bool]:
             write_manifest(run)
             sampler = _sampler(job, base)
             with mirrored(job, watch) as mirror, _saver(job, state, sampler, mirror) as saver:
-                watch.rescue = lambda: saver.rescue(state).name
+                watch.rescue = partial(_rescued, state, saver, mirror, watch)
                 _fit_or_save(job, state, watch, saver, sampler)
+            if watch.signal:  # it came while the mirror was waited for: what comes next would not see it
+                raise Paused(state.progress.step, watch.exit_code)
         plot_losses(Metrics(run.metrics), run.loss_plot)
         asked_s = sampler.seconds if sampler else 0.0
         counts = _take_best(job, state, base, draft) | {"sample_seconds": round(asked_s, 1)}
@@ -95,12 +97,22 @@ def _saver(job: Job, state: TrainState, sampler: Sampler | None, mirror: Mirror 
     saver = Saver(job.run.checkpoints, job.recipe.checkpoint, about, state.progress, lines)
     if mirror:
         saver.told = partial(offer, mirror, job)
-        for newest in checkpoint_folders(job.run.checkpoints)[-1:]:  # it may not be there yet
-            offer(mirror, job, newest, state.progress.best_step)
+        best = job.run.checkpoints / checkpoint_name(state.progress.best_step)
+        for needed in (best, *checkpoint_folders(job.run.checkpoints)[-1:]):  # they may not be there yet
+            if needed.is_dir():
+                offer(mirror, job, needed, state.progress.best_step)
     try:
         yield saver
     finally:
         saver.close()
+
+
+def _rescued(state: TrainState, saver: Saver, mirror: Mirror | None, watch: StopWatch) -> str:
+    """Save the state from beside the thread that trains; the checkpoint's name, once the mirror had the time left."""
+    saved = saver.rescue(state).name
+    if mirror:
+        mirror.close(watch.left_s)
+    return saved
 
 
 def _fit_or_save(job: Job, state: TrainState, watch: StopWatch, saver: Saver, sampler: Sampler | None) -> None:
