@@ -32,7 +32,7 @@ from tunesmith.training.saved import FORMAT, bits_required, is_whole, to_keep
 from tunesmith.training.saver import Saver
 from tunesmith.training.snapshot import Snapshot
 from tunesmith.training.state import Progress
-from tunesmith.training.stop import Paused
+from tunesmith.training.stop import Paused, StopRequested, StopWatch
 from tunesmith.training.train import train
 from tunesmith.weights.locate import LocatedBase
 
@@ -141,12 +141,32 @@ def test_the_lock_of_a_dead_process_is_taken_over(run, whole, base, tmp_path):
 
 
 def test_stop_after_ends_before_its_time_with_the_state(run, whole, base, tmp_path):
-    began = time.monotonic()
     with worker(tmp_path, run, base, "slow steps", "50 steps", "4s") as child:
+        child.wait_until_said("train: loading")
+        began = time.monotonic()
         assert child.wait() == 0, child.stderr
-        assert "train: stopped at step" in child.stderr and time.monotonic() - began < 4.5
+        assert "train: stopped at step" in child.stderr and time.monotonic() - began < 4
     assert checkpoint_folders(run.checkpoints)
     goes_on_equal(run, whole, base)
+
+
+def test_before_each_step_it_is_asked_whether_that_and_a_checkpoint_still_fit(run, base, monkeypatch):
+    asked, real = [], StopWatch.check
+    monkeypatch.setattr(StopWatch, "check", lambda watch, ahead_s=0.0: asked.append(ahead_s) or real(watch, ahead_s))
+    with pytest.raises(Paused):
+        train(recipe_with(**RECIPE, stop_after="4 steps"), run, base)
+    seconds = [json.loads(line)["seconds"] for line in run.metrics.read_text().splitlines() if "grad_norm" in line]
+    ahead = [each for each in asked if each]
+    assert len(seconds) == len(ahead) == 4 and ahead[-1] > seconds[-1]
+    assert all(a >= s for a, s in zip(ahead, seconds, strict=True))
+    clock = Clock(monkeypatch)
+    watch = StopWatch("100s")
+    watch.step_done()
+    clock.now += 95.9
+    watch.check(3.0)
+    clock.now += 0.2
+    with pytest.raises(StopRequested):
+        watch.check(3.0)
 
 
 def test_a_stop_after_that_is_shorter_than_a_step_still_gets_on(run, base):

@@ -27,6 +27,8 @@ STEP_S = 5.0
 """How long the thread that trains has, once a signal came, to get to where the state is whole."""
 LEAVE_S = 9.5
 """After a signal the process is gone within 10 s, saved or not."""
+LAST_S = 1.0
+"""What comes after the last checkpoint before the time of train.stop_after is up: the plot, the manifest, the end."""
 _heeded = ContextVar("signals_heeded", default=0.0)
 _anew = ContextVar("begun_anew", default=False)
 
@@ -165,7 +167,7 @@ class StopWatch:
 
     def check(self, ahead_s: float = 0.0) -> None:
         """Raise StopRequested if it is time to stop, or will be in `ahead_s`. Called where no update is half done."""
-        limit_s = self._began_s + self._limit_s - ahead_s if self._limit_s else None
+        limit_s = self._began_s + self._limit_s - LAST_S - ahead_s if self._limit_s else None
         late = limit_s is not None and self._stepped and time.monotonic() >= limit_s
         if late or self.steps_left == 0 or self.taken_over():
             raise StopRequested
