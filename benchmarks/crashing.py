@@ -14,7 +14,7 @@ import traceback
 import torch
 
 from tunesmith import files
-from tunesmith.pipeline import locked
+from tunesmith.lock import locked
 from tunesmith.runs import checkpoint_folders, step_of
 from tunesmith.training import checkpoint, loop, saver, snapshot
 from tunesmith.training import train as training

@@ -21,7 +21,7 @@ from tiny import save_base
 from training_runs import prepare_rows
 
 from tunesmith.decides import adapter_needs
-from tunesmith.pipeline import locked
+from tunesmith.lock import locked
 from tunesmith.recipe import Recipe
 from tunesmith.runs import Run
 from tunesmith.training import loop

@@ -11,7 +11,7 @@ from training_runs import RECIPE, recipe_with
 
 from tunesmith.cli import PausedExit, _end
 from tunesmith.console import say
-from tunesmith.pipeline import locked
+from tunesmith.lock import locked
 from tunesmith.runs import Run
 from tunesmith.training import loop, saver, snapshot, stop
 from tunesmith.training.stop import Paused, signals_heeded

@@ -344,7 +344,11 @@ def test_two_processes_do_not_share_a_run(recipe_path, tmp_path):
         file.flush()
         fcntl.flock(file, fcntl.LOCK_EX)
         done = tunesmith("run", recipe_path, "--run-dir", run)
-    assert done.returncode == 5 and "process 4711 is already working" in done.stderr
+        assert done.returncode == 5 and "process 4711 is already working" in done.stderr
+        fcntl.flock(file, fcntl.LOCK_SH)  # as verify has it
+        done = tunesmith("run", recipe_path, "--run-dir", run)
+        assert done.returncode == 5 and "another process reads this run folder" in done.stderr
+        assert "4711" not in done.stderr
     assert tunesmith("merge", recipe_path, "--run-dir", run).returncode == 5  # the lock is free; merge lacks train
     assert "4711" not in (run / ".lock").read_text()
 

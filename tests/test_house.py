@@ -20,7 +20,7 @@ from tunesmith.errors import ResumeError
 from tunesmith.fields import fields_text
 from tunesmith.files import DIGESTS, beside, digest_folder
 from tunesmith.inventory import as_table, runs_in
-from tunesmith.pipeline import locked
+from tunesmith.lock import locked
 from tunesmith.recipe import Recipe
 from tunesmith.record import read_record
 from tunesmith.runs import MADE_BY, Run

@@ -11,7 +11,7 @@ import pytest
 
 from tunesmith.errors import ResourceError
 from tunesmith.files import FINISHED, commit_folder, finish, finished, write_file
-from tunesmith.pipeline import locked
+from tunesmith.lock import locked
 from tunesmith.record import read_record
 from tunesmith.runs import Run, commit_stage, write_manifest
 from tunesmith.training.metrics import Metrics, plot_losses
@@ -19,7 +19,7 @@ from tunesmith.training.metrics import Metrics, plot_losses
 EACH_POINT = """
     import json, os, pathlib, shutil, sys
     from tunesmith.files import digest_folder
-    from tunesmith.pipeline import locked
+    from tunesmith.lock import locked
     from tunesmith.record import read_record
     from tunesmith.runs import Run, commit_stage
 
@@ -188,7 +188,7 @@ def test_finished_files_of_a_draft_outlive_an_interruption_and_are_used_once(tmp
 FULL = """
     import json, pathlib, sys
     from tunesmith.errors import ResourceError
-    from tunesmith.pipeline import locked
+    from tunesmith.lock import locked
     from tunesmith.recipe import Recipe
     from tunesmith.runs import Run, write_manifest
     from tunesmith.training.metrics import Metrics, plot_losses

@@ -14,7 +14,8 @@ from tunesmith import past
 from tunesmith.decides import data_needs_now, sources_of
 from tunesmith.errors import RecipeError, ResumeError
 from tunesmith.files import DRAFT, GONE, OLD, RECORD, commit_folder, sweep, write_user_file
-from tunesmith.pipeline import locked, run_stages
+from tunesmith.lock import locked
+from tunesmith.pipeline import run_stages
 from tunesmith.planning.fit import unfitted
 from tunesmith.planning.starter import Answers, write_starter
 from tunesmith.recipe_file import read_recipe

@@ -22,7 +22,8 @@ from tunesmith.decides import as_begun, kept_recipe
 from tunesmith.errors import InternalError, ResourceError, ResumeError
 from tunesmith.files import remove
 from tunesmith.fresh import NewStart
-from tunesmith.pipeline import locked, run_stages
+from tunesmith.lock import locked
+from tunesmith.pipeline import run_stages
 from tunesmith.recipe import Source
 from tunesmith.recipe_file import read_recipe
 from tunesmith.record import output_digest, read_record

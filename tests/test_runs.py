@@ -13,8 +13,9 @@ from small_project import write_project
 from tunesmith import __version__, cli
 from tunesmith.errors import ResourceError, ResumeError
 from tunesmith.files import RECORD, commit_folder, digest_folder, fingerprint, full_disk_named, sweep, write_file
+from tunesmith.lock import locked
 from tunesmith.machine import need_disk
-from tunesmith.pipeline import locked, run_stages
+from tunesmith.pipeline import run_stages
 from tunesmith.recipe_file import read_recipe
 from tunesmith.record import output_digest, read_record
 from tunesmith.runs import Run, commit_stage, write_manifest

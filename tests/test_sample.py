@@ -145,6 +145,13 @@ def test_how_training_ended_in_a_sentence(best, steps, planned, loss, said):
     assert outcome({}) == ""
 
 
+@pytest.mark.parametrize(("loss", "learned"), [(1.5, False), (0.5, True)])
+def test_a_fork_is_measured_by_what_it_began_with(loss, learned):
+    counts = {"steps": 9, "planned_steps": 9, "best_step": 9, "held_out_loss": loss, "base_held_out_loss": 3.0}
+    said = outcome(counts | {"ancestor": {"held_out_loss_here": 1.0}})
+    assert ("never better than the adapter it began with" in said) != learned
+
+
 def test_a_training_that_stops_at_its_best_does_not_ask_for_more_epochs(tmp_path, tiny_base, capfd):
     slow = "train.early_stopping={patience: 1, min_gain: 5}"  # the loss falls, but never by so much
     counts = read_record(trained(tmp_path, tiny_base, slow).adapter).counts
@@ -158,7 +165,8 @@ def test_a_paused_training_says_where_it_was_best_so_far(tmp_path, tiny_base, ca
     measured = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     loss = next(line["held_out_loss"] for line in measured if line["step"] == 2 and "held_out_loss" in line)
     assert f"train: best so far at step 2, held-out loss {loss:.4f}\n" in capfd.readouterr().err
-    assert so_far(0, FOREVER, 3.0) == "" and so_far(4, 3.5, 3.0) == "not yet better than the base"
+    assert so_far(0, FOREVER, 3.0, "the base") == ""
+    assert so_far(4, 3.5, 3.0, "the base") == "not yet better than the base"
 
 
 @pytest.mark.parametrize(

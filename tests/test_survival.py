@@ -25,10 +25,11 @@ from tunesmith.files import DIGESTS, digest_folder
 from tunesmith.recipe import CheckpointConfig, Keep
 from tunesmith.record import read_record
 from tunesmith.runs import Run, checkpoint_folders
+from tunesmith.training import loop
 from tunesmith.training import saver as saving
 from tunesmith.training.checkpoint import make_room
 from tunesmith.training.metrics import Metrics
-from tunesmith.training.saved import FORMAT, bits_required, is_whole, to_keep
+from tunesmith.training.saved import FORMAT, bits_required, is_whole, read_state, to_keep
 from tunesmith.training.saver import Saver
 from tunesmith.training.snapshot import Snapshot
 from tunesmith.training.state import Progress
@@ -91,6 +92,28 @@ def test_a_step_that_ends_soon_is_not_left_to_the_rescue(run, whole, base, tmp_p
         child.send_signal(signal.SIGTERM)
         assert child.wait() == 143 and "train: stopped at step 4, step-000004 is saved" in child.stderr
     goes_on_equal(run, whole, base)
+
+
+def test_what_is_due_is_saved_before_measuring_which_may_take_minutes(run, whole, base, monkeypatch):
+    there, real = [], loop.measure_held_out
+
+    def measure(*arguments):
+        if len(there) == 2:
+            raise Killed
+        there.append([path.name for path in checkpoint_folders(run.checkpoints)])
+        return real(*arguments)
+
+    monkeypatch.setattr(loop, "measure_held_out", measure)
+    with pytest.raises(Killed):
+        train(recipe_with(**RECIPE), run, base)
+    saved = [path.name for path in checkpoint_folders(run.checkpoints)]
+    assert saved[-1] == "step-000006" and read_state(run.checkpoints / saved[-1])["progress"]["evaluated_step"] == 3
+    monkeypatch.undo()
+    goes_on_equal(run, whole, base)
+
+
+class Killed(BaseException):
+    """As a kill: nothing handles it."""
 
 
 def test_a_second_ctrl_c_leaves_at_once_and_nothing_is_half_there(run, whole, base, tmp_path):

@@ -138,7 +138,11 @@ def test_a_fork_begins_with_the_adapter_and_says_whose_it_was(tiny_base, whole, 
     theirs = read_record(whole.adapter).counts
     assert counts["ancestor"] == {
         "run": str(whole.path), "step": theirs["best_step"], "held_out_loss": theirs["held_out_loss"],
+        "held_out_loss_here": theirs["held_out_loss"],  # on the same rows
     }  # fmt: skip
+    assert losses(run)[0][2] == theirs["held_out_loss"] > counts["held_out_loss"]
+    for name in ("base_held_out_loss", "base_bits_per_byte"):
+        assert counts[name] == theirs[name]
     assert "ancestor/adapter.safetensors" in json.loads(run.manifest.read_text())["files"]
     assert completed("train", recipe, "--run-dir", run.path, "--set", "train.lr=1e-3").stderr.count("already done") == 1
 
@@ -182,7 +186,8 @@ def test_another_run_of_the_same_name_gets_and_loses_nothing_in_the_mirror(recip
         assert "another name, or another checkpoint.mirror" in done.stderr
         assert not Run(new).data.exists() and not Run(new).checkpoints.exists() and not Run(new).recipe.exists()
         assert there == {path: path.read_bytes() for path in sorted((drive / "small").rglob("*")) if path.is_file()}
-        shutil.rmtree(new)
+        assert new.exists() == ("--fork" in how)  # whose ancestor/ stands by then
+        shutil.rmtree(new, ignore_errors=True)
     elsewhere = ["--fork", old, "--set", f"checkpoint.mirror={tmp_path / 'other'}"]
     assert completed("prepare", recipe, "--run-dir", new, *elsewhere[2:]).returncode == 0
     done = completed("train", recipe, "--run-dir", new, *elsewhere)
@@ -233,4 +238,5 @@ def test_a_signal_while_the_mirror_is_waited_for_is_not_lost(recipe, tmp_path):
 def test_a_mirror_that_no_package_here_reads_is_said_before_anything_is_done(recipe, tmp_path, monkeypatch):
     with pytest.raises(ResourceError, match=r"gcsfs"):
         run_all(recipe, tmp_path / "run", ["checkpoint.mirror=gs://bucket/place"])
+    assert not (tmp_path / "run").exists()
     assert read_recipe(recipe).checkpoint.mirror == str(tmp_path / "drive")

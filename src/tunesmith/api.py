@@ -138,7 +138,7 @@ def publish(
     cards, to be read before. `typed`: the changes as the command line has them. Raises TunesmithError.
     """
     from tunesmith.console import say
-    from tunesmith.pipeline import locked
+    from tunesmith.lock import locked
     from tunesmith.release.publish import make_plan, write_drafts
     from tunesmith.release.upload import upload
 
@@ -184,7 +184,7 @@ def published_as_asked(result: "Result") -> str:
     """Publish a run that has ended where its recipe says publish.to; what is to be said, nothing where it does not."""
     if not (result.done and result.recipe.publish.to):
         return ""
-    from tunesmith.pipeline import locked
+    from tunesmith.lock import locked
     from tunesmith.release.publish import make_plan
     from tunesmith.release.upload import stands_published, upload
 
@@ -310,7 +310,7 @@ def space(model: Path, wanted: "Wanted", gguf: str | None = None) -> None:
 
             recipe, run = opened(model)
             if wanted.send:
-                from tunesmith.pipeline import locked
+                from tunesmith.lock import locked
 
                 held.enter_context(locked(run))
             shipped = of_run(recipe, run, served.gguf, gguf or "", strict=bool(wanted.to))

@@ -12,7 +12,8 @@ from tunesmith.console import say
 from tunesmith.decides import kept_recipe
 from tunesmith.errors import ResumeError
 from tunesmith.files import digest_file
-from tunesmith.pipeline import locked, mirror_of
+from tunesmith.lock import locked
+from tunesmith.pipeline import mirror_of
 from tunesmith.recipe import LoraConfig, Recipe
 from tunesmith.record import made_from, read_record, refuse_damaged
 from tunesmith.runs import Run, checkpoint_folders, commit_stage, step_of
@@ -33,10 +34,10 @@ def fork(recipe: Recipe, run: Run, source: Run) -> None:
         what = f"--fork {source.path} is the run itself"
         raise ResumeError(what, fix="give the new run another place with --run-dir, or another name in the recipe")
     gone = bool(source.why_none())
-    if gone and recipe.checkpoint.mirror and not read_record(run.ancestor):
-        with locked(run):  # on a new machine: the fork may have begun elsewhere
-            if mirror := mirror_of(recipe, run):
-                mirror.fetch()
+    elsewhere = gone and not read_record(run.ancestor)  # on a new machine: the fork may have begun elsewhere
+    if elsewhere and (mirror := mirror_of(recipe, run)):
+        with locked(run):
+            mirror.fetch()
     if (begun := read_record(run.ancestor)) and _is_of(Path(begun.counts["run"]), source.path, gone):
         return  # that run may have got on since
     source.refuse_none()

@@ -1,6 +1,5 @@
 """VERB list: the runs in a folder and how each stands, from their records alone."""
 
-import fcntl
 import json
 import time
 from collections.abc import Sequence
@@ -13,10 +12,11 @@ from tunesmith.decides import kept_recipe
 from tunesmith.errors import RecipeError, TunesmithError
 from tunesmith.files import RECORD
 from tunesmith.json_file import OTHER_JSON, json_object
+from tunesmith.lock import process_in
 from tunesmith.recipe import Recipe
 from tunesmith.record import Record, lost_measures, read_record
 from tunesmith.release.published import published
-from tunesmith.runs import Run, checkpoint_folders, owner, step_of
+from tunesmith.runs import Run, checkpoint_folders, step_of
 from tunesmith.stages import STAGES
 from tunesmith.stale import stale
 
@@ -133,22 +133,6 @@ def _step_of(checkpoint: Path) -> str:
     except (OSError, *OTHER_JSON):
         of = None
     return f"{step} of {of}" if isinstance(of, int) and of else str(step)
-
-
-def process_in(run: Run) -> str | None:
-    """The process that works in a run folder now, as "4711 on host"; None if there is none.
-
-    To see that, the lock is taken for an instant: pipeline.locked waits longer than that before it refuses.
-    """
-    try:
-        with run.lock.open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return owner(run)
-    except OSError:
-        pass
-    return None
 
 
 def _number(counts: dict[str, Any], name: str) -> float | None:

@@ -1,15 +1,10 @@
 """VERB run: the stages in order; what stands is skipped without importing what would do it."""
 
-import contextlib
-import os
-import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-
-import filelock
 
 from tunesmith.console import say
 from tunesmith.data.hub import resolve_commit
@@ -25,15 +20,16 @@ from tunesmith.decides import (
     stands,
 )
 from tunesmith.ending import ending
-from tunesmith.errors import BaseError, RecipeError, ResumeError
-from tunesmith.files import DRAFT, beside, full_disk_named, make_folder, remove
+from tunesmith.errors import BaseError, RecipeError
+from tunesmith.files import DRAFT, beside, remove
 from tunesmith.fresh import NewStart
 from tunesmith.gguf.read import convert
 from tunesmith.gguf.supported import supported
+from tunesmith.lock import locked
 from tunesmith.recipe import Recipe
 from tunesmith.record import Record, is_to_prove, read_record
 from tunesmith.room import make_sure
-from tunesmith.runs import Run, owner, write_manifest
+from tunesmith.runs import Run, write_manifest
 from tunesmith.stages import STAGES, Stage
 from tunesmith.stale import keep_rows_of_checkpoints, may_be_kept
 from tunesmith.training.mirror import Mirror
@@ -43,8 +39,6 @@ from tunesmith.weights.locate import LocatedBase, locate_base
 
 Work = Callable[[Recipe, Run, LocatedBase], tuple[Record, bool]]
 """What a stage does: commits its folder, and returns its record."""
-LOOKING_S = 0.5
-"""How long a lock is waited for: `list` has it for an instant, to see whether a process works in a run."""
 ASK_BEFORE = ("prepare", "train", "merge")
 """Stages before which a base is asked whether it can go the whole way; the later ones look at what they are given."""
 
@@ -93,9 +87,9 @@ def run_stages(
     run.refuse_strangers()
     asked, begun = recipe, as_begun(recipe, run)
     made = () if anew else stages
+    mirror = mirror_of(asked, run)
     recipe, base = _with_base(asked, begun, run, made)
     with locked(run):
-        mirror = mirror_of(asked, run)
         if mirror and not anew:
             mirror.fetch()
         if (now := as_begun(asked, run)) != begun:  # another process began it while the base was fetched
@@ -252,31 +246,3 @@ def _look_ahead(stage: Stage, recipe: Recipe, run: Run, base: LocatedBase) -> No
     recipe = _ready(stage, recipe, run, base)
     if stage.folder == run.data.name and not is_made:
         data_needs_now(recipe, base.digest)
-
-
-@contextlib.contextmanager
-def locked(run: Run) -> Iterator[None]:
-    """One process at a time in a run folder; the lock dies with its process. Raises ResumeError naming the other.
-
-    What a killed process left is cleared first; what it had only moved aside is put back.
-    """
-    run.refuse_strangers()
-    lock = filelock.FileLock(run.lock, timeout=LOOKING_S)
-    try:
-        with full_disk_named(run.lock):
-            make_folder(run.path)
-            lock.acquire()
-    except filelock.Timeout as error:
-        raise ResumeError(
-            f"process {owner(run)} is already working in this run folder",
-            fix="wait for it or stop it, or put this run elsewhere with --run-dir",
-            where=str(run.path),
-        ) from error
-    try:
-        with full_disk_named(run.lock):
-            run.lock.write_text(f"{os.getpid()} {platform.node()}")
-        with full_disk_named(run.path):  # what has no name of its own for it
-            run.sweep()
-            yield
-    finally:
-        lock.release()

@@ -201,12 +201,6 @@ class Run:
         return self.gguf / f"{name}-{gguf_type}.gguf"
 
 
-def owner(run: Run) -> str:
-    """Who has written its name into a run's lock: the process, and its machine, as in "4711 on host"."""
-    text = run.lock.read_text(errors="replace")[:100].strip()
-    return " on ".join(text.split(" ", 1)) or "unknown"
-
-
 def refuse_foreign(folder: Path) -> None:
     """Raise ResumeError if what stands at a stage's place is not the stage's own."""
     if os.path.lexists(folder) and not is_own(folder):

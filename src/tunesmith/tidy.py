@@ -13,7 +13,7 @@ from tunesmith.decides import kept_recipe
 from tunesmith.errors import ResumeError
 from tunesmith.files import DAMAGED, DRAFT, beside, bytes_of, discard, remove, strangers
 from tunesmith.inventory import megabytes
-from tunesmith.pipeline import locked
+from tunesmith.lock import locked
 from tunesmith.record import Record, is_to_prove, output_digest, parsed, read_record
 from tunesmith.runs import Run, checkpoint_folders, checkpoint_name, write_manifest
 from tunesmith.stale import stale

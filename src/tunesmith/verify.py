@@ -4,7 +4,6 @@ Nothing is written in the run folder; what needs room has a folder of its own, w
 """
 
 import contextlib
-import fcntl
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -30,7 +29,7 @@ from tunesmith.console import say
 from tunesmith.decides import kept_recipe
 from tunesmith.errors import BaseError, ProofError, ResumeError
 from tunesmith.gguf.read import convert
-from tunesmith.inventory import process_in
+from tunesmith.lock import looked_at
 from tunesmith.runs import Run, step_of
 from tunesmith.stages import STAGES
 from tunesmith.weights.locate import LocatedBase, locate_base
@@ -115,18 +114,11 @@ def look(path: Path, steps: int = 10) -> Verified:
 
 @contextlib.contextmanager
 def _nobody_in(run: Run) -> Iterator[None]:
-    """In the block no other process works in the run. The lock is only read, and where there is none, none is made."""
-    try:
-        file = run.lock.open()
-    except OSError:
-        yield
-        return
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            what = f"process {process_in(run) or 'unknown'} works in {run.path}, so it is not what it will be"
-            raise ResumeError(what, fix="wait for it or stop it, and type the same again") from None
+    """In the block no other process works in the run."""
+    with looked_at(run) as process:
+        if process:
+            what = f"process {process} works in {run.path}, so it is not what it will be"
+            raise ResumeError(what, fix="wait for it or stop it, and type the same again")
         yield
 
 

@@ -20,7 +20,7 @@ from tunesmith.doctoring.finding import Finding
 from tunesmith.doctoring.tries import Try, serve
 from tunesmith.errors import BaseError
 from tunesmith.gguf.supported import supported
-from tunesmith.inventory import process_in
+from tunesmith.lock import process_in
 from tunesmith.recipe import Recipe, Source
 from tunesmith.record import read_record
 from tunesmith.room import Need, disk_needs, need_room

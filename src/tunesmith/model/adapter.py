@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -50,6 +51,19 @@ def set_adapter(model: nn.Module, tensors: dict[str, Tensor]) -> None:
         )
     for name, tensor in ours.items():
         tensor.copy_(tensors[name])
+
+
+@contextmanager
+@torch.no_grad()
+def without_adapter(model: nn.Module) -> Iterator[None]:
+    """In the block the model computes as its base does; then it has its adapter again."""
+    kept = {name: tensor.clone() for name, tensor in adapter_tensors(model).items()}
+    for _, layer in adapted_layers(model):
+        layer.b_OR.zero_()
+    try:
+        yield
+    finally:
+        set_adapter(model, kept)
 
 
 def save_adapter(folder: Path, checkpoint: Path, config: LoraConfig, base: LocatedBase) -> None:

@@ -63,6 +63,8 @@ def fit(job: Job, state: TrainState, watch: StopWatch, saver: Saver, sampler: Sa
         while True:
             last, best = at.step == steps, False
             if at.evaluated_step != at.step and (at.step % train.evaluate_every_steps == 0 or last):
+                if saver.is_due(at.step):
+                    saver.save(state)  # measuring and sampling may take minutes, in which a kill is no rarer
                 found = measure_held_out(state.model, job.held_out, job.held_out_batching, watch.check)
                 bits = bits_per_byte(found, job.held_out, at.bits_per_byte_definition)
                 say(f"train: step {at.step} of {steps}, held-out loss {found.loss:.4f} ({bits:.3f} bits per byte)")

@@ -10,11 +10,13 @@ def outcome(counts: Mapping[str, Any]) -> str:
     """From the counts of a record of any version; empty where they do not say."""
     try:
         steps, planned, best = int(counts["steps"]), int(counts["planned_steps"]), int(counts["best_step"])
-        learned = counts["held_out_loss"] < counts["base_held_out_loss"]
+        ancestor = counts.get("ancestor") or {}
+        start = ancestor.get("held_out_loss_here", counts["base_held_out_loss"])
+        learned = counts["held_out_loss"] < start
     except (KeyError, TypeError, ValueError):
         return ""
     if not learned:
-        return f"in {steps} steps never better than the base"
+        return f"in {steps} steps never better than {'the adapter it began with' if ancestor else 'the base'}"
     if best == steps and counts.get("stopped_early"):
         return f"best at step {best} of {planned}: still falling, but by less than min_gain, so training stopped"
     if best == steps and counts["held_out_loss"] < KNOWN:
@@ -29,10 +31,10 @@ def outcome(counts: Mapping[str, Any]) -> str:
     return f"best at step {best} of {planned}; {later} step{'' if later == 1 else 's'} later no better{stopped}"
 
 
-def so_far(best_step: int, best_loss: float, base_loss: float) -> str:
+def so_far(best_step: int, best_loss: float, start_loss: float, began_with: str) -> str:
     """The same of a training that is paused; empty where nothing was measured after step 0."""
     if best_step == 0:
         return ""
-    if not best_loss < base_loss:
-        return "not yet better than the base"
+    if not best_loss < start_loss:
+        return f"not yet better than {began_with}"
     return f"best so far at step {best_step}, held-out loss {best_loss:.4f}"

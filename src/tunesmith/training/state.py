@@ -31,10 +31,12 @@ class Progress:
     evaluated_step: int = -1
     """Last step at which the held-out loss was measured."""
     base_loss: float = INFINITY
-    """Held-out loss at step 0: the base, untouched."""
+    """Held-out loss of the base, untouched."""
     best_loss: float = INFINITY
     best_step: int = 0
     base_text_nats: float = INFINITY
+    start_loss: float = INFINITY
+    """Held-out loss at step 0: the base's, or in a fork that of the adapter that it began with."""
     best_text_nats: float = INFINITY
     bits_per_byte_definition: int = BITS_PER_BYTE_DEFINITION
     """The one this run began with."""
@@ -57,9 +59,8 @@ class Progress:
     def read(cls, saved: dict[str, Any]) -> Self:
         """As a checkpoint of any version has it: what it lacks is at its default, what is not known here is left."""
         known = {one.name for one in fields(cls)}
-        return cls(
-            **{name: value for name, value in ({"bits_per_byte_definition": 1} | saved).items() if name in known}
-        )
+        older = {"bits_per_byte_definition": 1, "start_loss": saved.get("base_loss", INFINITY)}
+        return cls(**{name: value for name, value in (older | saved).items() if name in known})
 
     @property
     def base(self) -> HeldOut:
@@ -71,6 +72,15 @@ class Progress:
         """What was measured of the best adapter."""
         return HeldOut(self.best_loss, self.best_text_nats)
 
+    @property
+    def began_with(self) -> str:
+        """What step 0 was, in words."""
+        return "the base" if self.start_loss == self.base_loss else "the ancestor"
+
+    def note_base(self, found: HeldOut) -> None:
+        """Take in what was measured of the base, untouched."""
+        self.base_loss, self.base_text_nats = found.loss, found.text_nats
+
     def note_held_out(self, found: HeldOut, rule: EarlyStopping | None) -> bool:
         """Take in what was measured at the current step; True if it is the best of a trained adapter."""
         loss = found.loss
@@ -81,8 +91,9 @@ class Progress:
             )
         self.evaluated_step = self.step
         if self.step == 0:
-            self.base_loss = self.reference_loss = loss
-            self.base_text_nats = found.text_nats
+            self.start_loss = self.reference_loss = loss
+            if self.base_loss == INFINITY:  # no fork: the model is the base as yet
+                self.note_base(found)
             return False
         if rule and loss < self.reference_loss - rule.min_gain:
             self.reference_loss, self.without_gain = loss, 0

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tunesmith.console import say, warn
 from tunesmith.decides import adapter_needs
 from tunesmith.errors import ResourceError, ResumeError
-from tunesmith.model.adapter import save_adapter, set_adapter
+from tunesmith.model.adapter import save_adapter, set_adapter, without_adapter
 from tunesmith.model.attention import has_varlen_kernel
 from tunesmith.model.base import load_base, recompute_layers, refuse_odd_numbers
 from tunesmith.model.batch import Batching, supervised_in
@@ -39,8 +39,8 @@ from tunesmith.training.outcome import outcome, so_far
 from tunesmith.training.sample import Sampler, pick_question
 from tunesmith.training.saved import ADAPTER, is_whole, what_is_left
 from tunesmith.training.saver import Saver
-from tunesmith.training.score import bits_per_byte
-from tunesmith.training.state import TrainState, new_state
+from tunesmith.training.score import bits_per_byte, measure_held_out
+from tunesmith.training.state import Progress, TrainState, new_state
 from tunesmith.training.stop import Paused, StopRequested, StopWatch, goes_on
 from tunesmith.weights.locate import LocatedBase
 
@@ -62,6 +62,7 @@ def train(recipe: Recipe, run: Run, base: LocatedBase) -> tuple[Record, bool]:
         with StopWatch(recipe.train.stop_after) as watch:
             with _full_memory_named(job):
                 state = begin(job, base, proofs)
+                _measure_base_of_fork(job, state)
             run.keep_recipe(recipe)  # it was not refused: from here on the run has these settings, each auto decided
             write_manifest(run)
             sampler = _sampler(job, base)
@@ -129,7 +130,7 @@ def _fit_or_save(job: Job, state: TrainState, watch: StopWatch, saver: Saver, sa
         plot_losses(Metrics(job.run.metrics), job.run.loss_plot)
         say(f"train: stopped at step {state.progress.step}, {saved} is saved; {goes_on()}")
         at = state.progress
-        if best := so_far(at.best_step, at.best_loss, at.base_loss):
+        if best := so_far(at.best_step, at.best_loss, at.start_loss, at.began_with):
             say(f"train: {best}")
         raise Paused(state.progress.step, watch.exit_code) from None
     except (RuntimeError, MemoryError) as error:
@@ -260,17 +261,27 @@ def new_start(job: Job, base: LocatedBase, proofs: list[Proof]) -> TrainState:
     return state
 
 
-def _ancestry(run: Run) -> dict[str, Any] | None:
-    """Of a fork: which run's adapter it began with, after which step, with which held-out loss."""
+def _measure_base_of_fork(job: Job, state: TrainState) -> None:
+    """A fork is at step 0 no base any more: what its base's held-out loss is, is measured before."""
+    if job.run.ancestor.is_dir() and state.progress.evaluated_step < 0 and math.isinf(state.progress.base_loss):
+        with without_adapter(state.model):
+            found = measure_held_out(state.model, job.held_out, job.held_out_batching)
+        state.progress.note_base(found)
+        say(f"train: held-out loss {found.loss:.4f} of the base; step 0 is the adapter that this run begins with")
+
+
+def _ancestry(run: Run, at: Progress) -> dict[str, Any] | None:
+    """Of a fork: which run's adapter it began with, after which step, with which held-out loss, there and here."""
     ancestor = read_record(run.ancestor)
-    return ancestor.counts if ancestor else None
+    return ancestor.counts | {"held_out_loss_here": at.start_loss} if ancestor else None
 
 
 def _take_best(job: Job, state: TrainState, base: LocatedBase, draft: Path) -> dict[str, Any]:
     """Write the best checkpoint's adapter into `draft` in PEFT's format. Returns the counts for the record."""
     at, recipe = state.progress, job.recipe
-    if at.best_loss >= at.base_loss:
-        warn(f"the held-out loss never fell below the base's {at.base_loss:.4f}; try a lower train.lr or other data")
+    if at.best_loss >= at.start_loss:
+        began = f"{at.began_with}'s {at.start_loss:.4f}"
+        warn(f"the held-out loss never fell below {began}; try a lower train.lr or other data")
     best = job.run.checkpoints / checkpoint_name(at.best_step)
     if not is_whole(best):
         raise ResumeError(
@@ -297,7 +308,7 @@ def _take_best(job: Job, state: TrainState, base: LocatedBase, draft: Path) -> d
         "skipped_steps": at.skipped_in_all,
         "steps_not_finite": at.not_finite,
         "notes": at.notes,
-        "ancestor": _ancestry(job.run),
+        "ancestor": _ancestry(job.run, at),
         "base_revision": base.revision,
         "peak_memory_bytes": peak_memory_bytes(job.batching.device),
         "device": job.conditions["device"],
