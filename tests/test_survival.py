@@ -94,6 +94,21 @@ def test_a_step_that_ends_soon_is_not_left_to_the_rescue(run, whole, base, tmp_p
     goes_on_equal(run, whole, base)
 
 
+def test_each_look_whether_one_is_due_knows_how_long_the_next_is_off(run, base, monkeypatch):
+    looks, real = [], Saver.is_due
+    monkeypatch.setattr(
+        Saver, "is_due", lambda self, step, ahead_s=0.0: looks.append((step, ahead_s)) or real(self, step, ahead_s)
+    )
+    evaluate = loop.evaluate
+    monkeypatch.setattr(loop, "evaluate", lambda *arguments: time.sleep(0.5) or evaluate(*arguments))
+    with pytest.raises(Paused):
+        train(recipe_with(**RECIPE, every="1h", stop_after="4 steps"), run, base)
+    seconds = [json.loads(line)["seconds"] for line in run.metrics.read_text().splitlines() if "grad_norm" in line]
+    before_measuring = next(ahead for step, ahead in looks if step == 3)
+    assert 0.5 < before_measuring < 5 and looks[0] == (0, 0.0)
+    assert [round(ahead, 3) for step, ahead in looks if step in (1, 2, 4)] == [*seconds[:2], seconds[3]]
+
+
 def test_what_is_due_is_saved_before_measuring_which_may_take_minutes(run, whole, base, monkeypatch):
     there, real = [], loop.measure_held_out
 
@@ -425,6 +440,9 @@ def test_cadence_by_time_and_steps_and_never_twice_the_same_step(tmp_path, monke
     assert not saver.is_due(9)
     clock.now += 1
     assert saver.is_due(9) and not saver.is_due(0)
+    clock.now -= 60
+    assert not saver.is_due(9) and not saver.is_due(9, 59.9) and saver.is_due(9, 60.0)  # the next look is too late
+    assert not a_saver(tmp_path, every="200 steps").is_due(199, 1e9)
     assert not a_saver(tmp_path, every="200 steps").is_due(199) and a_saver(tmp_path, every="200 steps").is_due(200)
 
 

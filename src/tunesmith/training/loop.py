@@ -57,36 +57,45 @@ class Job:
 
 def fit(job: Job, state: TrainState, watch: StopWatch, saver: Saver, sampler: Sampler | None = None) -> None:
     """Evaluate, save, update, until the last step or the early stop. `sampler` asks at each evaluation."""
-    train, rule, at = job.recipe.train, job.recipe.train.early_stopping, state.progress
-    metrics, steps, step_s = saver.metrics, len(job.steps), 0.0
+    train, at = job.recipe.train, state.progress
+    steps, step_s, evaluation_s = len(job.steps), 0.0, 0.0
     with progress("train", steps, done=at.step, unit="steps") as advance:
         while True:
             last, best = at.step == steps, False
             if at.evaluated_step != at.step and (at.step % train.evaluate_every_steps == 0 or last):
-                if saver.is_due(at.step):
-                    saver.save(state)  # measuring and sampling may take minutes, in which a kill is no rarer
-                found = measure_held_out(state.model, job.held_out, job.held_out_batching, watch.check)
-                bits = bits_per_byte(found, job.held_out, at.bits_per_byte_definition)
-                say(f"train: step {at.step} of {steps}, held-out loss {found.loss:.4f} ({bits:.3f} bits per byte)")
-                with state.lock:
-                    best = at.note_held_out(found, rule)
-                    metrics.append({"step": at.step, "held_out_loss": found.loss, "bits_per_byte": bits})
+                if saver.is_due(at.step, evaluation_s):
+                    saver.save(state)  # whoever is killed while it is measured has lost no more than the cadence
+                began_s = time.monotonic()
+                best = evaluate(job, state, watch, saver.metrics)
                 if sampler:
                     sampler.sample(state.model, at)
-            last = last or at.stopped_early(rule)
-            if best or (saver.is_due(at.step) and not last):
+                evaluation_s = time.monotonic() - began_s
+            last = last or at.stopped_early(train.early_stopping)
+            if best or (saver.is_due(at.step, step_s) and not last):
                 saver.save(state, best)  # the best one must be on disk
             if last:
                 saver.finish(state)
                 return
             watch.check(step_s + saver.took_s)
-            line = update(job, state, watch, metrics)
+            line = update(job, state, watch, saver.metrics)
             step_s = line["seconds"]
             if step_s >= STEP_S:
                 saver.keep_spare(state)
             loss = "no number" if line["loss"] is None else f"{line['loss']:.3f}"
             advance(1, f"loss {loss}, {line['tokens_per_s']:.0f} tokens/s, {line['memory_gb']:.1f} GB")
             watch.step_done()
+
+
+def evaluate(job: Job, state: TrainState, watch: StopWatch, metrics: Metrics) -> bool:
+    """Measure the held-out loss, and note it; True if it is the best of a trained adapter. Raises StopRequested."""
+    at = state.progress
+    found = measure_held_out(state.model, job.held_out, job.held_out_batching, watch.check)
+    bits = bits_per_byte(found, job.held_out, at.bits_per_byte_definition)
+    say(f"train: step {at.step} of {len(job.steps)}, held-out loss {found.loss:.4f} ({bits:.3f} bits per byte)")
+    with state.lock:
+        best = at.note_held_out(found, job.recipe.train.early_stopping)
+        metrics.append({"step": at.step, "held_out_loss": found.loss, "bits_per_byte": bits})
+    return best
 
 
 def update(job: Job, state: TrainState, watch: StopWatch, metrics: Metrics) -> dict[str, Any]:

@@ -63,13 +63,18 @@ class Saver:
         self._writing = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def is_due(self, step: int) -> bool:
-        """Whether it is time for a checkpoint: by the cadence, the share of time it may take, and the disk."""
+    def is_due(self, step: int, ahead_s: float = 0.0) -> bool:
+        """Whether it is time for a checkpoint: by the cadence, the share of time it may take, and the disk.
+
+        `ahead_s`: how long it is, as far as is known, until this is asked again; what falls due by then is due now, so
+        that a kill costs no more than the cadence.
+        """
         now = time.monotonic()
         since = now - self._at_s
         if self._failure and self._idle:
             return now >= self._retry_at
-        due = step - self._step >= (self._every.steps or INFINITY) or since >= (self._every.seconds or INFINITY)
+        every_s = self._every.seconds or INFINITY
+        due = step - self._step >= (self._every.steps or INFINITY) or since + ahead_s >= every_s
         if step == self._step or not due or not (self._idle or self._every.steps):
             return False  # one that is due by its step is waited for, so that the same steps are kept each time
         least = self._cost_s / share(self._config.overhead) if self._config.overhead else 0.0
