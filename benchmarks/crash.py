@@ -6,10 +6,10 @@ rename, within the deletion of an old one, within an upload (--mirror, where hal
 With --signal TERM the training is told to stop instead: at random moments, or between two micro-batches.
 
 A kill loses the seconds since the state that it can go on from. What it may lose is the cadence, and, each as long as
-the longest of that process: one step with the evaluation after it (which comes before the look whether a checkpoint is
-due), one write with the deletion of old ones, and, where the run folder is gone too, three uploads (the one on its way,
-the best, the newest); where the run folder outlived kills before, each process since the mirror's newest counts so.
-Nothing with SIGTERM.
+the longest of that process: what lies between two looks whether a checkpoint is due, since how long the next will be
+off is a guess (a step, or an evaluation), one write with the deletion of old ones, and, where the run folder is gone
+too, three uploads (the one on its way, the best, the newest); where the run folder outlived kills before, each process
+since the mirror's newest counts so. Nothing with SIGTERM.
 
 usage: python benchmarks/crash.py --kills N [--base tiny|builtin] [--mirror] [--signal KILL|TERM] [--seed S]
 """
@@ -60,7 +60,7 @@ class Kill:
     aim: str
     lost_s: float = 0.0
     step_s: float = 0.0
-    """The longest step of a process, with an evaluation; of several processes, all of these together, as the others."""
+    """The longest between two looks, a step or an evaluation; of several processes, these together, as the others."""
     write_s: float = 0.0
     uploads_s: float = 0.0
     cadence_s: float = 0.0
@@ -291,7 +291,7 @@ def report(equal, found):
         most = max(kills, key=lambda kill: kill.lost_s)
         print(f"{aim:<20}{len(kills):>6}{most.lost_s:>13.2f}{most.allowed_s:>12.2f}")
     step_s, write_s = max(kill.step_s for kill in found), max(kill.write_s for kill in found)
-    print(f"the longest step with its evaluation took {step_s:.2f} s, the longest write {write_s:.2f} s")
+    print(f"the longest between two looks took {step_s:.2f} s, the longest write {write_s:.2f} s")
     for kill in (beyond := [kill for kill in found if kill.lost_s > kill.allowed_s]):
         print(f"beyond: {kill}")
     print(f"{equal} of {len(found)} equal, {len(beyond)} lost beyond the cadence")

@@ -1,7 +1,11 @@
 """Trains the tiny model in a process of its own, with a fault that the test has asked for."""
 
+import ctypes
+import errno
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -81,12 +85,12 @@ def slow_step():
     at_step(lambda: say(STUCK) or time.sleep(1))
 
 
-def slow_steps():
+def slow_steps(seconds):
     """Time for a look at each."""
     update = loop.update
 
     def slow(*args):
-        time.sleep(0.2)
+        time.sleep(seconds)
         return update(*args)
 
     loop.update = slow
@@ -112,7 +116,85 @@ def as_nobody():
     os.setuid(65534)
 
 
+NO_MOUNTS = "mounting is not allowed here"
+
+
+def on_a_small_disk(prepared, folder, base, kind, lasting):
+    """Train in a file system of 3 MB that takes nothing from the sixth step to the twelfth, or for good (`lasting`).
+
+    What is in it at the end is copied to `folder`-after.
+    """
+    if not _own_mounts():
+        say(NO_MOUNTS)
+        return
+    small = Path(folder)
+    small.mkdir()
+    _mount("-t", "tmpfs", "-o", "size=3m", "tmpfs", small)
+    run = Path(shutil.copytree(prepared, small / "run"))
+    slow_steps(0.06)
+    begin, end = {"full": (_fill, _empty), "read-only": (_forbid, _allow)}[kind]
+    real = loop.update
+
+    def update(job, state, *rest):
+        if state.progress.step == 5:
+            begin(small)
+        if state.progress.step == 12 and not lasting:
+            end(small)
+        return real(job, state, *rest)
+
+    loop.update = update
+    try:
+        main(str(run), base)
+    finally:
+        shutil.copytree(run, f"{small}-after")
+
+
+def _own_mounts():
+    """A mount namespace of this process alone, in which it is root (unshare(2)); False where that is not allowed."""
+    user, group = os.getuid(), os.getgid()
+    new_mounts, new_users = 0x00020000, 0x10000000
+    if ctypes.CDLL(None, use_errno=True).unshare(new_mounts | new_users):
+        return False
+    for name, text in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
+        Path("/proc/self", name).write_text(text)
+    return True
+
+
+def _mount(*words):
+    subprocess.run(["mount", *map(str, words)], check=True)
+
+
+def _fill(small):
+    with (small / "filler").open("wb", buffering=0) as filler:
+        try:
+            while True:
+                filler.write(bytes(1024))
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+            say("the disk is full now")
+
+
+def _empty(small):
+    (small / "filler").unlink()
+
+
+def _forbid(small):
+    saved = small / "run" / "checkpoints"
+    _mount("--bind", saved, saved)
+    _mount("-o", "remount,bind,ro", saved)
+    try:
+        (saved / "tried").touch()
+    except OSError as error:
+        assert error.errno == errno.EROFS
+        say("the disk is read-only now")
+
+
+def _allow(small):
+    subprocess.run(["umount", str(small / "run" / "checkpoints")], check=True)
+
+
 FAULTS = {
     "": quick, "stuck": lambda: stuck(False), "masked": lambda: stuck(True), "slow disk": slow_disk,
-    "slow step": slow_step, "slow steps": slow_steps, "file limit": file_limit,
+    "slow step": slow_step, "slow steps": lambda: slow_steps(0.1), "slower steps": lambda: slow_steps(0.2),
+    "file limit": file_limit,
 }  # fmt: skip

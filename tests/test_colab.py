@@ -65,7 +65,7 @@ def executed(tmp_path_factory, tiny_base):
     folder = tmp_path_factory.mktemp("colab")
     content, kernel = folder / "content", {"env": machine(folder)}
     content.mkdir()
-    small = project(content, tiny_base, 25, export="{gguf: [Q8_0, F16], positions: 4}")
+    small = project(content, tiny_base, 12, export="{gguf: [Q8_0, F16], positions: 4}")
     wheel = wheel_in(content)
     first = put(content, small, wheel)
     last = next(number for number, cell in enumerate(first.cells) if TRAINS in cell.source)

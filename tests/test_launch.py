@@ -67,7 +67,7 @@ def test_what_slurm_reads_of_the_file():
 
 
 def test_what_kaggle_began_slurm_goes_on_with_gets_back_and_ends_equal(tiny_base, tmp_path):
-    recipe = project(tmp_path, tiny_base, 25, export="{gguf: []}", checkpoint="{every: 5 steps, overhead: null}")
+    recipe = project(tmp_path, tiny_base, 12, export="{gguf: []}", checkpoint="{every: 5 steps, overhead: null}")
     (drive := tmp_path / "content" / "drive" / "MyDrive").mkdir(parents=True)
     kaggle = filled_in("kaggle.py", tmp_path, recipe, wheel_in(tmp_path))
     with subprocess.Popen([sys.executable, kaggle], env=machine(tmp_path / "first"), stderr=subprocess.PIPE) as first:

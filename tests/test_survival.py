@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -17,7 +16,7 @@ from pathlib import Path
 import pytest
 import survival_worker
 from forked import forked
-from survival_worker import AT_STEP, STUCK
+from survival_worker import AT_STEP, NO_MOUNTS, STUCK
 from training_runs import RECIPE, prepare_rows, recipe_with, same
 
 from tunesmith.errors import ResumeError
@@ -70,8 +69,7 @@ def worker(tmp_path, run, base, fault="", *more, **kind):
     return forked(tmp_path / "output", run.path, base.folder, fault, *more, of=survival_worker.main, **kind)
 
 
-@pytest.mark.parametrize("fault", ["stuck", "masked"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(("fault", "number"), [("stuck", signal.SIGTERM), ("masked", signal.SIGUSR1)])
 def test_within_a_long_micro_batch_a_signal_saves_the_step_before_and_ends_in_time(
     run, whole, base, tmp_path, fault, number
 ):
@@ -179,7 +177,7 @@ def test_the_lock_of_a_dead_process_is_taken_over(run, whole, base, tmp_path):
 
 
 def test_stop_after_ends_before_its_time_with_the_state(run, whole, base, tmp_path):
-    with worker(tmp_path, run, base, "slow steps", "50 steps", "4s") as child:
+    with worker(tmp_path, run, base, "slower steps", "50 steps", "4s") as child:
         child.wait_until_said("train: loading")
         began = time.monotonic()
         assert child.wait() == 0, child.stderr
@@ -217,75 +215,13 @@ def test_a_stop_after_that_is_shorter_than_a_step_still_gets_on(run, base):
 # disks
 
 
-def in_a_mount(tmp_path, script, *arguments):
-    """Run a Python script in a mount namespace of its own, with a file system of 3 MB at tmp_path/small."""
-    (tmp_path / "small").mkdir()
-    (tmp_path / "script.py").write_text(f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n{script}")
-    words = [sys.executable, "-W", "error", str(tmp_path / "script.py"), *map(str, arguments)]
-    mounted = f'mount -t tmpfs -o size=3m tmpfs {tmp_path / "small"} && exec "$@"'
-    done = subprocess.run(
-        ["unshare", "--mount", "--map-root-user", "sh", "-c", mounted, "sh", *words],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if "not permitted" in done.stderr and "mount" in done.stderr:
-        pytest.skip("mounting is not allowed here")
-    return done
-
-
-SMALL_DISK = """
-import errno, pathlib, shutil, subprocess, sys, threading, time
-import survival_worker
-from tunesmith.runs import Run
-from tunesmith.training import loop
-
-prepared, small, base, kind, lasting = sys.argv[1:]
-run = pathlib.Path(shutil.copytree(prepared, small + "/run"))
-survival_worker.slow_steps()
-real = loop.update
-
-def full():
-    with open(small + "/filler", "wb", buffering=0) as filler:
-        try:
-            while True:
-                filler.write(bytes(1024))
-        except OSError as error:
-            assert error.errno == errno.ENOSPC
-            print("the disk is full now", file=sys.stderr)
-
-def read_only():
-    saved = str(run / "checkpoints")
-    subprocess.run(["mount", "--bind", saved, saved], check=True)
-    subprocess.run(["mount", "-o", "remount,bind,ro", saved], check=True)
-    try:
-        pathlib.Path(saved, "tried").touch()
-    except OSError as error:
-        assert error.errno == errno.EROFS
-        print("the disk is read-only now", file=sys.stderr)
-
-begin, end = {
-    "full": (full, lambda: pathlib.Path(small, "filler").unlink()),
-    "read-only": (read_only, lambda: subprocess.run(["umount", str(run / "checkpoints")], check=True)),
-}[kind]
-
-def update(job, state, *rest):
-    if state.progress.step == 5:
-        begin()
-    if state.progress.step == 12 and lasting == "False":
-        end()
-    return real(job, state, *rest)
-
-loop.update = update
-try:
-    survival_worker.main(str(run), base, "")
-finally:
-    shutil.copytree(run, small + "-after")
-"""
-
-
 @pytest.mark.parametrize(("kind", "lasting"), [("full", False), ("read-only", False), ("read-only", True)])
 def test_a_disk_that_takes_nothing_for_a_while_or_for_good(prepared, whole, base, tmp_path, kind, lasting):
-    done = in_a_mount(tmp_path, SMALL_DISK, prepared.path, tmp_path / "small", base.folder, kind, lasting)
-    said, run = done.stderr, Run(tmp_path / "small-after")
+    arguments = (prepared.path, tmp_path / "small", base.folder, kind, "lasting" if lasting else "")
+    with forked(tmp_path / "output", *arguments, of=survival_worker.on_a_small_disk) as child:
+        code, said, run = child.wait(), child.stderr, Run(tmp_path / "small-after")
+    if NO_MOUNTS in said:
+        pytest.skip(NO_MOUNTS)
     assert said.count(f"the disk is {kind} now") == 1, said
     if kind == "full":
         assert said.count("is deleted to make room for it") == 1, said
@@ -293,12 +229,12 @@ def test_a_disk_that_takes_nothing_for_a_while_or_for_good(prepared, whole, base
         assert said.count("training goes on and tries it again") == 1, said
         assert said.count("checkpoints are written again") == (not lasting), said
     if lasting:
-        assert done.returncode == 7 and "the state after step 31 could not be saved: " in said, said
+        assert code == 7 and "the state after step 31 could not be saved: " in said, said
         assert re.search("the run goes on from step-00000[45]", said), said  # the fifth may just have been written
         assert not run.adapter.exists() and is_whole(checkpoint_folders(run.checkpoints)[-1])
         goes_on_equal(run, whole, base)
     else:
-        assert done.returncode == 0, said
+        assert code == 0, said
         same(run, whole)
 
 
