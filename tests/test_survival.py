@@ -3,6 +3,7 @@ first seen to occur.
 """
 
 import json
+import math
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 import survival_worker
 from forked import forked
+from safetensors.torch import load_file, save_file
 from survival_worker import AT_STEP, NO_MOUNTS, STUCK
 from training_runs import RECIPE, prepare_rows, recipe_with, same
 
@@ -23,12 +25,12 @@ from tunesmith.errors import ResumeError
 from tunesmith.files import DIGESTS, digest_folder
 from tunesmith.recipe import CheckpointConfig, Keep
 from tunesmith.record import read_record
-from tunesmith.runs import Run, checkpoint_folders
+from tunesmith.runs import Run, checkpoint_folders, checkpoint_name
 from tunesmith.training import loop
 from tunesmith.training import saver as saving
 from tunesmith.training.checkpoint import make_room
 from tunesmith.training.metrics import Metrics
-from tunesmith.training.saved import FORMAT, bits_required, is_whole, read_state, to_keep
+from tunesmith.training.saved import FORMAT, bits_required, is_whole, read_state, to_keep, why_unfit
 from tunesmith.training.saver import Saver
 from tunesmith.training.snapshot import Snapshot
 from tunesmith.training.state import Progress
@@ -188,21 +190,28 @@ def test_stop_after_ends_before_its_time_with_the_state(run, whole, base, tmp_pa
 
 def test_before_each_step_it_is_asked_whether_that_and_a_checkpoint_still_fit(run, base, monkeypatch):
     asked, real = [], StopWatch.check
-    monkeypatch.setattr(StopWatch, "check", lambda watch, ahead_s=0.0: asked.append(ahead_s) or real(watch, ahead_s))
+    monkeypatch.setattr(
+        StopWatch, "check", lambda watch, a_s=0.0: asked.append((a_s, watch.reserve_s)) or real(watch, a_s)
+    )
     with pytest.raises(Paused):
         train(recipe_with(**RECIPE, stop_after="4 steps"), run, base)
     seconds = [json.loads(line)["seconds"] for line in run.metrics.read_text().splitlines() if "grad_norm" in line]
-    ahead = [each for each in asked if each]
-    assert len(seconds) == len(ahead) == 4 and ahead[-1] > seconds[-1]
-    assert all(a >= s for a, s in zip(ahead, seconds, strict=True))
+    assert [ahead for ahead, _ in asked if ahead] == seconds and len(seconds) == 4
+    assert asked[-1][1] > 0 and asked[-2][1] > 0  # what a checkpoint takes, also within a step
     clock = Clock(monkeypatch)
     watch = StopWatch("100s")
     watch.step_done()
-    clock.now += 95.9
+    watch.reserve_s = 2.0
+    clock.now += 93.9
     watch.check(3.0)
     clock.now += 0.2
     with pytest.raises(StopRequested):
         watch.check(3.0)
+    clock.now += 2.7
+    watch.check()
+    clock.now += 0.3
+    with pytest.raises(StopRequested):
+        watch.check()
 
 
 def test_a_stop_after_that_is_shorter_than_a_step_still_gets_on(run, base):
@@ -341,6 +350,68 @@ def _damage_each(begun, whole, base, tmp_path, place, expected):
         goes_on_equal(Run(place / f"{number:02d}"), whole, base)
 
 
+ODD = {
+    "there is no progress": lambda state: state.pop("progress"),
+    "there is no scaler": lambda state: state.pop("scaler"),
+    "there is no machine": lambda state: state.pop("machine"),
+    "there is no inputs": lambda state: state["decides"].pop("inputs"),
+    "there is no settings": lambda state: state["decides"].update(settings=[]),
+    "step is -3": lambda state: state["progress"].update(step=-3),
+    "step is 7": lambda state: state["progress"].update(step="7"),
+    "step is inf": lambda state: state["progress"].update(step=math.inf),
+    "best_step is inf": lambda state: state["progress"].update(best_step=math.inf),
+    "best_loss is nan": lambda state: state["progress"].update(best_loss=math.nan),
+}
+
+
+@pytest.mark.parametrize("why", ODD)
+def test_a_state_that_is_odd_with_digests_that_fit_is_passed_over_and_named(begun, tmp_path, why):
+    checkpoint = shutil.copytree(begun.checkpoints / "step-000005", tmp_path / "step-000005")
+    assert why_unfit(checkpoint) == ""
+    state = read_state(checkpoint)
+    ODD[why](state)
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    (checkpoint / DIGESTS).write_text(json.dumps(digest_folder(checkpoint)))
+    assert why_unfit(checkpoint) == f"state.json is not as training writes it: {why}"
+
+
+def test_folders_of_others_take_the_place_of_no_checkpoint(begun, base, tmp_path, monkeypatch):
+    """A program that synchronises folders puts some there while training goes on."""
+    run = Run(shutil.copytree(begun.path, tmp_path / "run"))
+    real = saving.save_checkpoint
+
+    def save(folder, snapshot):
+        (folder / "step-20260101").mkdir(exist_ok=True)
+        (folder / "step-999999").mkdir(exist_ok=True)
+        return real(folder, snapshot)
+
+    monkeypatch.setattr(saving, "save_checkpoint", save)
+    recipe = recipe_with(**RECIPE, stop_after="2 steps")
+    keep = recipe.checkpoint.model_copy(update={"keep": Keep(last=1)})
+    with pytest.raises(Paused):
+        train(recipe.model_copy(update={"checkpoint": keep}), run, base)
+    assert is_whole(run.checkpoints / "step-000007") and (run.checkpoints / "step-20260101").is_dir()
+
+
+def test_a_training_without_its_checkpoints_says_that_it_begins_anew(begun, base, tmp_path, capsys):
+    run = Run(shutil.copytree(begun.path, tmp_path / "run"))
+    shutil.rmtree(run.checkpoints)
+    with pytest.raises(Paused):
+        train(recipe_with(**RECIPE, stop_after="1 steps"), run, base)
+    assert "no checkpoint, so training begins anew; metrics.jsonl has 5 steps of it" in capsys.readouterr().err
+
+
+def test_what_was_not_measured_is_not_shipped_as_the_best(whole, base, tmp_path):
+    run = Run(shutil.copytree(whole.path, tmp_path / "run"))
+    shutil.rmtree(run.adapter)
+    best = run.checkpoints / checkpoint_name(read_record(whole.adapter).counts["best_step"])
+    tensors = load_file(best / "adapter.safetensors")
+    save_file({name: tensor + 1e-3 for name, tensor in tensors.items()}, best / "adapter.safetensors")
+    (best / DIGESTS).write_text(json.dumps(digest_folder(best)))
+    with pytest.raises(ResumeError, match=f"{best.name}, is not the adapter that was measured"):
+        train(recipe_with(**RECIPE), run, base)
+
+
 def test_bits_that_are_required_are_refused_where_they_cannot_be(begun, base, tmp_path):
     run = Run(shutil.copytree(begun.path, tmp_path / "run"))
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
@@ -409,7 +480,10 @@ def test_which_checkpoints_are_kept(tmp_path, keep, kept):
     for step in range(1, 11):
         folder = tmp_path / f"step-{step:06d}"
         folder.mkdir()
+        for name in ("adapter.safetensors", "optimizer.safetensors"):
+            (folder / name).write_text("")
         (folder / "state.json").write_text(json.dumps({"progress": {"seconds": 1200.0 * step}}))
+        (folder / DIGESTS).write_text(json.dumps(digest_folder(folder)))
     assert sorted(to_keep(tmp_path, keep, 3)) == [f"step-{step:06d}" for step in kept]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from forked import completed, forked
+from mirrored_runs import contents
 from small_project import write_project
 from training_runs import losses, same
 
@@ -105,7 +106,11 @@ def test_a_mirror_that_cannot_be_reached_begins_nothing_and_stops_nothing(recipe
     assert new.returncode == 7 and "--set checkpoint.mirror=null" in new.stderr
     assert not Run(tmp_path / "new").data.exists()
     begun = tmp_path / "begun"
-    assert completed("prepare", recipe, "--run-dir", begun, "--set", "checkpoint.mirror=null").returncode == 0
+    alone = ("--run-dir", begun, "--set", "checkpoint.mirror=null")
+    assert completed("prepare", recipe, *alone).returncode == 0
+    refused = completed("train", recipe, "--run-dir", begun)
+    assert refused.returncode == 7 and "--set checkpoint.mirror=null" in refused.stderr
+    assert completed("train", recipe, *alone, "--set", "train.stop_after=1 steps").returncode == 0
     done = completed("train", recipe, "--run-dir", begun)
     assert done.returncode == 0 and "is not in" in done.stderr, done.stderr
     same(Run(begun), whole)
@@ -186,8 +191,7 @@ def test_another_run_of_the_same_name_gets_and_loses_nothing_in_the_mirror(recip
         assert "another name, or another checkpoint.mirror" in done.stderr
         assert not Run(new).data.exists() and not Run(new).checkpoints.exists() and not Run(new).recipe.exists()
         assert there == {path: path.read_bytes() for path in sorted((drive / "small").rglob("*")) if path.is_file()}
-        assert new.exists() == ("--fork" in how)  # whose ancestor/ stands by then
-        shutil.rmtree(new, ignore_errors=True)
+        assert not new.exists()
     elsewhere = ["--fork", old, "--set", f"checkpoint.mirror={tmp_path / 'other'}"]
     assert completed("prepare", recipe, "--run-dir", new, *elsewhere[2:]).returncode == 0
     done = completed("train", recipe, "--run-dir", new, *elsewhere)
@@ -199,6 +203,53 @@ def test_another_run_of_the_same_name_gets_and_loses_nothing_in_the_mirror(recip
     third = completed("train", recipe, "--run-dir", tmp_path / "third", *elsewhere)
     assert third.returncode == 0 and "mirror: fetched" in third.stderr, third.stderr
     same(Run(tmp_path / "third"), Run(new))
+
+
+def test_a_run_of_the_same_settings_with_other_rows_gets_and_loses_nothing_in_the_mirror(recipe, tmp_path):
+    old, new, drive = tmp_path / "old", Run(tmp_path / "new"), tmp_path / "drive"
+    paused = ("--set", "train.stop_after=2 steps")
+    assert completed("prepare", recipe, "--run-dir", old).returncode == 0
+    assert completed("train", recipe, "--run-dir", old, *paused).returncode == 0
+    rows = recipe.parent / "rows.jsonl"
+    rows.write_text("".join(sorted(rows.read_text().splitlines(keepends=True))[1:]))
+    alone = ("--run-dir", new.path, "--set", "checkpoint.mirror=null")
+    assert completed("prepare", recipe, *alone).returncode == 0
+    for trained in (False, True):
+        if trained:
+            assert completed("train", recipe, *alone, *paused).returncode == 0
+        here, there = (contents(folder) for folder in (new.path, drive))
+        done = completed("train", recipe, "--run-dir", new.path)
+        assert done.returncode == 5 and f"the mirror {drive}/small holds another run of this name" in done.stderr
+        assert "data" in done.stderr and (here, there) == (contents(new.path), contents(drive))
+
+
+def test_a_fork_goes_on_on_a_new_machine_though_what_it_began_with_has_got_on(tiny_base, whole, tmp_path):
+    recipe = write_project(tmp_path, tiny_base, train=TRAIN, checkpoint=EACH_STEP, lora="{rank: 4}")
+    source = Run(tmp_path / "source")
+    plain = ("--set", "checkpoint.mirror=null", "--set", "name=source", "--run-dir", source.path)
+    assert completed("prepare", recipe, *plain).returncode == 0
+    assert completed("train", recipe, *plain, "--set", "train.stop_after=3 steps").returncode == 0
+    forked_at = ("--fork", source.path, "--set", "train.lr=1e-3")
+    assert completed("prepare", recipe, "--run-dir", tmp_path / "a").returncode == 0
+    done = completed("train", recipe, "--run-dir", tmp_path / "a", *forked_at, "--set", "train.stop_after=2 steps")
+    assert done.returncode == 0, done.stderr
+    assert completed("train", recipe, *plain, "--set", "train.stop_after=3 steps").returncode == 0
+    done = completed("train", recipe, "--run-dir", tmp_path / "b", *forked_at)
+    assert done.returncode == 0 and "going on from step-000002" in done.stderr, done.stderr
+
+
+def test_a_fork_is_not_trained_from_what_is_damaged(tiny_base, whole, tmp_path):
+    recipe = write_project(tmp_path, tiny_base, train=TRAIN, lora="{rank: 4}")
+    run = Run(tmp_path / "run")
+    assert completed("prepare", recipe, "--run-dir", run.path).returncode == 0
+    how = ("--run-dir", run.path, "--fork", whole.path, "--set", "train.stop_after=1 steps")
+    assert completed("train", recipe, *how).returncode == 0
+    file = run.ancestor / "adapter.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    done = completed("train", recipe, *how)
+    assert done.returncode == 5 and f"{file} is not as it was written, so nothing is trained from it" in done.stderr
 
 
 def test_a_mirror_that_begins_late_gets_the_best_checkpoint_too(recipe, whole, tmp_path):

@@ -17,7 +17,7 @@ import tunesmith
 from tunesmith import verify
 from tunesmith.checks import rerun
 from tunesmith.checks.rerun import PACKED, RESUME, check_resume
-from tunesmith.checks.saved import BEST, CHECKPOINTS, DIGEST, damaged_checkpoints
+from tunesmith.checks.saved import BEST, CHECKPOINTS, damaged_checkpoints
 from tunesmith.checks.shipped import GGUF, LORA, MASK, MERGED, check_mask
 from tunesmith.checks.verdict import FAILED, NOT_YET, OK, SKIPPED
 from tunesmith.checks.written import FILES, INPUTS, RECORDS, ROWS, read_written
@@ -31,6 +31,7 @@ from tunesmith.tidy import clean
 from tunesmith.tokens.template import end_of_turn_id
 from tunesmith.tokens.tokenizer import load_tokenizer
 from tunesmith.training import train as training
+from tunesmith.training.metrics import DIGEST
 from tunesmith.verify import BASE, look
 from tunesmith.weights.locate import LocatedBase, locate_base
 

@@ -34,9 +34,8 @@ def fork(recipe: Recipe, run: Run, source: Run) -> None:
         what = f"--fork {source.path} is the run itself"
         raise ResumeError(what, fix="give the new run another place with --run-dir, or another name in the recipe")
     gone = bool(source.why_none())
-    elsewhere = gone and not read_record(run.ancestor)  # on a new machine: the fork may have begun elsewhere
-    if elsewhere and (mirror := mirror_of(recipe, run)):
-        with locked(run):
+    if not read_record(run.ancestor) and (mirror := mirror_of(recipe, run, forks=True)):
+        with locked(run):  # it may have begun on another machine
             mirror.fetch()
     if (begun := read_record(run.ancestor)) and _is_of(Path(begun.counts["run"]), source.path, gone):
         return  # that run may have got on since

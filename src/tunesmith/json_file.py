@@ -5,8 +5,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-OTHER_JSON = (ValueError, TypeError, KeyError, AttributeError, IsADirectoryError)
-"""What reading a file of ours ends with that is there and says something else: no object, other fields, a folder."""
+OTHER_JSON = (ValueError, TypeError, KeyError, AttributeError, OverflowError, IsADirectoryError)
+"""What reading a file of ours ends with that is there and says something else: no object, other fields, a number that
+is none (int(1e999) overflows), a folder.
+"""
 
 RAW = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """What JSON may hold as it is, but would steer a terminal, end a line for some readers, or be no UTF-8."""

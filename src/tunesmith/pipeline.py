@@ -126,12 +126,12 @@ def run_stages(
     return Result(run, recipe)
 
 
-def mirror_of(recipe: Recipe, run: Run) -> Mirror | None:
+def mirror_of(recipe: Recipe, run: Run, forks: bool = False) -> Mirror | None:
     """The mirror that the recipe asks for, which holds nothing or this run. Raises ResumeError for another one's."""
     if not recipe.checkpoint.mirror:
         return None
     mirror = Mirror(recipe.checkpoint.mirror, run, recipe.name)
-    mirror.refuse_other_run(recipe)
+    mirror.refuse_other_run(recipe, forks)
     return mirror
 
 

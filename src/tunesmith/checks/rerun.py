@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from tunesmith.checks.saved import DIGEST, kept_digests
 from tunesmith.checks.verdict import FAILED, NOT_YET, OK, SKIPPED, Verdict, proved
 from tunesmith.console import progress
 from tunesmith.decides import adapter_needs
@@ -28,7 +27,7 @@ from tunesmith.record import Proof
 from tunesmith.runs import Run, checkpoint_name
 from tunesmith.training.loop import Job, update
 from tunesmith.training.memory import decide_autos
-from tunesmith.training.metrics import Metrics
+from tunesmith.training.metrics import DIGEST, Metrics, kept_digests
 from tunesmith.training.saved import STATE, changes, read_state
 from tunesmith.training.stop import StopWatch
 from tunesmith.training.train import begin, prepare_job

@@ -9,23 +9,13 @@ from tunesmith.checks.verdict import NOT_YET, SKIPPED, Verdict, decided
 from tunesmith.checks.written import Written
 from tunesmith.console import progress
 from tunesmith.files import DAMAGED
-from tunesmith.json_file import json_lines
 from tunesmith.model.adapter import tensors_digest
 from tunesmith.runs import Run, checkpoint_folders, checkpoint_name, step_of
+from tunesmith.training.metrics import kept_digests
 from tunesmith.training.saved import ADAPTER, damage
 from tunesmith.weights.peft_files import WEIGHTS
 
 CHECKPOINTS, BEST = "checkpoints", "adapter = best checkpoint"
-DIGEST = "adapter_sha256"
-"""In a line of metrics.jsonl: the digest of the adapter after that step, as the trainer had it in memory."""
-
-
-def kept_digests(run: Run) -> dict[int, str]:
-    """Step -> the digest of the adapter after it, where the trainer kept one."""
-    lines, _ = json_lines(run.metrics)
-    return {
-        line["step"]: str(line[DIGEST]) for _, line in lines if DIGEST in line and isinstance(line.get("step"), int)
-    }
 
 
 def damaged_checkpoints(run: Run) -> dict[str, str]:

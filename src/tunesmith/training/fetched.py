@@ -6,22 +6,18 @@ all, and recipe.yaml last: where it stands, nothing that came before it is missi
 
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tunesmith.boundary import is_full_disk
 from tunesmith.console import say, warn
-from tunesmith.decides import as_begun, kept_recipe, run_settings
-from tunesmith.errors import ResourceError, ResumeError, TunesmithError
-from tunesmith.files import DIGESTS, PROOFS, RECORD, aside, bytes_of, commit_folder, digest_file, write_file
-from tunesmith.json_file import OTHER_JSON
-from tunesmith.recipe import Recipe
+from tunesmith.errors import ResourceError, TunesmithError
+from tunesmith.files import DIGESTS, PROOFS, RECORD, aside, bytes_of, commit_folder, write_file
+from tunesmith.json_file import OTHER_JSON, json_object
 from tunesmith.record import damaged_file, is_own, parsed
 from tunesmith.runs import CHECKPOINT, MADE_BY, Run, checkpoint_folders, checkpoint_name, step_of
-from tunesmith.stale import needs_differ
-from tunesmith.training.saved import ADAPTER, best_step, digests_in, file_damage, is_whole
+from tunesmith.training.saved import ADAPTER, best_step, damage, digests_in, file_damage, is_whole
 from tunesmith.training.store import Result, Store, reason, within
 
 LIMIT_S = 120.0
@@ -36,57 +32,21 @@ FIX = (
 )
 
 
+AS = "as"
+
+
 class Damaged(Exception):  # noqa: N818 - not an error: the next older one is taken
     """What is in the mirror is not what was written; says why."""
-
-
-def refuse_other_run(store: Store, run: Run, asked: Recipe) -> None:
-    """Raise ResumeError where another run of this name is in the mirror: one that is neither what is `asked` for nor
-    the one in this run folder. Its rows, checkpoints and deletion are none of ours. One that cannot be read is named
-    as it is fetched.
-    """
-    try:
-        content, ancestor = _asked(lambda: (store.read(RECIPE), store.read(f"{ANCESTOR}/{DIGESTS}")))
-    except Exception:  # of several libraries
-        return
-    if not content or not content.startswith(MADE_BY.encode()):
-        return
-    with tempfile.TemporaryDirectory(prefix="tunesmith-") as folder:
-        there = Run(Path(folder))
-        there.recipe.write_bytes(content)
-        theirs, now = kept_recipe(there), as_begun(asked, there)
-    differ = _differ(theirs, now)
-    if differ and run.recipe.is_file() and not _differ(theirs, kept_recipe(run)):
-        differ = []  # this run's own: that it was made otherwise is said where it is begun anew or gone on with
-    if run.ancestor.is_dir() and _adapter_in(ancestor) != digest_file(run.ancestor / ADAPTER):
-        differ.append("ancestor/: other weights to begin with (--fork)")
-    if differ:
-        raise ResumeError(
-            f"the mirror {store.place} holds another run of this name:\n  - " + "\n  - ".join(differ),
-            fix="give the recipe another name, or another checkpoint.mirror; or set it back as it was",
-        )
-
-
-def _differ(one: Recipe, other: Recipe) -> list[str]:
-    """The settings in which two runs differ; their files are compared where they are used."""
-    return needs_differ((run_settings(one), {}), (run_settings(other), {}))
-
-
-def _adapter_in(ancestor: bytes | None) -> str:
-    """The digest of the adapter that a mirrored run began with; nothing where it did not."""
-    try:
-        return str(digests_in(ancestor or b"")[ADAPTER]["sha256"])
-    except OTHER_JSON:
-        return ""
 
 
 def fetch(store: Store, run: Run) -> list[str]:
     """Fetch what `run` lacks and can go on with; what was fetched, each with its size.
 
-    Raises ResourceError where the mirror cannot be reached and the run folder is new: a run that exists elsewhere would
-    begin anew. Where it is not, that is said, and the run goes on with what is here.
+    Raises ResourceError where the mirror cannot be reached and nothing was trained here: a run that exists elsewhere
+    would begin anew. Where something was, that is said, and the run goes on with what is here.
     """
     got: list[str] = []
+    begun = bool(checkpoint_folders(run.checkpoints)) or is_own(run.adapter)
     try:
         _fetch(store, run, got)
     except Exception as error:  # of several libraries, and their texts can hold a credential
@@ -95,7 +55,7 @@ def fetch(store: Store, run: Run) -> list[str]:
         why = reason(error)
     else:
         why = ""
-    if why and not run.recipe.is_file():
+    if why and not begun:
         raise ResourceError(f"the mirror {store.place} cannot be read: {why}", fix=FIX)
     if why:
         warn(f"mirror: {store.place} cannot be read ({why}); the run goes on with what is here")
@@ -112,7 +72,7 @@ def _is_of_run(error: Exception, run: Run) -> bool:
 
 
 def _fetch(store: Store, run: Run, got: list[str]) -> None:
-    there = set(_asked(store.names))
+    there = set(asked_of(store.names))
     steps = sorted(steps_in(there), key=step_of)
     if f"{DATA}/{RECORD}" not in there and not steps:
         return None  # nothing yet that a run could go on with
@@ -126,20 +86,33 @@ def _fetch(store: Store, run: Run, got: list[str]) -> None:
         return _recipe(store, run, there, got)  # training has ended
     here = next((path for path in reversed(checkpoint_folders(run.checkpoints)) if is_whole(path)), None)
     newer = [step for step in steps if here is None or step_of(step) > step_of(here.name)]
-    newest = next((step for step in reversed(newer) if _checkpoint(store, run, step, got, newest=True)), "")
-    newest = newest or (here.name if here else "")
-    if newest:
-        _best(store, run, newest, steps, got)
+    fetched = next((step for step in reversed(newer) if _checkpoint(store, run, step, got, newest=True)), "")
+    if newest := fetched or (here.name if here else ""):
+        _best(store, run, newest, steps, got, theirs=bool(fetched))
     return _recipe(store, run, there, got)
 
 
-def _best(store: Store, run: Run, newest: str, steps: list[str], got: list[str]) -> None:
-    """The checkpoint that was the best one when `newest` was saved, where it is lacking: the adapter is made of it."""
+def _best(store: Store, run: Run, newest: str, steps: list[str], got: list[str], *, theirs: bool) -> None:
+    """The checkpoint that was the best one when `newest` was saved, where it is lacking: the adapter is made of it.
+
+    `theirs`: whether `newest` is the mirror's. Then what has the name of its best here may be of another branch.
+    """
     best = best_name(run.checkpoints / newest)
-    if not best or best == newest or is_whole(run.checkpoints / best):
+    if not best or best == newest:
+        return
+    if is_whole(run.checkpoints / best) and not (theirs and best in steps and _is_another(store, run, best)):
         return
     if best not in steps or not _checkpoint(store, run, best, got, newest=False):
         warn(f"mirror: the best checkpoint so far, {best}, is whole neither here nor in {store.place}")
+
+
+def _is_another(store: Store, run: Run, step: str) -> bool:
+    """Whether a checkpoint that is whole here has another adapter than the mirror's of that name."""
+    there, here = asked_of(lambda: store.read(f"{CHECKPOINTS}/{step}/{DIGESTS}")), run.checkpoints / step / DIGESTS
+    try:
+        return bool(digests_in(there or b"")[ADAPTER] != digests_in(here.read_bytes())[ADAPTER])
+    except OTHER_JSON:
+        return False  # what is whole is better than what is not
 
 
 def _checkpoint(store: Store, run: Run, step: str, got: list[str], *, newest: bool) -> bool:
@@ -163,12 +136,13 @@ def _checkpoint(store: Store, run: Run, step: str, got: list[str], *, newest: bo
 
 def _tried(target: Path, write: Callable[[Path], Any], got: list[str], store: Store) -> bool:
     """Commit what `write` fetches; False, and said, where that is damaged in the mirror."""
-    if os.path.lexists(target):  # no whole one: resume would do the same
-        kept_as = aside(target)
-        warn(f"{target.name} is damaged; it is kept as {kept_as.name}, and the mirror's is taken")
-        target.rename(kept_as)
+
+    def fetched(draft: Path) -> None:
+        write(draft)
+        _put_aside(target)
+
     try:
-        commit_folder(target, write)
+        commit_folder(target, fetched, lambda _: None)
     except Damaged as damage:
         warn(f"mirror: {target.name} is damaged in {store.place} ({damage}) and is passed over")
         return False
@@ -176,15 +150,25 @@ def _tried(target: Path, write: Callable[[Path], Any], got: list[str], store: St
     return True
 
 
+def _put_aside(target: Path) -> None:
+    """Give what stands at the place of what was fetched a hidden name: it is damaged, or of another branch."""
+    if os.path.lexists(target):
+        kept_as = aside(target)
+        why = damage(target) or "it is another than the mirror's"
+        warn(f"{target} is not gone on with, {why}; it is kept as {kept_as.name}, and the mirror's is taken")
+        target.rename(kept_as)
+
+
 def _digested(store: Store, folder: str, draft: Path) -> dict[str, dict[str, Any]]:
     """Fetch a folder that has digests, into `draft`; the digests. Raises Damaged."""
     try:
-        digests = digests_in(_asked(lambda: store.read(f"{folder}/{DIGESTS}")) or b"")
+        content = asked_of(lambda: store.read(f"{folder}/{DIGESTS}")) or b""
+        digests, stored = digests_in(content), stored_as(content)
     except OTHER_JSON as error:
         raise Damaged(f"{DIGESTS} is damaged") from error
     (draft / DIGESTS).write_text(json.dumps(digests, indent=1) + "\n")
     for name, entry in digests.items():
-        _file(store, f"{folder}/{name}", draft, name)
+        _file(store, f"{folder}/{stored[name]}", draft, name)
         if why := file_damage(draft / name, entry):
             raise Damaged(why)
     return digests
@@ -192,7 +176,7 @@ def _digested(store: Store, folder: str, draft: Path) -> dict[str, dict[str, Any
 
 def _rows(store: Store, draft: Path) -> None:
     """Fetch data/ into `draft`. Raises Damaged."""
-    (draft / RECORD).write_bytes(_asked(lambda: store.read(f"{DATA}/{RECORD}")) or b"")
+    (draft / RECORD).write_bytes(asked_of(lambda: store.read(f"{DATA}/{RECORD}")) or b"")
     try:
         record = parsed(draft)
     except OTHER_JSON as error:
@@ -226,7 +210,7 @@ def _recipe(store: Store, run: Run, there: set[str], got: list[str]) -> None:
     """The recipe as resolved, where the run has none."""
     if run.recipe.exists() or RECIPE not in there:
         return
-    content = _asked(lambda: store.read(RECIPE)) or b""
+    content = asked_of(lambda: store.read(RECIPE)) or b""
     if not content.startswith(MADE_BY.encode()):
         return warn(f"mirror: {RECIPE} is damaged in {store.place} and is passed over")
     write_file(run.recipe, content)
@@ -234,7 +218,14 @@ def _recipe(store: Store, run: Run, there: set[str], got: list[str]) -> None:
     return None
 
 
-def _asked(ask: Callable[[], Result]) -> Result:
+def stored_as(content: bytes) -> dict[str, str]:
+    """File -> its name in the mirror, as a digests.json there says: another one where it took a file's place. Raises
+    one of OTHER_JSON.
+    """
+    return {name: str(entry.get(AS, name)) for name, entry in json_object(content).items()}
+
+
+def asked_of(ask: Callable[[], Result]) -> Result:
     """What a store answers to a short question. Raises TimeoutError."""
     return within(LIMIT_S, ask)
 

@@ -8,7 +8,7 @@ import contextlib
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -38,6 +38,7 @@ MAIN = "main"
 class HubFolder:
     """A folder of a repository on the Hub; a repository or branch that is not there is made, a repository privately."""
 
+    folder = None
     pause_s = PAUSE_S
 
     def __init__(self, url: str, name: str) -> None:
@@ -93,10 +94,11 @@ class HubFolder:
         names = (path.removeprefix(self._folder) for path in paths if path.startswith(start))
         return sorted(name for name in names if is_plain(name))
 
-    def delete(self, folders: Sequence[str], first: str) -> None:
+    def delete(self, folders: Sequence[str], first: str, keep: Container[str] = ()) -> None:
         """As Store's, in one commit."""
         starts = tuple(f"{folder.rstrip('/')}/" for folder in folders)
-        gone = [CommitOperationDelete(f"{self._folder}{name}") for name in self.names() if name.startswith(starts)]
+        names = [name for name in self.names() if name.startswith(starts) and name not in keep]
+        gone = [CommitOperationDelete(f"{self._folder}{name}") for name in names]
         if gone:
             self._commit(gone, f"without {', '.join(folders)}", self._head)
 

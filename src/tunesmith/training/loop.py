@@ -76,7 +76,8 @@ def fit(job: Job, state: TrainState, watch: StopWatch, saver: Saver, sampler: Sa
             if last:
                 saver.finish(state)
                 return
-            watch.check(step_s + saver.took_s)
+            watch.reserve_s = saver.took_s
+            watch.check(step_s)
             line = update(job, state, watch, saver.metrics)
             step_s = line["seconds"]
             if step_s >= STEP_S:

@@ -18,6 +18,7 @@ import matplotlib
 from tunesmith.console import warn
 from tunesmith.files import aside, flush, full_disk_named, write_all, write_file
 from tunesmith.json_file import json_lines
+from tunesmith.runs import Run
 
 if TYPE_CHECKING:  # it brings torch, which the report does not need
     from tunesmith.training.state import Progress
@@ -27,6 +28,8 @@ from matplotlib import pyplot
 
 LOSSES = ("loss", "held_out_loss")
 SAMPLE = {"question": str, "answer": str, "tokens": int, "seconds": int | float}
+DIGEST = "adapter_sha256"
+"""In a line of metrics.jsonl: the digest of the adapter after that step, as the trainer had it in memory."""
 
 
 class Metrics:
@@ -142,3 +145,17 @@ def plot_losses(metrics: Metrics, target: Path) -> None:
     figure.savefig(picture, dpi=120, format="png")
     pyplot.close(figure)
     write_file(target, picture.getvalue())
+
+
+def kept_digests(run: Run) -> dict[int, str]:
+    """Step -> the digest of the adapter after it, where the trainer kept one."""
+    lines, _ = json_lines(run.metrics)
+    return {
+        line["step"]: str(line[DIGEST]) for _, line in lines if DIGEST in line and isinstance(line.get("step"), int)
+    }
+
+
+def kept_steps(run: Run) -> int:
+    """How many steps have their line."""
+    lines, _ = json_lines(run.metrics)
+    return sum("tokens_per_s" in line for _, line in lines)

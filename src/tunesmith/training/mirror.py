@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.console import say, warn
-from tunesmith.errors import ResourceError, TunesmithError
+from tunesmith.errors import RecipeError, ResourceError, TunesmithError
 from tunesmith.files import DIGESTS, DRAFT, PROOFS, RECORD, beside, digest_folder, file_entry, remove
 from tunesmith.json_file import OTHER_JSON, json_object
 from tunesmith.recipe import Recipe
@@ -29,6 +29,7 @@ from tunesmith.training.fetched import ANCESTOR, CHECKPOINTS, DATA, RECIPE, step
 from tunesmith.training.hub_folder import HubFolder
 from tunesmith.training.offer import Offer, made_offer
 from tunesmith.training.store import FileStore, Source, Store, reason, within
+from tunesmith.training.whose import refuse_other_run
 
 OWNER = "owner.json"
 FIRST_WAIT_S, MOST_WAIT_S = 1.0, 60.0
@@ -47,9 +48,10 @@ class Mirror:
     """The mirror of one run. `taken_over` says, once it is so, which machine goes on with the run: then stop."""
 
     def __init__(self, url: str, run: Run, name: str) -> None:
-        """Raises RecipeError, ResourceError for a URL that cannot be one; nothing is asked yet."""
+        """Raises RecipeError, ResourceError for a URL that cannot be one; nothing is asked there yet."""
         self.taken_over = ""
         self._store: Store = HubFolder(url, name) if url.startswith("hf://") else FileStore(url, name)
+        _refuse_one_disk(self._store, run)
         self._run = run
         self._token, self._generation, self._since = uuid.uuid4().hex, 0, _now()
         self._owns = self._began = self._closing = self._abandoned = False
@@ -74,9 +76,9 @@ class Mirror:
         """Where it is, without what is secret of its address."""
         return self._store.place
 
-    def refuse_other_run(self, asked: Recipe) -> None:
-        """Raise ResumeError where it holds another run; see fetched.refuse_other_run."""
-        fetched.refuse_other_run(self._store, self._run, asked)
+    def refuse_other_run(self, asked: Recipe, forks: bool = False) -> None:
+        """Raise ResumeError where it holds another run; see whose.refuse_other_run."""
+        refuse_other_run(self._store, self._run, asked, forks)
 
     def fetch(self) -> list[str]:
         """Fetch what the run folder lacks; see fetched.fetch. To be called under the run's lock, before the stages."""
@@ -158,6 +160,8 @@ class Mirror:
             what = self._newest or f"{RECIPE} and {DATA}/"
             why = self._failing or f"it was not sent within {within_s:.0f} s"
             warn(f"mirror: {what} is not in {self._store.place} ({why}); it is in {self._run.path}")
+        if done and self._done:
+            say(f"mirror: {self._done} is in {self._store.place}")
         return done
 
     def _discard(self, *offers: Offer | None) -> None:
@@ -269,14 +273,17 @@ class Mirror:
             self._store.put(files, last if last in files else [*files][-1], self._check, self._first_sent)
 
     def _send_offer(self, offer: Offer) -> None:
+        """Send one. Another of its name that is whole there stays so until the last file of this one replaces its."""
         there = {*self._store.names(CHECKPOINTS)}
-        if offer.last in there and not offer.sent:
-            if self._store.read(offer.last) == offer.files[offer.last]:
-                offer.sent.update(offer.files)
-            else:  # of an earlier time: from here on it is no whole one
-                self._store.delete([f"{CHECKPOINTS}/{offer.name}"], DIGESTS)
+        if not offer.sent:
+            before = self._store.read(offer.last) if offer.last in there else None
+            if offer.is_in(before):
+                return self._prune(offer, there)
+            offer.named(anew=before is not None)
         self._store.put(offer.files, offer.last, self._check, offer.sent)
-        self._prune(offer, there)
+        if any(name.startswith(f"{offer.place}/") for name in there - offer.files.keys()):
+            self._store.delete([offer.place], "", keep=offer.files)
+        return self._prune(offer, there)
 
     def _prune(self, offer: Offer, there: set[str]) -> None:
         """Delete what is older and not to be kept. A newer one is another's or will be written anew, and stays."""
@@ -355,6 +362,14 @@ class Mirror:
             say(f"mirror: {self._store.place} has caught up{self._done and f', with {self._done}'}")
 
 
+def _refuse_one_disk(store: Store, run: Run) -> None:
+    """Raise RecipeError where the mirror and the run folder lie in one another."""
+    here = run.path.resolve()
+    if store.folder and (store.folder.is_relative_to(here) or here.is_relative_to(store.folder)):
+        what = f"checkpoint.mirror: {store.place} and the run folder {run.path} lie in one another"
+        raise RecipeError(what, fix="name a place on another disk, or another --run-dir")
+
+
 def _in_words(owner: Mapping[str, Any]) -> str:
     return (
         f"{owner.get('host')}, process {owner.get('pid')}, since {owner.get('since')}, "
@@ -363,4 +378,4 @@ def _in_words(owner: Mapping[str, Any]) -> str:
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

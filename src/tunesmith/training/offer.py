@@ -6,10 +6,12 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tunesmith.files import DIGESTS, file_entry, make_folder, remove
-from tunesmith.json_file import json_object
-from tunesmith.training.fetched import CHECKPOINTS, best_name
+from tunesmith.json_file import OTHER_JSON
+from tunesmith.training.fetched import AS, CHECKPOINTS, best_name
+from tunesmith.training.saved import ADAPTER, OPTIMIZER, STATE, digests_in
 from tunesmith.training.store import Source
 
 
@@ -18,6 +20,8 @@ class Offer:
     """One checkpoint, and how much of it is there."""
 
     name: str
+    digests: dict[str, dict[str, Any]]
+    """File -> its digest and size."""
     files: dict[str, Source]
     """Name in the mirror -> what is sent."""
     best: str
@@ -26,10 +30,29 @@ class Offer:
     """Where its own files are."""
     sent: set[str] = field(default_factory=set)
 
+    def named(self, *, anew: bool) -> None:
+        """Give its files their names in the mirror; `anew`: such as no file of another content there has."""
+        digests = {name: entry | ({AS: _anew(name, entry)} if anew else {}) for name, entry in self.digests.items()}
+        self.files = {f"{self.place}/{entry.get(AS, name)}": self.folder / name for name, entry in digests.items()}
+        self.files[self.last] = (json.dumps(digests, indent=1) + "\n").encode()
+
+    def is_in(self, content: bytes | None) -> bool:
+        """Whether a digests.json of the mirror is of this checkpoint; its lines may be those of another moment."""
+        try:
+            there = digests_in(content or b"")
+        except OTHER_JSON:
+            return False
+        return all(there.get(name) == self.digests[name] for name in (ADAPTER, OPTIMIZER, STATE))
+
+    @property
+    def place(self) -> str:
+        """Its folder in the mirror."""
+        return f"{CHECKPOINTS}/{self.name}"
+
     @property
     def last(self) -> str:
         """The file by which it is complete."""
-        return f"{CHECKPOINTS}/{self.name}/{DIGESTS}"
+        return f"{self.place}/{DIGESTS}"
 
 
 def made_offer(step_folder: Path, folder: Path, lines: Mapping[str, bytes]) -> Offer:
@@ -40,7 +63,7 @@ def made_offer(step_folder: Path, folder: Path, lines: Mapping[str, bytes]) -> O
     """
     make_folder(folder)
     try:
-        digests = json_object((step_folder / DIGESTS).read_bytes())
+        digests: dict[str, dict[str, Any]] = {**digests_in((step_folder / DIGESTS).read_bytes())}
         for name in digests:
             _link(step_folder / name, folder / name)
         best = best_name(folder)
@@ -51,10 +74,15 @@ def made_offer(step_folder: Path, folder: Path, lines: Mapping[str, bytes]) -> O
     except BaseException:
         remove(folder)
         raise
-    place = f"{CHECKPOINTS}/{step_folder.name}"
-    files: dict[str, Source] = {f"{place}/{name}": folder / name for name in digests}
-    files[f"{place}/{DIGESTS}"] = (json.dumps(digests, indent=1) + "\n").encode()
-    return Offer(step_folder.name, files, best, folder)
+    offer = Offer(step_folder.name, digests, {}, best, folder)
+    offer.named(anew=False)
+    return offer
+
+
+def _anew(name: str, entry: Mapping[str, Any]) -> str:
+    """Another name for a file, by its content."""
+    stem, dot, kind = name.rpartition(".")
+    return f"{stem}-{entry['sha256'][:12]}{dot}{kind}"
 
 
 def _link(source: Path, target: Path) -> None:

@@ -18,7 +18,11 @@ from tunesmith.values import cadence
 ADAPTER, OPTIMIZER, STATE = "adapter.safetensors", "optimizer.safetensors", "state.json"
 FORMAT = 1
 """Of a checkpoint: one with a higher number was written by a later version, and is not understood."""
-
+WHOLE_NUMBERS = (
+    "step", "tokens", "supervised_tokens", "evaluated_step", "best_step", "without_gain", "interruptions", "skipped",
+    "skipped_in_all",
+)  # fmt: skip
+"""Of the progress in a state.json."""
 
 _bits = ContextVar("bits_required", default=False)
 
@@ -121,18 +125,35 @@ def why_unfit(checkpoint: Path) -> str:
     try:
         if reason := damage(checkpoint):
             return f"it is damaged, {reason}"
-        written = read_state(checkpoint).get("format", 1)
+        state = read_state(checkpoint)
     except OSError as error:
         return f"{Path(error.filename or STATE).name} cannot be read: {error.strerror}"
     except OTHER_JSON:
         return f"{STATE} is no JSON object"
-    later = not isinstance(written, int) or written > FORMAT
-    return f"a later version of tunesmith wrote it (format {written}, this one knows {FORMAT})" if later else ""
+    written = state.get("format", 1)
+    if not isinstance(written, int) or written > FORMAT:
+        return f"a later version of tunesmith wrote it (format {written}, this one knows {FORMAT})"
+    odd = _odd(state, step_of(checkpoint.name))
+    return f"{STATE} is not as training writes it: {odd}" if odd else ""
+
+
+def _odd(state: Mapping[str, Any], step: int) -> str:
+    """What training could not go on from, though its bytes are those that were written; empty if nothing is."""
+    parts = [(state, "progress"), (state, "scaler"), (state, "decides"), (state, "machine")]
+    for part, name in [*parts, *((state.get("decides"), name) for name in ("settings", "inputs"))]:
+        if not isinstance(part, Mapping) or not isinstance(part.get(name), Mapping):
+            return f"there is no {name}"
+    progress = state["progress"]
+    for name in ("step", "best_step", "evaluated_step", *progress):
+        value = progress.get(name)
+        if (name in WHOLE_NUMBERS and type(value) is not int) or (isinstance(value, float) and math.isnan(value)):
+            return f"{name} is {value}"
+    return "" if progress["step"] == step else f"step is {progress['step']}"
 
 
 def to_keep(folder: Path, keep: Keep, best_step: int) -> set[str]:
     """Names of the checkpoints in `folder` that `keep` wants: the newest, the best, and one for each `keep.every`."""
-    saved = checkpoint_folders(folder)
+    saved = [path for path in checkpoint_folders(folder) if is_own(path)]
     kept = {path.name for path in saved[-keep.last :]} | {checkpoint_name(best_step)}
     if keep.every:
         span, last = cadence(keep.every), -math.inf

@@ -91,6 +91,8 @@ class StopWatch:
         self._limit_s = limit.seconds if limit else None
         self._began_s = _heeded.get() or time.monotonic()
         self._stepped = False
+        self.reserve_s = 0.0
+        """What a checkpoint takes, within a step too."""
         self.signal = 0
         self._told_s = 0.0
         self.rescue: Callable[[], str] | None = None
@@ -149,7 +151,7 @@ class StopWatch:
         """See that the process ends in time, once it was told to."""
         if not self._seen.wait(STEP_S) and not self._left.is_set():
             if self.rescue is None:
-                say(f"train: stopped before its first step; {goes_on()}")
+                say(f"train: stopped before a step; {goes_on()}")
                 _end(self.signal)
             threading.Thread(target=self._rescue, args=(self.rescue,), name="rescue", daemon=True).start()
         if not self._left.wait(max(0.0, self._told_s + LEAVE_S - time.monotonic())):
@@ -167,7 +169,7 @@ class StopWatch:
 
     def check(self, ahead_s: float = 0.0) -> None:
         """Raise StopRequested if it is time to stop, or will be in `ahead_s`. Called where no update is half done."""
-        limit_s = self._began_s + self._limit_s - LAST_S - ahead_s if self._limit_s else None
+        limit_s = self._began_s + self._limit_s - LAST_S - self.reserve_s - ahead_s if self._limit_s else None
         late = limit_s is not None and self._stepped and time.monotonic() >= limit_s
         if late or self.steps_left == 0 or self.taken_over():
             raise StopRequested

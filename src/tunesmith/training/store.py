@@ -12,7 +12,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol, TypeVar
 
@@ -57,6 +57,10 @@ class Store(Protocol):
     pause_s: float
     """How long it wants to be left alone between two puts."""
 
+    @property
+    def folder(self) -> Path | None:
+        """Where it is, if that is in this machine's folders."""
+
     def put(self, files: Mapping[str, Source], last: str, allowed: Callable[[], None], sent: set[str]) -> None:
         """Write files, `last` after all others and after `allowed`, which raises where that must not be.
 
@@ -72,8 +76,8 @@ class Store(Protocol):
     def names(self, under: str = "") -> list[str]:
         """Names of all files, or of those below a folder, sorted."""
 
-    def delete(self, folders: Sequence[str], first: str) -> None:
-        """Delete all below folders, one after the other; in each the file that is named `first` first."""
+    def delete(self, folders: Sequence[str], first: str, keep: Container[str] = ()) -> None:
+        """Delete all below folders but what to `keep`, one after the other; in each the file named `first` first."""
 
 
 class FileStore:
@@ -86,13 +90,35 @@ class FileStore:
         place to write to; nothing is asked yet.
         """
         self.place = said(f"{url.rstrip('/')}/{name}")
-        self._files, named = _opened(url, self.place)
-        self._named = named.rstrip("/")
-        self._root = f"{self._named}/{name}"
-        self._protocols = {self._files.protocol} if isinstance(self._files.protocol, str) else {*self._files.protocol}
+        self._url, self._name = url, name
+        self._opened: Any = None
+        self._named = self._root = ""
+        self._protocols = {url.partition("://")[0]}
+        with contextlib.suppress(OSError):  # some connect as they are opened: that is tried again as they are used
+            self._open()
         self._is_local = "file" in self._protocols
 
+    def _open(self) -> Any:
+        if not self._opened:
+            files, named = _opened(self._url, self.place)
+            self._named = named.rstrip("/")
+            self._root = f"{self._named}/{self._name}"
+            self._protocols = {files.protocol} if isinstance(files.protocol, str) else {*files.protocol}
+            self._opened = files
+        return self._opened
+
+    @property
+    def _files(self) -> Any:
+        """The file system."""
+        return self._open()
+
+    @property
+    def folder(self) -> Path | None:
+        """As Store's."""
+        return Path(self._root).resolve() if self._is_local else None
+
     def _path(self, name: str) -> str:
+        self._open()
         return f"{self._root}/{name}" if name else self._root
 
     def put(self, files: Mapping[str, Source], last: str, allowed: Callable[[], None], sent: set[str]) -> None:
@@ -155,10 +181,11 @@ class FileStore:
             fix = f"mount it, or make the folder {named.parent}"
             raise ResourceError(f"there is no folder {named.parent}: is its drive mounted?", fix=fix)
 
-    def delete(self, folders: Sequence[str], first: str) -> None:
+    def delete(self, folders: Sequence[str], first: str, keep: Container[str] = ()) -> None:
         """As Store's. What is gone already is no error: another may delete too."""
         for folder in folders:
-            for name in sorted(self.names(folder), key=lambda name: name.rpartition("/")[2] != first):
+            names = (name for name in self.names(folder) if name not in keep)
+            for name in sorted(names, key=lambda name: name.rpartition("/")[2] != first):
                 with contextlib.suppress(FileNotFoundError):
                     self._files.rm_file(self._path(name))
             if self._is_local:  # what a write that was killed has left

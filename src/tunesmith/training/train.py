@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tunesmith.console import say, warn
 from tunesmith.decides import adapter_needs
 from tunesmith.errors import ResourceError, ResumeError
-from tunesmith.model.adapter import save_adapter, set_adapter, without_adapter
+from tunesmith.model.adapter import save_adapter, set_adapter, tensors_digest, without_adapter
 from tunesmith.model.attention import has_varlen_kernel
 from tunesmith.model.base import load_base, recompute_layers, refuse_odd_numbers
 from tunesmith.model.batch import Batching, supervised_in
@@ -23,7 +23,7 @@ from tunesmith.model.lora import attach, refuse_unmergeable
 from tunesmith.proof.compiling import prove_compiling
 from tunesmith.proof.packing import prove_packing
 from tunesmith.recipe import Recipe, TrainConfig
-from tunesmith.record import Proof, Record, read_record
+from tunesmith.record import Proof, Record, damaged_file, read_record
 from tunesmith.runs import Run, checkpoint_folders, checkpoint_name, commit_stage, write_manifest
 from tunesmith.tokens.order import FEW_STEPS, more_steps, rows_of_epoch
 from tunesmith.tokens.rows import TokenRows, load_rows
@@ -32,7 +32,7 @@ from tunesmith.training.checkpoint import resume
 from tunesmith.training.device import conditions, peak_memory_bytes, pick_device, set_determinism
 from tunesmith.training.loop import Job, fit
 from tunesmith.training.memory import decide_autos, full_memory
-from tunesmith.training.metrics import Metrics, Samples, plot_losses
+from tunesmith.training.metrics import Metrics, Samples, kept_digests, kept_steps, plot_losses
 from tunesmith.training.mirror import Mirror
 from tunesmith.training.mirrored import mirrored, offer
 from tunesmith.training.outcome import outcome, so_far
@@ -184,6 +184,9 @@ def _less_memory(job: Job) -> str:
 def _refuse_other_base(run: Run, base: LocatedBase) -> None:
     """Raise ResumeError if the adapter that this run begins with was trained on other weights."""
     ancestor = read_record(run.ancestor)
+    if ancestor and (file := damaged_file(run.ancestor)):
+        fix = f"put it back from a copy, or fork {ancestor.counts['run']} again, into another --run-dir"
+        raise ResumeError(f"{file} is not as it was written, so nothing is trained from it", fix=fix)
     if ancestor and ancestor.inputs["base"] != base.digest:
         what = f"the run begins with an adapter of {ancestor.counts['run']}, which was trained on another base"
         raise ResumeError(what, fix="use the base of that run, or begin without --fork", where=str(run.ancestor))
@@ -233,6 +236,8 @@ def begin(job: Job, base: LocatedBase, proofs: list[Proof]) -> TrainState:
     """The state at the newest checkpoint, of a model that is proved (into `proofs`) to pack and to compile."""
     state = new_start(job, base, proofs)
     resume(job.run.checkpoints, state, job.decides, job.conditions)
+    if not state.progress.step and (steps := kept_steps(job.run)):
+        say(f"train: there is no checkpoint, so training begins anew; {job.run.metrics.name} has {steps} steps of it")
     Metrics(job.run.metrics).cut_back(state.progress)
     if job.run.samples.exists():
         Samples(job.run.samples).cut_back(state.progress)
@@ -287,6 +292,13 @@ def _take_best(job: Job, state: TrainState, base: LocatedBase, draft: Path) -> d
         raise ResumeError(
             f"the best checkpoint, {best.name}, is missing or damaged",
             fix="delete the checkpoints after it and type the same again: training repeats those steps",
+            where=str(job.run.checkpoints),
+        )
+    kept = kept_digests(job.run).get(at.best_step)
+    if kept and tensors_digest(load_file(best / ADAPTER)) != kept:
+        raise ResumeError(
+            f"the best checkpoint, {best.name}, is not the adapter that was measured at that step ({job.run.metrics})",
+            fix="delete it and the checkpoints after it and type the same again: training repeats those steps",
             where=str(job.run.checkpoints),
         )
     save_adapter(draft, best / ADAPTER, recipe.lora, base)
