@@ -5,8 +5,8 @@ metrics. A kill is uniform over the run's time, or aimed: between two tensors of
 rename, within the deletion of an old one, within an upload (--mirror, where half of the kills take the run folder too).
 With --signal TERM the training is told to stop instead: at random moments, or between two micro-batches.
 
-A kill loses the seconds since the state that it can go on from. What it may lose is the cadence, and, each as long as
-the longest of that process: what lies between two looks whether a checkpoint is due, since how long the next will be
+A kill loses the seconds since the state that it can go on from. What it may lose is the cadence (or, where that takes
+longer, a write: the next is due once one is on disk), and, each as long as the longest of that process: what lies between two looks whether a checkpoint is due, since how long the next will be
 off is a guess (a step, or an evaluation), one write with the deletion of old ones, and, where the run folder is gone
 too, three uploads (the one on its way, the best, the newest); where the run folder outlived kills before, each process
 since the mirror's newest counts so. Nothing with SIGTERM.
@@ -184,7 +184,7 @@ class Victim:
     def _weighed(self, aim, notes, cut_s):
         """What a kill cost. Where there is a mirror, half of them take the run folder too."""
         gone = self.trial.mirror and self.trial.signal == signal.SIGKILL and self.trial.rng.random() < 0.5
-        newest = crashing.newest_whole(self.mirrored if gone else self.run.checkpoints)
+        newest = crashing.newest_mirrored(self.mirrored) if gone else crashing.newest_whole(self.run.checkpoints)
         self._lives.append((notes, cut_s))
         every = cadence(self.recipe.checkpoint.every).seconds
         kill = lost(aim, self._lives if gone else self._lives[-1:], newest or 0, every, gone)
@@ -213,8 +213,8 @@ class Victim:
                 found.append(name)
         there = self.run.checkpoints.iterdir()
         found += [f"{path.name} is left" for path in there if path.name.startswith(".") or not is_whole(path)]
-        sent = self.mirrored / ours[1].name / "optimizer.safetensors"
-        if self.trial.mirror and not (sent.exists() and sent.read_bytes() == (ours[1] / sent.name).read_bytes()):
+        name, sent = "optimizer.safetensors", crashing.mirrored(self.mirrored / ours[1].name)
+        if self.trial.mirror and not (sent and sent[name].read_bytes() == (ours[1] / name).read_bytes()):
             found.append("the mirror's newest")
         return ", ".join(found)
 
@@ -232,9 +232,10 @@ def lost(aim, lives, newest, cadence_s, gone):
             continue  # it had not begun to train
         looks = [note["s"] for note in notes if note["what"] in ("begin", "look", "copy")]
         kill.step_s += max(after - before for before, after in pairwise([*looks, cut_s]))
-        kill.write_s += longest(notes, "copy", cut_s)
+        write_s = longest(notes, "copy", cut_s)
+        kill.write_s += write_s
         kill.uploads_s += 3 * longest(notes, "upload", cut_s) if gone else 0.0
-        kill.cadence_s += cadence_s
+        kill.cadence_s += max(cadence_s, write_s)
         if newest in copied:
             kill.lost_s += cut_s - copied[newest]
             return kill

@@ -14,12 +14,15 @@ import traceback
 import torch
 
 from tunesmith import files
+from tunesmith.files import DIGESTS
+from tunesmith.json_file import OTHER_JSON
 from tunesmith.lock import locked
 from tunesmith.runs import checkpoint_folders, step_of
 from tunesmith.training import checkpoint, loop, saver, snapshot
 from tunesmith.training import train as training
+from tunesmith.training.fetched import stored_as
 from tunesmith.training.mirror import Mirror
-from tunesmith.training.saved import is_whole
+from tunesmith.training.saved import digests_in, file_damage, is_whole
 from tunesmith.training.stop import Paused, signals_heeded
 from tunesmith.weights.tensorfile import TensorWriter
 
@@ -55,6 +58,22 @@ def newest_whole(checkpoints):
     """The step of the newest checkpoint in a folder that nothing is wrong with; None where there is none."""
     steps = [step_of(path.name) for path in checkpoint_folders(checkpoints) if is_whole(path)]
     return max(steps, default=None)
+
+
+def mirrored(checkpoint):
+    """File -> where it is in a mirror's checkpoint; None where that is not whole."""
+    try:
+        content = (checkpoint / DIGESTS).read_bytes()
+        files = {name: checkpoint / stored for name, stored in stored_as(content).items()}
+        wrong = [name for name, entry in digests_in(content).items() if file_damage(files[name], entry)]
+    except (OSError, *OTHER_JSON):
+        return None
+    return None if wrong else files
+
+
+def newest_mirrored(checkpoints):
+    """The step of the newest checkpoint of a mirror that nothing is wrong with; None where there is none."""
+    return max((step_of(path.name) for path in checkpoint_folders(checkpoints) if mirrored(path)), default=None)
 
 
 def forked(folder, work):
