@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tunesmith.console import duration
 from tunesmith.recipe import EarlyStopping
 from tunesmith.study.models import Model
 
@@ -77,13 +78,6 @@ class Measure:
 def megabytes(size: float) -> str:
     """Bytes in words."""
     return f"{size / MEGABYTE:,.0f} MB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _score(name: str) -> Callable[[Model], Any]:
