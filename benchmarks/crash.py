@@ -5,11 +5,12 @@ metrics. A kill is uniform over the run's time, or aimed: between two tensors of
 rename, within the deletion of an old one, within an upload (--mirror, where half of the kills take the run folder too).
 With --signal TERM the training is told to stop instead: at random moments, or between two micro-batches.
 
-A kill loses the seconds since the state that it can go on from. What it may lose is the cadence (or, where that takes
-longer, a write: the next is due once one is on disk), and, each as long as the longest of that process: what lies between two looks whether a checkpoint is due, since how long the next will be
-off is a guess (a step, or an evaluation), one write with the deletion of old ones, and, where the run folder is gone
-too, three uploads (the one on its way, the best, the newest); where the run folder outlived kills before, each process
-since the mirror's newest counts so. Nothing with SIGTERM.
+A kill loses the seconds since the state that it can go on from. What it may lose is the cadence (or a write that takes
+longer: the next is due once that one is on disk), and, each as long as the longest of that process: what lies between
+two looks whether a checkpoint is due, since how long the next will be off is a guess (a step, or an evaluation), one
+write with the deletion of old ones, and, where the run folder is gone too, three uploads (the one on its way, the best,
+the newest); where the run folder outlived kills before, each process since the mirror's newest counts so. Nothing with
+SIGTERM.
 
 usage: python benchmarks/crash.py --kills N [--base tiny|builtin] [--mirror] [--signal KILL|TERM] [--seed S]
 """

@@ -127,7 +127,7 @@ def day(folder, recipe, whole, asked):
         if (code := crashing.ended(pid)) not in (0, PAUSED, -9):
             raise RuntimeError(f"a session ended with {code}: {(folder / crashing.LOG).read_text()[-3000:]}")
         noted = crashing.notes_of(path, pid)
-        newest, last = crashing.newest_whole(mirrored), noted[-1]["s"]
+        newest, last = crashing.newest_mirrored(mirrored), noted[-1]["s"]
         copied = {note["step"]: note["s"] for note in reversed(noted) if note["what"] in ("begin", "copy")}
         lost_s = last - copied.get(newest or 0, -math.inf) if code == -9 else 0.0
         losses += [lost_s] if code == -9 else []

@@ -80,6 +80,19 @@ def test_page_is_one_file_with_everything(runs, tmp_path, capsys):
     assert "88 to 92" in printed.out and printed.err == ""
 
 
+def test_a_fork_says_what_it_began_with_and_a_run_how_often_it_was_resumed(own, tiny_base, tmp_path, capsys):
+    ancestor = {"run": "/elsewhere/first-try", "step": 40, "held_out_loss": 2.1, "held_out_loss_here": 2.05}
+    finished_run(own / "fork", tiny_base, recipe_with(), loss=1.9, ancestor=ancestor, interruptions=2)
+    page = report(own, ["fork", "good", "base"], tmp_path / "report.html")
+    began = "<tr><th>began with</th><td>the adapter of first-try after step 40</td><td>the base</td><td>-</td></tr>"
+    assert began in page and "<tr><th>resumed, times</th><td>2</td><td>-</td><td>-</td></tr>" in page
+    said = (
+        "fork began with the adapter of another run: there the learning curve starts, and tokens and time are without"
+    )
+    assert said in page and said in " ".join(capsys.readouterr().out.split()) and "/elsewhere" not in page
+    assert "began with" not in report(own, ["good", "base"], tmp_path / "report.html")
+
+
 def test_answers_stand_side_by_side_and_are_not_read_as_html(runs, tmp_path):
     page = report(runs, ["good", "base"], tmp_path / "report.html")
     row = page[page.index("Name &lt;b&gt;one&lt;/b&gt; optimizer.") :]

@@ -5,6 +5,7 @@ import pty
 import subprocess
 import sys
 
+from tunesmith import console
 from tunesmith.console import say, warn
 from tunesmith.printable import printable
 from tunesmith.study.compare import _printed
@@ -41,6 +42,20 @@ def test_a_bar_on_a_terminal_lets_lines_by_and_ends():
     text = shown.decode()
     assert text.count("a line of ours") == text.count("a line of another package") == text.count("done") == 1
     assert "work" in text and "loss 1.0" in text
+
+
+def test_the_time_left_is_in_seconds_only_while_it_is_short(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    advance = console._lines("work", 1000, 0, "steps")
+    steps = (
+        (20.0, 1, "1 of 1000 steps, 5.5 h"),
+        (40.0, 19, "20 of 1000 steps, 33 min"),
+        (80.0, 480, "500 of 1000 steps, 80 s"),
+    )
+    for now[0], more, said in steps:
+        advance(more, "")
+        assert capsys.readouterr().err == f"work: {said} left\n"
 
 
 def test_what_others_wrote_is_shown_as_it_is_and_obeyed_by_nobody(capsys):

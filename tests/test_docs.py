@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tunesmith.errors import TunesmithError
+
 ROOT = Path(__file__).parents[1]
 FIRST = ROOT / "docs" / "first-run.md"
 PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").glob("*.md") if p != FIRST)]
@@ -101,6 +103,14 @@ def test_every_command_of_the_page_does_what_it_says(page, copy):
 def test_every_verb_has_a_page_with_an_executed_example():
     for verb in VERBS:
         assert any(f"tunesmith {verb}" in command for command, _ in commands(ROOT / "docs" / f"{verb}.md")), verb
+
+
+@pytest.mark.parametrize("page", ["run", "remote"])
+def test_every_exit_code_is_in_the_tables(page):
+    rows = re.findall(r"^\| ([\d, ]+) \|", (ROOT / "docs" / f"{page}.md").read_text(), re.MULTILINE)
+    codes = {int(code) for row in rows for code in row.split(",")}
+    raised = {kind.exit_code for kind in TunesmithError.__subclasses__()}
+    assert len(raised) > 7 and raised <= codes
 
 
 def test_the_check_looks():

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from forked import completed
-from study_runs import finished_run
+from study_runs import change, finished_run
 from training_runs import recipe_with
 
 from tunesmith import command
@@ -23,7 +24,7 @@ from tunesmith.inventory import as_table, runs_in
 from tunesmith.lock import locked
 from tunesmith.recipe import Recipe
 from tunesmith.record import read_record
-from tunesmith.runs import MADE_BY, Run
+from tunesmith.runs import MADE_BY, Run, commit_stage
 from tunesmith.tidy import clean, spare
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +68,18 @@ def test_list_tells_how_a_run_stands_and_names_foreign_folders(run):
     (run.adapter / "record.json").unlink()
     (run.checkpoints / "step-000008" / "state.json").write_text('{"planned_steps": 12}')
     assert listed(run).says.startswith("paused at step 8 of 12")
+
+
+def test_list_names_the_run_that_a_fork_began_with(run):
+    assert listed(run).fork_of is None
+    about = {"run": "/elsewhere/first-try", "step": 4}
+    change(run.adapter, lambda record: {"counts": record["counts"] | {"ancestor": about}})
+    assert listed(run).fork_of == "first-try" and "finished, fork of first-try" in as_table([listed(run)], [])
+    for folder in (run.adapter, run.model, run.gguf, run.evaluation):
+        shutil.rmtree(folder)
+    assert listed(run).fork_of is None
+    commit_stage(run.ancestor, {}, {}, lambda _: about)  # which stands before the training ends
+    assert listed(run).fork_of == "first-try"
 
 
 def test_list_survives_every_kind_of_damage(run):

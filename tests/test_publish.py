@@ -91,6 +91,15 @@ def test_a_dry_run_says_all_and_sends_nothing(run, monkeypatch, tmp_path):
     assert "me/small-GGUF" in only and "me/small (" not in only
 
 
+def test_the_card_of_a_fork_says_what_it_began_with(run, tmp_path):
+    ancestor = {"run": "/elsewhere/first-try", "step": 40, "held_out_loss": 2.1, "held_out_loss_here": 2.05}
+    change(run.adapter, lambda record: {"counts": record["counts"] | {"ancestor": ancestor}})
+    publish(run.path, [TO], cards=tmp_path / "cards")
+    for card in tmp_path.glob("cards/*/README.md"):
+        said = "It began with the adapter of first-try after step 40, from another run (held-out loss here 2.0500)"
+        assert said in card.read_text() and "/elsewhere" not in card.read_text()
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
 def test_what_is_published_is_what_the_run_made_and_loads(run, hub, tmp_path, capsys):
     from peft import PeftModel

@@ -83,6 +83,9 @@ def test_three_mistakes_are_reported_at_once_with_file_and_line(tmp_path):
     [
         ("train: {evaluate_every: 5min}", "counted in steps"),
         ("checkpoint: {every: soon}", "neither a number of steps nor a time"),
+        ("train: {stop_after: 0}", 'train.stop_after: "0" must be more than 0; write it as 200 steps'),
+        ("train: {stop_after: -3}", '"-3" must be more than 0'),
+        ("checkpoint: {every: 0s}", '"0s" must be more than 0'),
         ("data: {sources: []}", "data.sources"),
         ("train: {max_length: 4096, tokens_per_step: 1024}", "a step must hold the longest conversation"),
         ("evaluate: {gguf: F16}\nexport: {gguf: [Q8_0]}", "not in export.gguf"),

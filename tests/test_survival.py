@@ -462,6 +462,15 @@ def test_checkpoints_take_no_more_than_their_share(tmp_path, monkeypatch, capsys
     assert capsys.readouterr().err.count("so they are 25 s apart or more, not 10s (checkpoint.overhead: 2%)") == 1
     clock.now += 0.1
     assert saver.is_due(5)
+    near = a_saver(tmp_path, every="3s")
+    near._cost_s = 0.0304
+    clock.now += 3
+    assert not near.is_due(5)
+    assert "takes 0.030 s from training, so they are 3.1 s apart or more, not 3s" in capsys.readouterr().err
+    within = a_saver(tmp_path, every="10s", overhead="2%")
+    within._cost_s = 0.15  # 7.5 s apart is no more than the cadence: nothing is to be said
+    clock.now += 7
+    assert not within.is_due(5, 5.0) and not capsys.readouterr().err
     free = a_saver(tmp_path, every="10s", overhead=None)
     free._cost_s = 5.0
     clock.now += 10

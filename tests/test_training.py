@@ -27,6 +27,7 @@ from tunesmith.recipe_file import read_recipe
 from tunesmith.runs import Run
 from tunesmith.tokens.rows import TokenRows, load_rows
 from tunesmith.training import loop, saver, snapshot
+from tunesmith.training import metrics as written
 from tunesmith.training import train as verb
 from tunesmith.training.state import Progress
 from tunesmith.training.stop import Paused
@@ -563,3 +564,23 @@ def test_peft_reads_the_adapter_with_equal_logits(run, base):
         wanted = theirs(ids).logits
         torch.testing.assert_close(ours(ids, conversation_lengths=(57,)).logits, wanted, rtol=1e-4, atol=1e-5)
         assert (wanted - theirs.unload()(ids).logits).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("steps", [0, 1, 80])
+def test_the_picture_of_the_losses_fits_them(tmp_path, monkeypatch, steps):
+    figures = []
+    monkeypatch.setattr(written.pyplot, "close", figures.append)
+    lines = [{"step": step, "held_out_loss": 2.31 - step / 1e4} for step in sorted({0, steps})]
+    lines += [{"step": step, "loss": 2.32 - step / 1e4} for step in range(1, steps + 1)]
+    (tmp_path / "ancestor").mkdir()
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    written.plot_losses(written.Metrics(tmp_path / "metrics.jsonl"), tmp_path / "loss.png")
+    (figure,) = figures
+    (axes,), (legend,) = figure.axes, figure.legends
+    low, high = axes.get_ylim()
+    assert not steps or (2.2 < low < 2.31 - steps / 1e4 and high < 2.4)
+    assert all(tick == round(tick) for tick in axes.get_xticks()) and axes.get_xlim()[1] >= 1
+    assert axes.get_title("left").endswith(f"lowest {2.31 - steps / 1e4:.4f}, at step {steps}")
+    assert "0: as it began, with the adapter of another run" in axes.get_xlabel()
+    assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+    written.pyplot.figure(figure.number).clear()

@@ -88,6 +88,13 @@ def warn(text: str) -> None:
     console.print(f"warning: {printable(as_typed(text))}", markup=False, style="yellow")
 
 
+def duration(seconds: float) -> str:
+    """Seconds in words."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 @contextlib.contextmanager
 def progress(
     what: str, total: float | None, *, done: float = 0, unit: str = ""
@@ -127,7 +134,7 @@ def _lines(what: str, total: float | None, done: float, unit: str) -> Callable[[
             text = f"{what}: {done:,.0f}{units_text} so far"
             if total is not None:
                 left_s = (total - done) * (now - started) / max(done - first, 1e-9)
-                text = f"{what}: {done:g} of {total:g}{units_text}, {left_s:.0f} s left"
+                text = f"{what}: {done:g} of {total:g}{units_text}, {duration(left_s)} left"
             say(f"{text}, {note}" if note else text)
 
     return advance

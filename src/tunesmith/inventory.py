@@ -19,6 +19,7 @@ from tunesmith.release.published import published
 from tunesmith.runs import Run, checkpoint_folders, step_of
 from tunesmith.stages import STAGES
 from tunesmith.stale import stale
+from tunesmith.training.outcome import ancestor_of
 
 LEAST_WIDTH = 60
 READ = (TunesmithError, OSError, *OTHER_JSON)
@@ -35,6 +36,8 @@ class Standing:
     says: str
     """The state in words."""
     base: str | None
+    fork_of: str | None
+    """Of a fork: the name of the run whose adapter it began with."""
     held_out_loss: float | None
     """Nats per token."""
     bits_per_byte: float | None
@@ -75,7 +78,7 @@ def _is_run(folder: Path) -> bool:
 
 def standing_of(run: Run) -> Standing:
     """How a run stands. Reads records and sizes only; what is damaged is said, not raised."""
-    base, counts = None, dict[str, Any]()
+    base, ancestor, counts = None, None, dict[str, Any]()
     size, changed = _size_and_time(run.path)
     try:
         recipe = kept_recipe(run) if run.recipe.exists() else None
@@ -83,6 +86,8 @@ def standing_of(run: Run) -> Standing:
         records = {stage.folder: read_record(run.path / stage.folder) for stage in STAGES}
         trained = records[run.adapter.name]
         counts = trained.counts if trained else {}
+        begun = read_record(run.ancestor)
+        ancestor = begun.counts if begun else counts.get("ancestor")
         state, says = _state(run, recipe, records)
         says += _where_published(run)
     except READ as error:
@@ -91,8 +96,9 @@ def standing_of(run: Run) -> Standing:
         state, says = "damaged", f"damaged: {' '.join(what.split())}"
     if process := process_in(run):
         state, says = "running", f"running now (process {process})"
+    fork_of = ancestor_of(ancestor)[0] if isinstance(ancestor, dict) else None
     return Standing(
-        str(run.path), state, says, base, _number(counts, "held_out_loss"), _number(counts, "bits_per_byte"),
+        str(run.path), state, says, base, fork_of, _number(counts, "held_out_loss"), _number(counts, "bits_per_byte"),
         size, changed,
     )  # fmt: skip
 
@@ -183,7 +189,8 @@ def as_table(runs: list[Standing], foreign: list[Path], width: int = 80) -> str:
 
 def _below(run: Standing, width: int) -> list[str]:
     """What stands below a run's line, cut to the width."""
-    texts = [run.says, *([f"base {run.base}"] if run.base else [])]
+    forked = [f"fork of {run.fork_of}"] if run.fork_of else []
+    texts = [", ".join([run.says, *forked]), *([f"base {run.base}"] if run.base else [])]
     one = f"  {', '.join(texts)}"
     lines = [one] if len(one) <= width else [f"  {text}" for text in texts]
     return [line if len(line) <= width else f"{line[: width - 3]}..." for line in lines]

@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, field_validator
 NO_TEXT = re.compile("[\0\ud800-\udfff]")  # NUL, which ends a file name, and half a character, which is in no file
 MOST = 2**53  # beyond it not every whole number is one in JSON (RFC 8259, section 6)
 SECONDS = {"s": 1, "min": 60, "h": 3600}
+FORMS = "write it as 200 steps, 30s, 5min or 2h"
 
 
 class Cadence(NamedTuple):
@@ -22,8 +23,10 @@ class Cadence(NamedTuple):
 def cadence(text: str) -> Cadence:
     """`200 steps` or `5min` (also s, h) as numbers. Raises ValueError for anything else."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(steps?|s|min|h)", text)
-    if not found or float(found[1]) <= 0:
-        raise ValueError(f'"{text}" is neither a number of steps nor a time; write it as 200 steps, 30s, 5min or 2h')
+    if not found:
+        raise ValueError(f'"{text}" is neither a number of steps nor a time; {FORMS}')
+    if float(found[1]) <= 0:
+        raise ValueError(f'"{text}" must be more than 0; {FORMS}')
     if found[2].startswith("step"):
         if "." in found[1]:
             raise ValueError(f'"{text}" is not a whole number of steps')
@@ -33,6 +36,8 @@ def cadence(text: str) -> Cadence:
 
 def _cadence_text(value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):
+        if value <= 0:
+            raise ValueError(f'"{value}" must be more than 0; {FORMS}')  # as it was typed: a bare number is of steps
         value = f"{value} steps"
     if isinstance(value, str):
         cadence(value)

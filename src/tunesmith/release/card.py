@@ -25,6 +25,7 @@ from tunesmith.release.licences import Terms
 from tunesmith.release.sources import base_name, from_hub, named, sources
 from tunesmith.runs import Run
 from tunesmith.training.metrics import Metrics, plot_losses
+from tunesmith.training.outcome import ancestor_of
 from tunesmith.weights import builtin
 from tunesmith.weights.locate import HUB_ID, is_local
 
@@ -119,6 +120,7 @@ def write_card(published: Published, part: Part) -> str:
         sources=list(sources(recipe, records["data"])),
         data=records["data"].counts,
         trained=records["adapter"].counts,
+        ancestor=ancestor_of(began)[1] if (began := records["adapter"].counts.get("ancestor")) else "",
         version=records["adapter"].versions["tunesmith"],
         proofs=list(proofs_of(run, part)),
         files=files,

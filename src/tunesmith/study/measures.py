@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tunesmith.console import duration
 from tunesmith.recipe import EarlyStopping
 from tunesmith.study.models import Model
 
@@ -79,13 +80,6 @@ def megabytes(size: float) -> str:
     return f"{size / MEGABYTE:,.0f} MB"
 
 
-def duration(seconds: float) -> str:
-    """Seconds in words."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
 def _score(name: str) -> Callable[[Model], Any]:
     return lambda model: model.scores.get(name)
 
@@ -109,7 +103,11 @@ PRECISION = Measure("precision", lambda model: model.precision, str)
 TRAINING = (
     Measure("trained tokens", lambda model: model.training.get("tokens"), "{:,}".format),
     Measure("time", lambda model: model.training.get("train_seconds"), duration),
+    Measure("resumed, times", lambda model: model.training.get("interruptions"), "{:,}".format),
     Measure("device", lambda model: model.training.get("device"), str),
+)
+BEGAN = Measure(
+    "began with", lambda model: model.training.get("began_with", "the base" if model.training else None), str
 )
 FILE = (
     Measure("type", _score("gguf"), str),
@@ -137,8 +135,14 @@ def _training(models: Sequence[Model]) -> Group:
     ]
     if len(precisions) > 1:
         rows.append((PRECISION.title, PRECISION.cells(models, False)))
-    rows += [(measure.title, measure.cells(models, False)) for measure in TRAINING]
+    forks = [model.name for model in models if "began_with" in model.training]
+    rows += [(measure.title, measure.cells(models, False)) for measure in (*([BEGAN] if forks else []), *TRAINING)]
     remarks = ["The losses are not those of the files: training measured them before merging and quantising."]
+    if forks:
+        remarks.append(
+            f"{' and '.join(forks)} began with the adapter of another run: there the learning curve starts, and tokens "
+            "and time are without those of that run."
+        )
     if not same_rows(models):
         remarks.append("Held-out losses are not comparable: tokenizers or held-out rows differ.")
     if not same_definition(models):

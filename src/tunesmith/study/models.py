@@ -29,7 +29,7 @@ from tunesmith.stale import cut_from_training, stale
 from tunesmith.study.named import BASE, first_run, titles
 from tunesmith.tokens.rows import load_rows
 from tunesmith.training.metrics import Metrics, damage_in_words
-from tunesmith.training.outcome import outcome
+from tunesmith.training.outcome import ancestor_of, outcome
 
 COLOURS = ("#3457d5", "#c2410c", "#0f766e", "#9333ea", "#b45309", "#be123c", "#4d7c0f", "#0369a1")
 BASE_COLOUR = "#6b7280"
@@ -153,9 +153,12 @@ def _held_out(run: Run, trained: Record | None) -> tuple[str | None, str | None]
 
 
 def _training(run: Run, counts: Mapping[str, Any]) -> dict[str, Any]:
-    """Tokens, seconds and device, where the record has them."""
-    numbers = _numbers(run, counts, {name: name for name in ("tokens", "train_seconds")})
-    return numbers | {name: str(counts[name]) for name in ("device",) if name in counts}
+    """Tokens, seconds, interruptions and device, where the record has them; of a fork also what it began with."""
+    numbers = _numbers(run, counts, {name: name for name in ("tokens", "train_seconds", "interruptions")})
+    texts = {name: str(counts[name]) for name in ("device",) if name in counts}
+    ancestor = counts.get("ancestor")
+    began = {"began_with": ancestor_of(ancestor)[1]} if isinstance(ancestor, dict) else {}
+    return numbers | texts | began
 
 
 def _numbers(run: Run, counts: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

@@ -56,6 +56,7 @@ def plot_curves(models: Sequence[Model]) -> Figure | None:
     if not drawn:
         return None
     axes.legend(frameon=False)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
 

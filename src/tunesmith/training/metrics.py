@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,21 +126,36 @@ def damage_in_words(wrong: dict[int, str]) -> str:
     return f"line {first} is damaged ({why}) and {more} more; they are left out"
 
 
+def draw_losses(axes: Any, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Both losses by step, over no more than their own range, so that a small change is seen."""
+    train = [(line["step"], line["loss"]) for line in lines if line.get("loss") is not None]
+    held_out = [(line["step"], line["held_out_loss"]) for line in lines if line.get("held_out_loss") is not None]
+    if train:
+        axes.plot(*zip(*train, strict=True), color="#9db4c8", label="training, each step")
+    title = "Loss in training and on held-out conversations"
+    if held_out:
+        axes.plot(*zip(*held_out, strict=True), "o-", color="#b3412d", label="held out")
+        step, lowest = min(held_out, key=lambda point: point[1])
+        style = {"xytext": (0, -14), "textcoords": "offset points", "ha": "center", "color": "#b3412d"}
+        axes.annotate(f"{lowest:.4f}", (step, lowest), **style)
+        title += f": lowest {lowest:.4f}, at step {step}"
+    axes.set_title(title, loc="left", fontsize=11)
+    last = max([1, *(line["step"] for line in lines)])
+    axes.set_xlim(-0.03 * last, 1.03 * last)
+    axes.margins(y=0.12)  # room for the number below the lowest point
+    axes.ticklabel_format(useOffset=False)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
 def plot_losses(metrics: Metrics, target: Path) -> None:
     """Training and held-out loss over the steps, as a PNG."""
     lines, _ = metrics.read()
-    train = [(line["step"], line["loss"]) for line in lines if line.get("loss") is not None]
-    held_out = [(line["step"], line["held_out_loss"]) for line in lines if "held_out_loss" in line]
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    if train:
-        axes.plot(*zip(*train, strict=True), color="#9db4c8", label="training, each step")
-    if held_out:
-        axes.plot(*zip(*held_out, strict=True), "o-", color="#b3412d", label="held out")
-        best = min(held_out, key=lambda point: point[1])
-        axes.annotate(f"{best[1]:.3f}", best, xytext=(0, -14), textcoords="offset points", ha="center", color="#b3412d")
-    axes.set(xlabel="step", ylabel="loss (nats per supervised token)", ylim=(0, None))
+    draw_losses(axes, lines)
+    start = " (0: as it began, with the adapter of another run)" if Run(metrics.path.parent).ancestor.is_dir() else ""
+    axes.set(xlabel=f"step{start}", ylabel="loss (nats per supervised token)")
     if lines:  # none yet where a run was stopped before its first step
-        axes.legend(frameon=False)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     picture = io.BytesIO()
     figure.savefig(picture, dpi=120, format="png")

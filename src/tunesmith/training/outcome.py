@@ -1,6 +1,7 @@
 """How a training ended, in a sentence: whether it went on too long, or not long enough."""
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 KNOWN = 0.05  # nats per token: 95 % of what comes next
@@ -29,6 +30,12 @@ def outcome(counts: Mapping[str, Any]) -> str:
     stopped = f", so training stopped at step {steps}" if counts.get("stopped_early") else ""
     later = steps - best
     return f"best at step {best} of {planned}; {later} step{'' if later == 1 else 's'} later no better{stopped}"
+
+
+def ancestor_of(said: Mapping[str, Any]) -> tuple[str, str]:
+    """Of a fork's ancestor, as a record has it: the name of its run, and its adapter in words."""
+    name, step = PurePath(str(said.get("run", "another run"))).name, said.get("step")
+    return name, f"the adapter of {name}" + (f" after step {step}" if step else "")
 
 
 def so_far(best_step: int, best_loss: float, start_loss: float, began_with: str) -> str:

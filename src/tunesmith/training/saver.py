@@ -5,6 +5,7 @@ one is tried. What the end needs, the last state and the best, is owed until it 
 """
 
 import contextlib
+import math
 import os
 import queue
 import threading
@@ -78,10 +79,11 @@ class Saver:
         if step == self._step or not due or not (self._idle or self._every.steps):
             return False  # one that is due by its step is waited for, so that the same steps are kept each time
         least = self._cost_s / share(self._config.overhead) if self._config.overhead else 0.0
-        if since < least and not self._stretched:
+        if since < least and least > (self._every.seconds or 0.0) and not self._stretched:
             self._stretched = True
+            apart = math.ceil(10 * least) / 10  # upwards: of 3.04 s it would say "3 s apart, not 3s"
             say(
-                f"train: a checkpoint takes {self._cost_s:.2f} s from training, so they are {least:.0f} s apart or "
+                f"train: a checkpoint takes {self._cost_s:.3f} s from training, so they are {apart:g} s apart or "
                 f"more, not {self._config.every} (checkpoint.overhead: {self._config.overhead})"
             )
         return since >= least
