@@ -17,7 +17,7 @@ from tunesmith.machine import TRAINING_SPINS, spinning
 from tunesmith.printable import printable
 from tunesmith.stages import STAGES, Stage
 from tunesmith.streams import flush_streams, have_streams, have_utf8
-from tunesmith.verbs import INTERRUPTED, VERBS, Changes, Yes, answered, begin, show
+from tunesmith.verbs import INTERRUPTED, VERBS, Changes, RunDir, Yes, answered, begin, show
 
 if TYPE_CHECKING:
     from tunesmith.pipeline import Result
@@ -33,7 +33,6 @@ app = typer.Typer(
 NO_READER = 141
 """What a shell says of a program whose output nobody reads any more, as of `... | head`: 128 + SIGPIPE."""
 Target = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, or the folder of a run.")]
-RunDir = Annotated[Path | None, typer.Option("--run-dir", metavar="PATH", help="Run folder; default: runs/NAME.")]
 Fork = Annotated[
     Path | None, typer.Option("--fork", metavar="RUN", help="A new run that begins with the adapter of this one.")
 ]
