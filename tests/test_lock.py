@@ -3,10 +3,11 @@
 import errno
 import fcntl
 import os
-import warnings
+import signal
 from pathlib import Path
 
 import pytest
+from forked import forked
 
 from tunesmith import files, lock
 from tunesmith.errors import ResumeError
@@ -16,22 +17,36 @@ from tunesmith.runs import Run
 ME = f"{os.getpid()} on {os.uname().nodename}"
 
 
+def refusing(folder, number):
+    """A flock that ends with that number for files below a folder."""
+    flock = fcntl.flock
+
+    def refuse(file, how):
+        descriptor = file if isinstance(file, int) else file.fileno()
+        if Path(os.readlink(f"/proc/self/fd/{descriptor}")).is_relative_to(folder):
+            raise OSError(int(number), os.strerror(int(number)))
+        flock(file, how)
+
+    return refuse
+
+
+def dies(folder, shared, number):
+    """In a process of its own: killed as it works in a run."""
+    fcntl.flock, lock.SHARED = refusing(folder, number), Path(shared)
+    with locked(Run(Path(folder) / "small")):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 @pytest.fixture(params=[errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
 def run(request, tmp_path, monkeypatch):
     """A run whose folder keeps no locks; tmp_path / "shared" stands in for /tmp."""
-    folder, flock = tmp_path / "runs", fcntl.flock
-
-    def refusing(file, how):
-        number = file if isinstance(file, int) else file.fileno()
-        if Path(os.readlink(f"/proc/self/fd/{number}")).is_relative_to(folder):
-            raise OSError(request.param, os.strerror(request.param))
-        flock(file, how)
-
     (tmp_path / "shared").mkdir()
     monkeypatch.setattr(lock, "SHARED", tmp_path / "shared")
-    monkeypatch.setattr(fcntl, "flock", refusing)
+    monkeypatch.setattr(fcntl, "flock", refusing(tmp_path / "runs", request.param))
     lock._warn_of.cache_clear()
-    return Run(folder / "small")
+    run = Run(tmp_path / "runs" / "small")
+    run.number = request.param
+    return run
 
 
 def test_without_locks_one_process_of_this_machine_works_in_a_run(run, tmp_path, capsys):
@@ -63,18 +78,13 @@ def test_without_locks_who_looks_on_keeps_the_run_from_beginning(run):
 
 
 def test_without_locks_what_a_dead_process_left_keeps_nobody_out(run, tmp_path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # as filelock says that it takes a soft lock
-        child = os.fork()
-        if not child:
-            held = locked(run)
-            held.__enter__()
-            os._exit(0)  # as killed: nothing is released
-        assert os.waitpid(child, 0)[1] == 0
-        assert run.lock.read_text().split()[0] == str(child) and process_in(run) is None
-        run.lock.write_text("4711 other-host")  # as versions before left it, for ever
-        with locked(run):
-            assert process_in(run) == ME
+    with forked(tmp_path / "child", run.path.parent, tmp_path / "shared", run.number, of=dies) as child:
+        assert child.wait() == -signal.SIGKILL, child.stderr
+        assert run.lock.read_text().split()[0] == str(child.process.pid) and process_in(run) is None
+        assert "no locks" in child.stderr and "soft" not in child.stderr.lower()
+    run.lock.write_text("4711 other-host")  # as versions before left it, for ever
+    with locked(run):
+        assert process_in(run) == ME
     assert len(list((tmp_path / "shared").iterdir())) == 1
 
 
