@@ -7,6 +7,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -16,14 +17,16 @@ from small_project import write_project
 from tiny import write_rows
 
 from tunesmith import __version__, cli
+from tunesmith.boundary import TELLING, told_as_ctrl_c
 from tunesmith.decides import as_begun, stands
 from tunesmith.errors import BaseError, DataError, ProofError, RecipeError, ResourceError, ResumeError
 from tunesmith.gguf.read import convert
+from tunesmith.lock import locked
 from tunesmith.pipeline import run_stages
 from tunesmith.recipe_file import read_recipe
 from tunesmith.record import read_record
 from tunesmith.runs import Run, commit_stage
-from tunesmith.stages import STAGES
+from tunesmith.stages import STAGES, Stage
 from tunesmith.training.stop import Paused
 from tunesmith.weights.locate import locate_base
 
@@ -402,3 +405,73 @@ def test_exit_codes_of_pauses_and_a_pause_holds_for_its_call_only(tiny_base, tmp
     with forked(output, "run", short) as process:  # nothing of stop_after is left
         assert process.wait() == 0 and "small is ready:" in process.stdout, process.stderr
     assert (short / "evaluation" / "scores.json").exists()
+
+
+def told_at(verb, number, again, ignored):
+    """In a process to be: it gets the signal, some times, as it loads what does a stage; where `ignored`, as nohup."""
+    real = Stage.load_work
+    if ignored:
+        signal.signal(number, signal.SIG_IGN)
+
+    def load_work(stage):
+        if stage.verb == verb:
+            try:
+                os.kill(os.getpid(), number)
+                time.sleep(0 if ignored else 60)
+            finally:
+                for _ in range(again):
+                    os.kill(os.getpid(), number)
+                print("cleaned up", flush=True)
+        return real(stage)
+
+    run_stages.__defaults__ = (STAGES, load_work, None)
+
+
+@pytest.mark.parametrize(
+    ("verb", "number", "code"),
+    [("prepare", signal.SIGTERM, 143), ("prepare", signal.SIGHUP, 129), ("run", signal.SIGUSR1, 138)],
+)
+def test_a_signal_outside_training_ends_as_ctrl_c_with_its_own_code(recipe_path, tmp_path, verb, number, code):
+    run = Run(tmp_path / "run")
+    with forked(
+        tmp_path / "out", verb, recipe_path, "--run-dir", run.path, before=told_at, given=("prepare", number, 2, False)
+    ) as child:
+        assert child.wait() == code, child.stderr
+        assert "interrupted; the same command goes on from what is committed" in child.stderr
+        assert child.stdout == "cleaned up\n" and "Traceback" not in child.stderr
+    assert not run.data.exists() and run.manifest.exists()  # what is done at an end was done
+    with locked(run):
+        pass
+
+
+def test_a_signal_that_nohup_ignores_ends_nothing(recipe_path, tmp_path):
+    given = ("prepare", signal.SIGHUP, 0, True)
+    with forked(
+        tmp_path / "out", "prepare", recipe_path, "--run-dir", tmp_path / "run", before=told_at, given=given
+    ) as child:
+        assert child.wait() == 0, child.stderr
+
+
+def test_handlers_are_only_set_where_nobody_has_one_and_put_back():
+    def own(*_):
+        raise AssertionError("told")
+
+    before = {number: signal.getsignal(number) for number in TELLING}
+    signal.signal(signal.SIGUSR1, own)
+    try:
+        with told_as_ctrl_c():
+            assert signal.getsignal(signal.SIGUSR1) is own
+            with pytest.raises(KeyboardInterrupt), told_as_ctrl_c():
+                signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)  # the second of two
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    with told_as_ctrl_c():
+        assert all(signal.getsignal(number) is not before[number] for number in TELLING)
+        found = []
+        thread = threading.Thread(target=lambda: told_as_ctrl_c().__enter__() or found.append(1))
+        thread.start()
+        thread.join()
+        assert found
+    assert {number: signal.getsignal(number) for number in TELLING} == before

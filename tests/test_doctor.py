@@ -9,20 +9,24 @@ import sys
 import time
 from pathlib import Path
 
+import fsspec
 import pytest
 from forked import completed, forked
 from hub_server import HubServer
 from hub_store import TOKEN, HubStore
+from mirrored_runs import s3_server
 from small_project import write_project
 
 from tunesmith.doctor import Asked, _publishing, _training, what_lacks
-from tunesmith.doctoring import folder_tries, host, needs, torch_tries
+from tunesmith.doctoring import folder_tries, host, mirror_try, needs, torch_tries
 from tunesmith.doctoring.finding import Finding, as_json_text, lines_of
+from tunesmith.doctoring.mirror_try import mirror_finding
 from tunesmith.doctoring.tries import INSTALL, Try, tried
 from tunesmith.errors import ResourceError
 from tunesmith.machine import disk_of
 from tunesmith.recipe_file import read_recipe
 from tunesmith.runs import Run
+from tunesmith.training.store import FileStore
 
 TESTS = Path(__file__).parent
 SRC = TESTS.parent / "src"
@@ -366,16 +370,81 @@ def test_publishing_needs_a_token_that_may(tmp_path, facts, says):
     assert list(_publishing(read_recipe(write_project(tmp_path, "base")), token)) == []
 
 
+@pytest.mark.parametrize("url", ["{here}", "{here}/new", "file://{here}/new", "memory://doctor/x"])
+def test_a_mirror_is_tried_and_left_as_it_was(tmp_path, url):
+    found = mirror_finding(url.format(here=tmp_path))
+    assert (found.verdict, found.fix) == ("ok", "")
+    assert found.says.endswith("a file was written, read, listed and deleted there")
+    assert list(tmp_path.iterdir()) == [] and not fsspec.filesystem("memory").find("doctor")
+
+
 @pytest.mark.parametrize(
-    ("url", "package"),
-    [("s3://bucket/runs", "s3fs"), ("gs://bucket", "gcsfs"), ("hf://me/x", ""), ("/mnt/drive", ""), ("file:///x", "")],
+    ("url", "says", "fix"),
+    [
+        ("gs://bucket/x", "gs:// needs a package that is not installed", "pip install 'tunesmith[gcs]'"),
+        ("/gone/a/drive", "there is no folder /gone/a: is its drive mounted?", "mount it"),
+        ("/proc/mirror", "cannot be written: nothing can be written in /proc", "checkpoint.mirror="),
+        ("http://name:word@host/x", "nothing can be written to http://***@host/x", "name a folder"),
+        ("hf://nothing", "names no repository of the Hub", "hf://datasets/USER/NAME"),
+    ],
 )
-def test_a_mirror_needs_the_package_of_its_protocol(monkeypatch, url, package):
-    there = ("huggingface_hub", "fsspec")
-    monkeypatch.setattr(needs, "find_spec", lambda name: name if name in there else None)
-    found = needs.mirror_finding(url)
-    assert (found.verdict, found.fix) == (("lacks", f"pip install {package}") if package else ("ok", ""))
-    assert "bucket" not in found.says
+def test_a_mirror_that_does_not_work_lacks_with_the_reason_and_the_fix(monkeypatch, url, says, fix):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    found = mirror_finding(url)
+    assert found.verdict == "lacks" and says in found.says and fix in found.fix
+    assert "word" not in found.says + found.fix and "--run-dir" not in found.fix
+
+
+@pytest.mark.parametrize(
+    ("method", "stand_in", "says"),
+    [
+        ("read", lambda *_: b"other", "cannot be read: it has something else than was written"),
+        ("names", lambda *_: [], "cannot be listed: it has something else"),
+        ("put", None, "cannot be written: no write for key-of-mine"),
+        ("delete", None, "cannot be deleted from: no write for ***"),
+    ],
+)
+def test_what_a_mirror_does_not_do_is_named_without_a_credential(tmp_path, monkeypatch, method, stand_in, says):
+    def refuse(*_):
+        raise PermissionError("no write for key-of-mine")
+
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "key-of-mine")
+    monkeypatch.setattr(FileStore, method, stand_in or refuse)
+    found = mirror_finding(str(tmp_path))
+    assert found.verdict == "lacks" and says.replace("key-of-mine", "***") in found.says
+    left = [path.name for path in tmp_path.iterdir()]  # what cannot be listed is not deleted either
+    assert found.says.endswith(f"; {left[0]} may be left there") if method in ("names", "delete") else not left
+
+
+def test_a_mirror_that_does_not_answer_lacks_in_time_and_on_the_hub_none_is_written(tmp_path, monkeypatch, alone):
+    monkeypatch.setattr(mirror_try, "ANSWER_S", 0.2)
+    monkeypatch.setattr(FileStore, "put", lambda *_: time.sleep(5))
+    started = time.monotonic()
+    found = mirror_finding(str(tmp_path))
+    assert found.verdict == "lacks" and "cannot be written: no answer for" in found.says
+    assert time.monotonic() - started < 3
+    found = mirror_finding("hf://datasets/me/x")  # where no Hub answers
+    assert found.verdict == "note" and "nothing is written there" in found.says and "`token`" in found.says
+
+
+def test_a_mirror_in_a_bucket_is_tried(monkeypatch):
+    with s3_server(monkeypatch):
+        assert mirror_finding("s3://bucket/runs").verdict == "ok"
+        assert fsspec.filesystem("s3", skip_instance_cache=True).find("bucket") == []
+        found = mirror_finding("s3://nobucket/runs")
+        assert found.verdict == "lacks" and "s3://nobucket/runs cannot be written: The specified bucket" in found.says
+
+
+def test_the_run_folder_that_is_named_is_what_is_tried(alone, tiny_base):
+    recipe = write_project(alone, tiny_base, checkpoint=f"{{mirror: {alone}/copies}}")
+    (alone / "elsewhere").mkdir()
+    (alone / "elsewhere" / "mine.txt").write_text("")
+    done = completed("doctor", recipe, "--run-dir", alone / "elsewhere", "--json")
+    found = {each["name"]: each for each in json.loads(done.stdout)["findings"] if each["group"] in ("disk", "recipe")}
+    assert done.returncode == 7 and found["run folder"]["verdict"] == "lacks"
+    assert "elsewhere is no run folder" in found["run folder"]["says"]
+    assert found["mirror"]["verdict"] == "ok" and not (alone / "copies").exists()
+    assert "none is named" in completed("doctor", "--run-dir", alone / "elsewhere").stderr
 
 
 def test_a_disk_too_small_for_the_run_lacks(tmp_path, tiny_base, monkeypatch, own_cache):

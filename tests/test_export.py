@@ -104,6 +104,15 @@ def test_a_stopped_export_goes_on_with_the_first_missing_file(merged, run):
     assert sorted(path.name for path in run.gguf.iterdir()) == [*sorted([*record.outputs, "proof.json", "record.json"])]
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGUSR1, 138)])
+def test_an_export_that_is_told_to_stop_ends_as_with_ctrl_c(merged, run, number, code):
+    ended, worked, said = exported(merged[0], run, number, "Q8_0")
+    assert (ended, worked) == (code, ["F16", "Q8_0"]) and not run.gguf.exists()
+    assert said.endswith("interrupted; the same command goes on from what is committed\n")
+    note = json.loads((run.path / ".gguf.draft" / FINISHED).read_text())["files"]
+    assert list(note) == ["small-F16.gguf"] and not (run.path / ".gguf.draft" / "small-Q8_0.gguf").exists()
+
+
 def test_importance_is_gathered_once_and_changes_what_takes_it(merged, run):
     base = locate_base(read_recipe(merged[0]).base, convert)
     digests, tokens = {}, {}

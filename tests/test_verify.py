@@ -459,3 +459,15 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
     done = completed("verify", tmp_path)
     assert done.returncode == 5 and "is no run folder: it has no recipe.yaml" in done.stderr and not done.stdout
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "recipe.yaml").write_text("name: small\n")
+    done = completed("verify", tmp_path / "recipe.yaml")
+    assert done.returncode == 5 and "recipe.yaml is no run folder: it is a file" in done.stderr
+
+
+def test_a_mirror_is_no_run_and_not_called_damaged(run):
+    (run.path / "owner.json").write_text("{}")
+    assert look(run.path).verdicts  # a run that has such a file is one all the same
+    run.manifest.unlink()
+    with pytest.raises(ResumeError, match="is a mirror, not a run") as refused:
+        look(run.path)
+    assert "the same recipe and checkpoint.mirror" in refused.value.fix

@@ -158,15 +158,17 @@ def publish(
     return "\n".join(["nothing is sent; this would be published:", *lines, read, f"to do it: {command}"])
 
 
-def examine(recipe: Path | None, changes: Sequence[str], as_json: bool, show: Callable[[str], None]) -> int:
+def examine(
+    recipe: Path | None, changes: Sequence[str], run_dir: Path | None, as_json: bool, show: Callable[[str], None]
+) -> int:
     """Show what works on this machine, and what a recipe needs of it; the exit code. Raises RecipeError."""
     from tunesmith.doctor import Asked, doctor
 
-    if changes and recipe is None:
-        raise RecipeError(
-            "--set changes a recipe, and none is named", fix="name it: `tunesmith doctor RECIPE --set ...`"
-        )
-    asked = Asked(*opened(recipe, changes)) if recipe else None
+    if recipe is None and (changes or run_dir):
+        option = "--set changes a recipe" if changes else "--run-dir is where a recipe runs"
+        fix = f"name it: `tunesmith doctor RECIPE {'--set' if changes else '--run-dir'} ...`"
+        raise RecipeError(f"{option}, and none is named", fix=fix)
+    asked = Asked(*opened(recipe, changes, run_dir)) if recipe else None
     return doctor(asked, as_json, show, shutil.get_terminal_size().columns)
 
 

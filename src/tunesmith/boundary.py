@@ -6,17 +6,19 @@ traceback is kept in a file to report. Knows the libraries by name only, so that
 
 import contextlib
 import errno
+import math
 import os
 import platform
 import re
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 
 from tunesmith import __version__
 from tunesmith.errors import DataError, InternalError, ResourceError, TunesmithError
@@ -64,6 +66,10 @@ NO_SPACE = ("No space left on device", "os error 28", "Disk quota exceeded", "No
 """What libraries say in errors of any class where a disk is full."""
 _SECRET = re.compile(r"hf_\w{8,}|(?<=//)[^/@\s]+(?=@)")
 """A token of the Hub; a name and password in an address."""
+TELLING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""What tells a process to stop, beside Ctrl+C."""
+TWICE_S = 1.0
+"""A lost connection tells twice, the terminal's end and the shell's: the second does not cut what cleans up."""
 OTHERS = {
     "pyarrow": "a table of the data", "tokenizers": "the base's tokenizer.json", "jinja2": "the base's chat template",
     "safetensors": "a safetensors file", "safetensors_rust": "a safetensors file", "yaml": "a YAML file",
@@ -107,6 +113,46 @@ def sigterm_as_ctrl_c() -> Iterator[None]:
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
+
+
+class Told(KeyboardInterrupt):
+    """A signal told the process to stop: what ends with Ctrl+C ends with it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextlib.contextmanager
+def told_as_ctrl_c() -> Iterator[None]:
+    """In the block of a command SIGTERM, SIGHUP and SIGUSR1 raise Told, which ends it as Ctrl+C does.
+
+    One that is ignored, as nohup does, or that somebody handles stays so; only the main thread may set handlers.
+    """
+    told_s = -math.inf
+
+    def tell(number: int, frame: FrameType | None) -> None:
+        nonlocal told_s
+        since_s, told_s = time.monotonic() - told_s, time.monotonic()
+        if since_s > TWICE_S:
+            raise Told(number)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    ours = [number for number in TELLING if is_main and signal.getsignal(number) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, tell)
+    try:
+        yield
+    finally:
+        if told_s < 0:  # else the process ends, and the second of two does not cut that either
+            for number in ours:
+                signal.signal(number, signal.SIG_DFL)
+
+
+def interrupted_code(error: BaseException) -> int:
+    """What a command ends with that an interrupt ended, by the error that came of it: 128 + the signal's number."""
+    numbers = (one.number for one in _chain(error) if isinstance(one, Told))
+    return 128 + next(numbers, signal.SIGINT)
 
 
 def why_unread(error: Exception) -> str:

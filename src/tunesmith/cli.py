@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from tunesmith import __version__
-from tunesmith.boundary import explained
+from tunesmith.boundary import explained, interrupted_code, told_as_ctrl_c
 from tunesmith.command import as_typed
 from tunesmith.machine import TRAINING_SPINS, spinning
 from tunesmith.printable import printable
 from tunesmith.stages import STAGES, Stage
 from tunesmith.streams import flush_streams, have_streams, have_utf8
-from tunesmith.verbs import INTERRUPTED, VERBS, Changes, Yes, answered, begin, show
+from tunesmith.verbs import INTERRUPTED, VERBS, Changes, RunDir, Yes, answered, begin, show
 
 if TYPE_CHECKING:
     from tunesmith.pipeline import Result
@@ -33,7 +33,6 @@ app = typer.Typer(
 NO_READER = 141
 """What a shell says of a program whose output nobody reads any more, as of `... | head`: 128 + SIGPIPE."""
 Target = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, or the folder of a run.")]
-RunDir = Annotated[Path | None, typer.Option("--run-dir", metavar="PATH", help="Run folder; default: runs/NAME.")]
 Fork = Annotated[
     Path | None, typer.Option("--fork", metavar="RUN", help="A new run that begins with the adapter of this one.")
 ]
@@ -56,12 +55,13 @@ def main() -> None:
         app()
     except Exception as error:
         _end(error)
-    except KeyboardInterrupt:  # before or after what typer does
+    except KeyboardInterrupt as end:  # before or after what typer does
         _interrupted()
-        sys.exit(INTERRUPTED)
+        sys.exit(interrupted_code(end))
     except SystemExit as end:
         if end.code == INTERRUPTED and not isinstance(end, PausedExit):  # train says itself where it paused
             _interrupted()
+            sys.exit(interrupted_code(end))
         if isinstance(end.__context__, BrokenPipeError):  # typer and rich end so, with 1
             sys.exit(NO_READER)
         raise
@@ -103,12 +103,13 @@ def run_all(
     fork: Fork = None, bits: Bits = False,
 ) -> None:  # fmt: skip
     """All stages in order; finished ones are skipped."""
-    result = _do(STAGES, recipe, changes, run_dir, How(fresh, yes, fork, bits))
-    show(result)
-    from tunesmith.api import published_as_asked
+    with told_as_ctrl_c():
+        result = _do(STAGES, recipe, changes, run_dir, How(fresh, yes, fork, bits))
+        show(result)
+        from tunesmith.api import published_as_asked
 
-    if said := published_as_asked(result):
-        show(said)
+        if said := published_as_asked(result):
+            show(said)
 
 
 def _add_stage(stage: Stage) -> None:
@@ -146,7 +147,13 @@ def _do(
     stages: Sequence[Stage], target: Path, changes: Sequence[str] | None, run_dir: Path | None, how: How | None = None
 ) -> "Result":
     """Do some stages, `how` it was asked; a pause ends the process with its exit code."""
-    how = how or How()
+    with told_as_ctrl_c():
+        return _done(stages, target, changes, run_dir, how or How())
+
+
+def _done(
+    stages: Sequence[Stage], target: Path, changes: Sequence[str] | None, run_dir: Path | None, how: How
+) -> "Result":
     begin(stages[0].verb if len(stages) == 1 else "run", f"reading {target}")
     from tunesmith.api import forked, opened, refuse_early
     from tunesmith.fresh import NewStart

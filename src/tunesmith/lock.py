@@ -1,19 +1,32 @@
-"""The lock of a run folder: one process at a time works there, and it dies with that; who looks on only reads it."""
+"""The lock of a run folder: one process at a time works there, and it dies with that; who looks on only reads it.
+
+Where the folder's file system keeps no locks, a file of this machine's /tmp is locked instead.
+"""
 
 import contextlib
+import errno
 import fcntl
+import functools
+import hashlib
 import os
 import platform
+import tempfile
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
-import filelock
-
+from tunesmith.console import warn
 from tunesmith.errors import ResumeError
 from tunesmith.files import full_disk_named, make_folder
 from tunesmith.runs import Run
 
 LOOKING_S = 0.5
 """How long a lock is waited for: `list` has it for an instant, to see whether a process works in a run."""
+AGAIN_S = 0.02
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+"""What flock ends with on a file system that keeps none: Lustre without its option, some NFS and FUSE drives."""
+SHARED = Path("/tmp")
+"""Not TMPDIR, which a queue such as Slurm gives each job its own of."""
 
 
 @contextlib.contextmanager
@@ -23,27 +36,80 @@ def locked(run: Run) -> Iterator[None]:
     What a killed process left is cleared first; what it had only moved aside is put back.
     """
     run.refuse_strangers()
-    lock = filelock.FileLock(run.lock, timeout=LOOKING_S)
-    try:
-        with full_disk_named(run.lock):
-            make_folder(run.path)
-            lock.acquire()
-    except filelock.Timeout as error:
+    with full_disk_named(run.lock):
+        make_folder(run.path)
+        descriptor = _held(run)
+    if descriptor is None:
         process = process_in(run)
         raise ResumeError(
             f"process {process} is already working in this run folder" if process else
             "another process reads this run folder, as `tunesmith verify` does",
             fix="wait for it or stop it, or put this run elsewhere with --run-dir",
             where=str(run.path),
-        ) from error  # fmt: skip
+        )  # fmt: skip
     try:
         with full_disk_named(run.lock):
-            run.lock.write_text(f"{os.getpid()} {platform.node()}")
+            run.lock.write_text(_name())
         with full_disk_named(run.path):  # what has no name of its own for it
             run.sweep()
             yield
     finally:
-        lock.release()
+        os.close(descriptor)
+
+
+def _held(run: Run) -> int | None:
+    """The descriptor of a run's lock, which this process now has; None where another keeps it."""
+    try:
+        return _flocked(run.lock)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    file = _of_this_machine(run)
+    if (descriptor := _flocked(file)) is not None:
+        _warn_of(run.path, file)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, _name().encode(), 0)
+    return descriptor
+
+
+def _name() -> str:
+    """What a lock says of who has it."""
+    return f"{os.getpid()} {platform.node()}"
+
+
+def _flocked(path: Path) -> int | None:
+    deadline = time.monotonic() + LOOKING_S
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(descriptor).st_nlink:  # else it was deleted since, and guards no name
+                return descriptor
+        except (BlockingIOError, PermissionError):  # some file systems say EACCES
+            pass
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+        if time.monotonic() >= deadline:
+            return None
+        time.sleep(AGAIN_S)
+
+
+def _of_this_machine(run: Run) -> Path:
+    """What is locked for a run folder whose file system keeps no locks. It is never deleted, as others may wait."""
+    place = SHARED if os.access(SHARED, os.W_OK) else Path(tempfile.gettempdir())
+    digest = hashlib.sha256(os.fsencode(os.path.realpath(run.path))).hexdigest()
+    return place / f"tunesmith-{os.getuid()}-{digest[:16]}.lock"
+
+
+@functools.cache
+def _warn_of(folder: Path, file: Path) -> None:
+    """Once in a process."""
+    warn(
+        f"the file system of {folder} keeps no locks, so {file} is locked: that keeps out processes of this machine "
+        "alone; see that no other machine works there"
+    )
 
 
 @contextlib.contextmanager
@@ -52,20 +118,25 @@ def looked_at(run: Run) -> Iterator[str | None]:
 
     The lock is only read, and where there is none, none is made.
     """
-    try:
-        file = run.lock.open()
-    except OSError:
-        yield None
-        return
-    with file:
+    with contextlib.ExitStack() as held:
+        process = None
         try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield _owner(run)
-        except OSError:  # a file system that keeps no locks
-            yield None
-        else:
-            yield None
+            process = _looked(run.lock, held)
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                with contextlib.suppress(OSError):
+                    process = _looked(_of_this_machine(run), held)
+        yield process
+
+
+def _looked(lock: Path, held: contextlib.ExitStack) -> str | None:
+    """Who works, by a lock, which is shared from now on until `held` is left."""
+    file = held.enter_context(lock.open())
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _owner(lock)
+    return None
 
 
 def process_in(run: Run) -> str | None:
@@ -74,10 +145,10 @@ def process_in(run: Run) -> str | None:
         return process
 
 
-def _owner(run: Run) -> str:
-    """Who has written its name into a run's lock: the process, and its machine."""
+def _owner(lock: Path) -> str:
+    """Who has written its name into a lock: the process, and its machine."""
     try:
-        text = run.lock.read_text(errors="replace")[:100].strip()
+        text = lock.read_text(errors="replace")[:100].strip()
     except OSError:
         text = ""
     return " on ".join(text.split(" ", 1)) or "unknown"

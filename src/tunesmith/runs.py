@@ -97,7 +97,8 @@ class Run:
         """Why no run can be opened here; empty where one can."""
         if self.recipe.is_file():
             return ""
-        why = "it has no recipe.yaml" if self.path.is_dir() else "there is no such folder"
+        other = "it is a file" if self.path.exists() else "there is no such folder"
+        why = "it has no recipe.yaml" if self.path.is_dir() else other
         return f"{self.path} is no run folder: {why}"
 
     def refuse_none(self) -> None:

@@ -20,6 +20,7 @@ MOST = 2**31 - 1  # what a whole number of 32 bits holds
 Changes = Annotated[
     list[str] | None, typer.Option("--set", metavar="a.b=c", help="Change one value of the recipe; may be repeated.")
 ]
+RunDir = Annotated[Path | None, typer.Option("--run-dir", metavar="PATH", help="Run folder; default: runs/NAME.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Ask nothing.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
 Json = Annotated[bool, typer.Option("--json", help="For scripts.")]
@@ -192,13 +193,14 @@ def list_runs(
 def doctor(
     recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="What is to run here.")] = None,
     changes: Changes = None,
+    run_dir: RunDir = None,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """What works on this machine, each thing tried, and what a recipe needs and lacks."""
     begin("doctor", "trying what this machine can do")
     from tunesmith.api import examine
 
-    raise typer.Exit(examine(recipe, changes or (), as_json, show))
+    raise typer.Exit(examine(recipe, changes or (), run_dir, as_json, show))
 
 
 def clean(

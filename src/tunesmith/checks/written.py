@@ -17,6 +17,7 @@ from tunesmith.json_file import OTHER_JSON, json_object
 from tunesmith.record import Record, output_digest, parsed
 from tunesmith.runs import Run
 from tunesmith.stages import STAGES
+from tunesmith.training.mirror import OWNER
 
 PIECE_BYTES = 1 << 24
 FILES, RECORDS, INPUTS, ROWS = "files", "records", "inputs", "rows counted"
@@ -251,6 +252,9 @@ def why_not(written: Written, wrong: Mapping[str, str], *needs: str) -> Verdict 
 
 
 def refuse_nothing(run: Run) -> None:
-    """Raise ResumeError where there is nothing of a run to look at."""
+    """Raise ResumeError where there is nothing of a run to look at, or only what a mirror has of one."""
+    if (run.path / OWNER).is_file() and not run.manifest.exists():
+        fix = "fetch it with the same recipe and checkpoint.mirror, and name the folder of that run"
+        raise ResumeError(f"{run.path} is a mirror, not a run", fix=fix)
     if not run.manifest.exists() and (why := run.why_none()):
         raise ResumeError(why, fix="name a folder under runs/; `tunesmith list` shows them")

@@ -6,7 +6,6 @@ A process of its own (tries.py): a Hub or a drive that does not answer is a verd
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from tunesmith.data.hub import resolve_commit
 from tunesmith.decides import gone_sources, prompts_kept, read_prompts, refuse_missing, source_files, sources_of
 from tunesmith.doctoring.finding import Finding
+from tunesmith.doctoring.mirror_try import mirror_finding
 from tunesmith.doctoring.tries import Try, serve
 from tunesmith.errors import BaseError
 from tunesmith.gguf.supported import supported
@@ -37,8 +37,6 @@ TIMEOUT_S = 5.0
 LIMIT_S = 60.0  # to digest a GGUF of some GB, once
 DATA_LIMIT_S = 15.0  # of a Hub that does not answer; training asks for longer
 WAITED = "check the network and the drive; what was fetched before works offline"
-PROTOCOLS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub", "memory": "fsspec"}
-"""Protocol of a mirror's URL -> the module that speaks it."""
 
 
 class _Here:
@@ -190,16 +188,6 @@ def _to_come(recipe: Recipe, run: Run) -> list[Stage]:
     wanted = [stage for stage in STAGES if recipe.export.gguf or not stage.gguf]
     done = [read_record(run.path / stage.folder) is not None for stage in wanted]
     return wanted[done.index(False) :] if False in done else []
-
-
-def mirror_finding(url: str) -> Finding:
-    """Whether what speaks the protocol of a mirror's URL is installed. Of the URL the protocol alone is said."""
-    protocol = url.partition("://")[0] if "://" in url else "file"
-    package = PROTOCOLS.get(protocol, "fsspec")
-    if find_spec(package) is None:
-        what = f"checkpoint.mirror is at {protocol}://, which needs {package}"
-        return Finding("recipe", "mirror", "lacks", what, f"pip install {package}")
-    return _ok("mirror", f"{protocol}:// can be spoken to, by {package}")
 
 
 if __name__ == "__main__":
