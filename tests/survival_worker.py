@@ -181,7 +181,8 @@ def _empty(small):
 def _forbid(small):
     saved = small / "run" / "checkpoints"
     _mount("--bind", saved, saved)
-    _mount("-o", "remount,bind,ro", saved)
+    while subprocess.run(["mount", "-o", "remount,bind,ro", saved], check=False, capture_output=True).returncode:
+        time.sleep(0.01)  # a checkpoint is being written there
     try:
         (saved / "tried").touch()
     except OSError as error:

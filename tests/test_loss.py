@@ -67,7 +67,9 @@ def test_progress_of_another_version_is_read():
     assert Progress.read(asdict(at)) == at and at.bits_per_byte_definition == 2
     older = {"step": 5, "base_loss": 3.0, "best_loss": 2.0, "notes": ["a"]}  # as version 0.1 wrote it, in short
     found = Progress.read(older | {"of_a_later_version": 1})
-    assert found == Progress(step=5, base_loss=3.0, best_loss=2.0, notes=["a"], bits_per_byte_definition=1)
+    assert found == Progress(
+        step=5, base_loss=3.0, start_loss=3.0, best_loss=2.0, notes=["a"], bits_per_byte_definition=1
+    )
 
 
 def test_bits_per_byte_by_hand():

@@ -265,7 +265,8 @@ def test_a_state_changed_together_with_its_digests_fails_the_resume_proof(run):
     change_state(first, progress={"step": -(10**9)})
     found = lines(run)
     assert states(found) == {PACKED: SKIPPED, RESUME: FAILED} and list(found) == LINES
-    assert found[RESUME].says.startswith("step-000005/state.json says that it is of step -1000000000")
+    said = "step-000005: state.json is not as training writes it: step is -1000000000"
+    assert found[RESUME].says.startswith(said)
 
 
 def test_numbers_of_metrics_that_are_not_those_of_the_training_fail_it(run):

@@ -28,7 +28,7 @@ from tunesmith.runs import Run, checkpoint_name
 from tunesmith.training.loop import Job, update
 from tunesmith.training.memory import decide_autos
 from tunesmith.training.metrics import DIGEST, Metrics, kept_digests
-from tunesmith.training.saved import STATE, changes, read_state
+from tunesmith.training.saved import changes, read_state, why_unfit
 from tunesmith.training.stop import StopWatch
 from tunesmith.training.train import begin, prepare_job
 from tunesmith.weights.locate import LocatedBase
@@ -144,6 +144,8 @@ def _trained_again(
             scratch.ancestor.symlink_to(run.ancestor.resolve())
         if start:
             name = checkpoint_name(start)
+            if why := why_unfit(run.checkpoints / name):
+                raise ProofError(f"{name}: {why}", fix="delete this checkpoint; an older one is gone on from")
             scratch.checkpoints.mkdir()
             (scratch.checkpoints / name).symlink_to((run.checkpoints / name).resolve())
         recipe = decide_autos(recipe, base.folder, device)
@@ -151,9 +153,6 @@ def _trained_again(
         proofs: list[Proof] = []
         state, lines, watch = begin(job, base, proofs), list[dict[str, Any]](), StopWatch(None)
         metrics = Metrics(scratch.metrics)
-        if (found := state.progress.step) != start:
-            what = f"{checkpoint_name(start)}/{STATE} says that it is of step {found}"
-            raise ProofError(what, fix="delete this checkpoint; an older one is gone on from")
         with progress("verify: training again", stop - start, unit="steps") as advance:
             while state.progress.step < stop:
                 lines.append(update(job, state, watch, metrics))
