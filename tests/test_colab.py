@@ -133,10 +133,13 @@ def test_the_token_is_nowhere(executed):
     assert not [path for path in content.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
 
 
-def test_the_one_cell_of_the_launch_files_finds_that_all_is_done(executed):
+@pytest.mark.parametrize(("file", "runs"), [("colab.py", "content/runs"), ("kaggle.py", "kaggle/working/runs")])
+def test_the_one_cell_of_the_launch_files_finds_that_all_is_done(executed, file, runs):
     folder = executed[2].parent
-    env = machine(folder / "third")
-    one = filled_in("colab.py", folder, folder / "content" / "recipe.yaml", wheel_in(folder))
+    env = machine(folder / file.partition(".")[0])
+    one = filled_in(file, folder, folder / "content" / "recipe.yaml", wheel_in(folder))
+    if not (folder / runs).exists():
+        shutil.copytree(folder / "content" / "runs", folder / runs)
     done = subprocess.run([sys.executable, one], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stderr.count("already done") == 5, done.stderr
     assert f"{NAME} is ready:" in done.stdout and SECRET not in done.stdout + done.stderr

@@ -435,7 +435,8 @@ def test_a_mirror_in_a_bucket_is_tried(monkeypatch):
         assert found.verdict == "lacks" and "s3://nobucket/runs cannot be written: The specified bucket" in found.says
 
 
-def test_the_run_folder_that_is_named_is_what_is_tried(alone, tiny_base):
+def test_the_run_folder_that_is_named_is_what_is_tried(alone, tiny_base, monkeypatch):
+    stub(alone, "torch", NO_TORCH, monkeypatch)  # what computes takes seconds
     recipe = write_project(alone, tiny_base, checkpoint=f"{{mirror: {alone}/copies}}")
     (alone / "elsewhere").mkdir()
     (alone / "elsewhere" / "mine.txt").write_text("")

@@ -238,6 +238,17 @@ def test_a_fork_goes_on_on_a_new_machine_though_what_it_began_with_has_got_on(ti
     assert done.returncode == 0 and "going on from step-000002" in done.stderr, done.stderr
 
 
+def test_a_fork_killed_as_its_recipe_alone_is_in_the_mirror_goes_on(tiny_base, whole, tmp_path):
+    recipe = write_project(tmp_path, tiny_base, train=TRAIN, checkpoint=EACH_STEP, lora="{rank: 4}")
+    how = ("--run-dir", tmp_path / "run", "--fork", whole.path, "--set", "train.stop_after=1 steps")
+    assert completed("prepare", recipe, *how[:2]).returncode == 0
+    assert completed("train", recipe, *how).returncode == 0
+    for folder in ("ancestor", "checkpoints", "data"):
+        shutil.rmtree(tmp_path / "drive" / "small" / folder)
+    done = completed("train", recipe, *how)
+    assert done.returncode == 0 and (tmp_path / "drive" / "small" / "ancestor" / "digests.json").exists(), done.stderr
+
+
 def test_a_fork_is_not_trained_from_what_is_damaged(tiny_base, whole, tmp_path):
     recipe = write_project(tmp_path, tiny_base, train=TRAIN, lora="{rank: 4}")
     run = Run(tmp_path / "run")

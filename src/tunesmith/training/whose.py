@@ -62,10 +62,12 @@ def _differ(one: Recipe, other: Recipe) -> list[str]:
 
 
 def _start(there: Run, run: Run, forks: bool) -> Iterator[str]:
+    """Where it was killed as it began, its recipe may be there alone: without a checkpoint that is nobody's."""
+    trained, theirs = there.checkpoints.is_dir(), _adapter_in(there.ancestor)
     if run.ancestor.is_dir():
-        if _adapter_in(there.ancestor) != digest_file(run.ancestor / ADAPTER):
+        if (theirs or trained) and theirs != digest_file(run.ancestor / ADAPTER):
             yield "ancestor/: other weights to begin with (--fork)"
-    elif forks and not there.ancestor.is_dir():
+    elif forks and trained and not theirs:
         yield "ancestor/: it begins with the base, without --fork"
 
 
