@@ -96,7 +96,7 @@ def standing_of(run: Run) -> Standing:
         state, says = "damaged", f"damaged: {' '.join(what.split())}"
     if process := process_in(run):
         state, says = "running", f"running now (process {process})"
-    fork_of = ancestor_of(ancestor)[0] if isinstance(ancestor, dict) else None
+    fork_of = ancestor_of(ancestor)[0] or None
     return Standing(
         str(run.path), state, says, base, fork_of, _number(counts, "held_out_loss"), _number(counts, "bits_per_byte"),
         size, changed,

@@ -11,9 +11,10 @@ import hashlib
 import os
 import platform
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
+
+import filelock
 
 from tunesmith.console import warn
 from tunesmith.errors import ResumeError
@@ -22,7 +23,6 @@ from tunesmith.runs import Run
 
 LOOKING_S = 0.5
 """How long a lock is waited for: `list` has it for an instant, to see whether a process works in a run."""
-AGAIN_S = 0.02
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 """What flock ends with on a file system that keeps none: Lustre without its option, some NFS and FUSE drives."""
 SHARED = Path("/tmp")
@@ -36,64 +36,47 @@ def locked(run: Run) -> Iterator[None]:
     What a killed process left is cleared first; what it had only moved aside is put back.
     """
     run.refuse_strangers()
-    with full_disk_named(run.lock):
-        make_folder(run.path)
-        descriptor = _held(run)
-    if descriptor is None:
+    try:
+        with full_disk_named(run.lock):
+            make_folder(run.path)
+            place = _place(run)
+            lock = filelock.FileLock(place, timeout=LOOKING_S)
+            lock.acquire()
+    except filelock.Timeout as error:
         process = process_in(run)
         raise ResumeError(
             f"process {process} is already working in this run folder" if process else
             "another process reads this run folder, as `tunesmith verify` does",
             fix="wait for it or stop it, or put this run elsewhere with --run-dir",
             where=str(run.path),
-        )  # fmt: skip
+        ) from error  # fmt: skip
     try:
         with full_disk_named(run.lock):
-            run.lock.write_text(_name())
+            for said in {run.lock, place}:
+                said.write_text(f"{os.getpid()} {platform.node()}")
         with full_disk_named(run.path):  # what has no name of its own for it
             run.sweep()
             yield
     finally:
-        os.close(descriptor)
+        lock.release()
 
 
-def _held(run: Run) -> int | None:
-    """The descriptor of a run's lock, which this process now has; None where another keeps it."""
-    try:
-        return _flocked(run.lock)
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-    file = _of_this_machine(run)
-    if (descriptor := _flocked(file)) is not None:
-        _warn_of(run.path, file)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, _name().encode(), 0)
-    return descriptor
-
-
-def _name() -> str:
-    """What a lock says of who has it."""
-    return f"{os.getpid()} {platform.node()}"
-
-
-def _flocked(path: Path) -> int | None:
-    deadline = time.monotonic() + LOOKING_S
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+def _place(run: Run) -> Path:
+    """What is locked: the run's lock, or where flock is not known there, for which filelock has a lock that outlives a
+    killed process, a file of this machine.
+    """
+    with run.lock.open("a") as file:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(descriptor).st_nlink:  # else it was deleted since, and guards no name
-                return descriptor
-        except (BlockingIOError, PermissionError):  # some file systems say EACCES
-            pass
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
-        if time.monotonic() >= deadline:
-            return None
-        time.sleep(AGAIN_S)
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # another has it; some file systems say EACCES
+            return run.lock
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            place = _of_this_machine(run)
+            _warn_of(run.path, place)
+            return place
+    return run.lock
 
 
 def _of_this_machine(run: Run) -> Path:

@@ -11,6 +11,7 @@ from tunesmith.console import progress
 from tunesmith.files import DAMAGED
 from tunesmith.model.adapter import tensors_digest
 from tunesmith.runs import Run, checkpoint_folders, checkpoint_name, step_of
+from tunesmith.training.checkpoint import is_as_trained
 from tunesmith.training.metrics import kept_digests
 from tunesmith.training.saved import ADAPTER, damage
 from tunesmith.weights.peft_files import WEIGHTS
@@ -25,8 +26,7 @@ def damaged_checkpoints(run: Run) -> dict[str, str]:
         for folder in folders:
             try:
                 reason = damage(folder)
-                kept = digests.get(step_of(folder.name))
-                if not reason and kept and tensors_digest(load_file(folder / ADAPTER)) != kept:
+                if not reason and not is_as_trained(folder, digests):
                     reason = f"{ADAPTER} is not the adapter that the trainer had at this step, by {run.metrics.name}"
             except OSError as error:
                 reason = f"cannot be read: {why_unread(error)}"

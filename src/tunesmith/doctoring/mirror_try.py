@@ -1,10 +1,8 @@
 """Whether a recipe's mirror takes, gives, lists and deletes a file: tried in a folder of its own there."""
 
 import contextlib
-import os
 import secrets
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from tunesmith.doctoring.finding import Finding
@@ -40,13 +38,13 @@ def mirror_finding(url: str) -> Finding:
 
 def _tried(url: str, name: str, doing: list[str]) -> None:
     """Write, read, list and delete a file in the folder `name`; `doing` grows with what is begun. Leaves nothing."""
-    named = Path(os.path.abspath(os.path.expanduser(url.removeprefix("file://"))))
-    is_new = not named.exists()
     store, content = FileStore(url, name), secrets.token_bytes(64)
+    named = store.folder and store.folder.parent
+    is_new = named and not named.exists()
 
     def delete() -> None:
         store.delete([""], NAME)
-        if is_new:  # the folder of a URL that is one of this machine, which is made for what is written
+        if named and is_new:  # the folder that the URL names, which is made for what is written
             with contextlib.suppress(OSError):
                 named.rmdir()
 

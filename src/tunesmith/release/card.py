@@ -120,7 +120,7 @@ def write_card(published: Published, part: Part) -> str:
         sources=list(sources(recipe, records["data"])),
         data=records["data"].counts,
         trained=records["adapter"].counts,
-        ancestor=ancestor_of(began)[1] if (began := records["adapter"].counts.get("ancestor")) else "",
+        ancestor=ancestor_of(records["adapter"].counts.get("ancestor"))[1],
         version=records["adapter"].versions["tunesmith"],
         proofs=list(proofs_of(run, part)),
         files=files,

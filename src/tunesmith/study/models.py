@@ -156,9 +156,8 @@ def _training(run: Run, counts: Mapping[str, Any]) -> dict[str, Any]:
     """Tokens, seconds, interruptions and device, where the record has them; of a fork also what it began with."""
     numbers = _numbers(run, counts, {name: name for name in ("tokens", "train_seconds", "interruptions")})
     texts = {name: str(counts[name]) for name in ("device",) if name in counts}
-    ancestor = counts.get("ancestor")
-    began = {"began_with": ancestor_of(ancestor)[1]} if isinstance(ancestor, dict) else {}
-    return numbers | texts | began
+    _, began = ancestor_of(counts.get("ancestor"))
+    return numbers | texts | ({"began_with": began} if began else {})
 
 
 def _numbers(run: Run, counts: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Only the files that digests.json lists count; what other programs leave in a che
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from tunesmith.console import say, warn
 from tunesmith.errors import ResumeError
 from tunesmith.files import aside, commit_folder, discard
+from tunesmith.model.adapter import tensors_digest
 from tunesmith.recipe import Keep
 from tunesmith.runs import checkpoint_folders, checkpoint_name, step_of, sweep_checkpoints
 from tunesmith.training.saved import (
@@ -62,6 +64,15 @@ def make_room(folder: Path, best_step: int) -> str:
         return ""
     discard(spare[0], spare[0])
     return spare[0].name
+
+
+def is_as_trained(checkpoint: Path, kept: Mapping[int, str]) -> bool:
+    """Whether its adapter is the one that the trainer had after that step; so it is where no digest of it was `kept`.
+
+    `kept`: as metrics.kept_digests has it.
+    """
+    digest = kept.get(step_of(checkpoint.name))
+    return not digest or tensors_digest(load_file(checkpoint / ADAPTER)) == digest
 
 
 def resume(folder: Path, state: TrainState, decides: dict[str, Any], machine: dict[str, Any]) -> None:

@@ -24,15 +24,14 @@ LIMIT_S = 120.0
 """How long a mirror may say nothing at all before it counts as one that cannot be reached."""
 RECIPE, DATA, ANCESTOR, CHECKPOINTS = "recipe.yaml", "data", "ancestor", "checkpoints"
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+AS = "as"
+"""In an entry of a mirror's digests.json: the file's name there, where it took the place of another."""
 OF_THE_RUN = (METRICS, SAMPLES)
 """Files of a mirrored checkpoint that are the run's here, as they were when it was saved."""
 FIX = (
     "see to the network and the credentials and type the same again; to begin without what may be there, add "
     "--set checkpoint.mirror=null"
 )
-
-
-AS = "as"
 
 
 class Damaged(Exception):  # noqa: N818 - not an error: the next older one is taken

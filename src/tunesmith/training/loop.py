@@ -22,7 +22,7 @@ from tunesmith.recipe import Recipe
 from tunesmith.runs import Run, checkpoint_name
 from tunesmith.tokens.rows import TokenRows
 from tunesmith.training.device import peak_memory_bytes
-from tunesmith.training.metrics import Metrics
+from tunesmith.training.metrics import DIGEST, Metrics
 from tunesmith.training.sample import Sampler
 from tunesmith.training.saver import Saver
 from tunesmith.training.schedule import lr_at
@@ -120,7 +120,7 @@ def update(job: Job, state: TrainState, watch: StopWatch, metrics: Metrics) -> d
             "memory_gb": round(peak_memory_bytes(job.batching.device) / 1e9, 2),
         }  # fmt: skip
         if _is_proved(job, at.step):
-            line["adapter_sha256"] = adapter_digest(state.model)
+            line[DIGEST] = adapter_digest(state.model)
         metrics.append(line)
     return line
 

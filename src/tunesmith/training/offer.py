@@ -22,13 +22,16 @@ class Offer:
     name: str
     digests: dict[str, dict[str, Any]]
     """File -> its digest and size."""
-    files: dict[str, Source]
-    """Name in the mirror -> what is sent."""
     best: str
     """The checkpoint that was the best when this one was saved."""
     folder: Path
     """Where its own files are."""
+    files: dict[str, Source] = field(init=False)
+    """Name in the mirror -> what is sent."""
     sent: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.named(anew=False)
 
     def named(self, *, anew: bool) -> None:
         """Give its files their names in the mirror; `anew`: such as no file of another content there has."""
@@ -63,7 +66,7 @@ def made_offer(step_folder: Path, folder: Path, lines: Mapping[str, bytes]) -> O
     """
     make_folder(folder)
     try:
-        digests: dict[str, dict[str, Any]] = {**digests_in((step_folder / DIGESTS).read_bytes())}
+        digests = digests_in((step_folder / DIGESTS).read_bytes())
         for name in digests:
             _link(step_folder / name, folder / name)
         best = best_name(folder)
@@ -74,9 +77,7 @@ def made_offer(step_folder: Path, folder: Path, lines: Mapping[str, bytes]) -> O
     except BaseException:
         remove(folder)
         raise
-    offer = Offer(step_folder.name, digests, {}, best, folder)
-    offer.named(anew=False)
-    return offer
+    return Offer(step_folder.name, digests, best, folder)
 
 
 def _anew(name: str, entry: Mapping[str, Any]) -> str:

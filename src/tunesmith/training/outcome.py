@@ -32,8 +32,10 @@ def outcome(counts: Mapping[str, Any]) -> str:
     return f"best at step {best} of {planned}; {later} step{'' if later == 1 else 's'} later no better{stopped}"
 
 
-def ancestor_of(said: Mapping[str, Any]) -> tuple[str, str]:
-    """Of a fork's ancestor, as a record has it: the name of its run, and its adapter in words."""
+def ancestor_of(said: Any) -> tuple[str, str]:
+    """Of a fork's ancestor, as a record has it: the name of its run, and its adapter in words; nothing of no fork."""
+    if not isinstance(said, Mapping):
+        return "", ""
     name, step = PurePath(str(said.get("run", "another run"))).name, said.get("step")
     return name, f"the adapter of {name}" + (f" after step {step}" if step else "")
 

@@ -139,8 +139,9 @@ def why_unfit(checkpoint: Path) -> str:
 
 def _odd(state: Mapping[str, Any], step: int) -> str:
     """What training could not go on from, though its bytes are those that were written; empty if nothing is."""
-    parts = [(state, "progress"), (state, "scaler"), (state, "decides"), (state, "machine")]
-    for part, name in [*parts, *((state.get("decides"), name) for name in ("settings", "inputs"))]:
+    decides = state.get("decides")
+    parts = [(state, name) for name in ("progress", "scaler", "decides", "machine")]
+    for part, name in [*parts, (decides, "settings"), (decides, "inputs")]:
         if not isinstance(part, Mapping) or not isinstance(part.get(name), Mapping):
             return f"there is no {name}"
     progress = state["progress"]

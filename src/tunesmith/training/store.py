@@ -13,6 +13,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol, TypeVar
 
@@ -91,34 +92,43 @@ class FileStore:
         """
         self.place = said(f"{url.rstrip('/')}/{name}")
         self._url, self._name = url, name
-        self._opened: Any = None
-        self._named = self._root = ""
-        self._protocols = {url.partition("://")[0]}
         with contextlib.suppress(OSError):  # some connect as they are opened: that is tried again as they are used
-            self._open()
-        self._is_local = "file" in self._protocols
+            _ = self._opened
 
-    def _open(self) -> Any:
-        if not self._opened:
-            files, named = _opened(self._url, self.place)
-            self._named = named.rstrip("/")
-            self._root = f"{self._named}/{self._name}"
-            self._protocols = {files.protocol} if isinstance(files.protocol, str) else {*files.protocol}
-            self._opened = files
-        return self._opened
+    @cached_property
+    def _opened(self) -> tuple[Any, str]:
+        """The file system, and the folder there that the URL names."""
+        files, named = _opened(self._url, self.place)
+        return files, named.rstrip("/")
 
     @property
     def _files(self) -> Any:
-        """The file system."""
-        return self._open()
+        return self._opened[0]
+
+    @property
+    def _named(self) -> str:
+        return self._opened[1]
+
+    @property
+    def _root(self) -> str:
+        return f"{self._named}/{self._name}"
+
+    @property
+    def _protocols(self) -> set[str]:
+        protocol = self._files.protocol
+        return {protocol} if isinstance(protocol, str) else {*protocol}
+
+    @property
+    def _is_local(self) -> bool:
+        return "file" in self._protocols
 
     @property
     def folder(self) -> Path | None:
         """As Store's."""
-        return Path(self._root).resolve() if self._is_local else None
+        is_open = "_opened" in self.__dict__  # what could not be, as it is far away
+        return Path(self._root).resolve() if is_open and self._is_local else None
 
     def _path(self, name: str) -> str:
-        self._open()
         return f"{self._root}/{name}" if name else self._root
 
     def put(self, files: Mapping[str, Source], last: str, allowed: Callable[[], None], sent: set[str]) -> None:

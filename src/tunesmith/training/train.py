@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tunesmith.console import say, warn
 from tunesmith.decides import adapter_needs
 from tunesmith.errors import ResourceError, ResumeError
-from tunesmith.model.adapter import save_adapter, set_adapter, tensors_digest, without_adapter
+from tunesmith.model.adapter import save_adapter, set_adapter, without_adapter
 from tunesmith.model.attention import has_varlen_kernel
 from tunesmith.model.base import load_base, recompute_layers, refuse_odd_numbers
 from tunesmith.model.batch import Batching, supervised_in
@@ -28,7 +28,7 @@ from tunesmith.runs import Run, checkpoint_folders, checkpoint_name, commit_stag
 from tunesmith.tokens.order import FEW_STEPS, more_steps, rows_of_epoch
 from tunesmith.tokens.rows import TokenRows, load_rows
 from tunesmith.tokens.tokenizer import load_tokenizer
-from tunesmith.training.checkpoint import resume
+from tunesmith.training.checkpoint import is_as_trained, resume
 from tunesmith.training.device import conditions, peak_memory_bytes, pick_device, set_determinism
 from tunesmith.training.loop import Job, fit
 from tunesmith.training.memory import decide_autos, full_memory
@@ -268,7 +268,7 @@ def new_start(job: Job, base: LocatedBase, proofs: list[Proof]) -> TrainState:
 
 def _measure_base_of_fork(job: Job, state: TrainState) -> None:
     """A fork is at step 0 no base any more: what its base's held-out loss is, is measured before."""
-    if job.run.ancestor.is_dir() and state.progress.evaluated_step < 0 and math.isinf(state.progress.base_loss):
+    if job.run.ancestor.is_dir() and math.isinf(state.progress.base_loss):
         with without_adapter(state.model):
             found = measure_held_out(state.model, job.held_out, job.held_out_batching)
         state.progress.note_base(found)
@@ -294,8 +294,7 @@ def _take_best(job: Job, state: TrainState, base: LocatedBase, draft: Path) -> d
             fix="delete the checkpoints after it and type the same again: training repeats those steps",
             where=str(job.run.checkpoints),
         )
-    kept = kept_digests(job.run).get(at.best_step)
-    if kept and tensors_digest(load_file(best / ADAPTER)) != kept:
+    if not is_as_trained(best, kept_digests(job.run)):
         raise ResumeError(
             f"the best checkpoint, {best.name}, is not the adapter that was measured at that step ({job.run.metrics})",
             fix="delete it and the checkpoints after it and type the same again: training repeats those steps",

@@ -84,8 +84,8 @@ def _training(there: Run, run: Run) -> list[str]:
     try:
         (newest,) = checkpoint_folders(there.checkpoints)
         theirs = read_state(newest)["decides"]
-        for checkpoint in reversed(checkpoint_folders(run.checkpoints)):
-            return refuse_others(checkpoint, theirs, read_state(checkpoint)["decides"])
+        if ours := checkpoint_folders(run.checkpoints):
+            return refuse_others(ours[-1], theirs, read_state(ours[-1])["decides"])
         if is_own(run.data) and output_digest(parsed(there.data)) != output_digest(parsed(run.data)):
             return ["data/: other rows than are here"]
     except (OSError, *OTHER_JSON):  # of what is damaged nothing is known, and it is named as it is fetched
