@@ -1,16 +1,14 @@
 """What evaluate takes from a run's rows: held-out questions to ask, and prompts that training has seen."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pyarrow.parquet
 
 from tunesmith.data.dedup import exact, words
 from tunesmith.data.split import HELD_OUT, TRAIN
 from tunesmith.recipe import Dedup
+from tunesmith.tokens.texts import texts_of
 
 MOST = 10
 
@@ -33,7 +31,7 @@ class Asked:
 def pick_asked(data: Path) -> list[Asked]:
     """Up to ten held-out rows, spread evenly over all; the same ones every time. None where the rows have no texts."""
     found = []
-    for where, messages in _rows(data, HELD_OUT):
+    for where, messages in texts_of(data, HELD_OUT):
         first = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), 0)
         if first and messages[first - 1]["role"] == "user":
             found.append(Asked(where, messages[:first], messages[first]["content"]))
@@ -50,22 +48,10 @@ def seen_in_training(data: Path, prompts: Sequence[str], dedup: Dedup) -> dict[s
     wanted, found = defaultdict[str, list[str]](list), dict[str, str]()
     for prompt in prompts:
         wanted[form(prompt) or exact(prompt)].append(prompt)  # signs alone have no words
-    for where, messages in _rows(data, TRAIN):
+    for where, messages in texts_of(data, TRAIN):
         for message in messages:
             if message["role"] == "user":
                 text = message["content"]
                 for prompt in wanted.get(form(text) or exact(text), ()):
                     found.setdefault(prompt, where)
     return found
-
-
-def _rows(data: Path, split: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Where each row of a split was read, and its messages."""
-    file = data / "rows.parquet"
-    if not file.is_file():
-        return
-    with pyarrow.parquet.ParquetFile(file) as table:
-        for batch in table.iter_batches(columns=["where", "messages", "split"]):
-            for row in batch.to_pylist():
-                if row["split"] == split:
-                    yield row["where"], row["messages"]

@@ -4,6 +4,7 @@ The gguf package's reader makes numpy objects of every token and merge, 4 to 6 s
 for two numbers. The layout is that of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
+import mmap
 import os
 import struct
 from dataclasses import dataclass
@@ -161,11 +162,24 @@ def _step_over(file: BinaryIO, key: str) -> tuple[Type, int, int]:
     if count * struct.calcsize(f"<{LEAST[Type(kind)]}") > _left(file):
         raise ValueError(f"its {key} counts {count} items, more than the file can hold")
     if kind == Type.STRING:
-        for _ in range(count):
-            _read(file, *_take(file, "Q"))
+        _step_over_texts(file, count)
     elif kind == Type.ARRAY:
         for _ in range(count):
             _step_over(file, key)
     else:
         file.seek(count * struct.calcsize(CODES[Type(kind)]), os.SEEK_CUR)
     return Type(kind), count, start
+
+
+def _step_over_texts(file: BinaryIO, count: int) -> None:
+    """Go on after so many texts, looking at their lengths alone: a vocabulary and its merges are 400,000."""
+    length_of = struct.Struct("<Q").unpack_from
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
+        place, last = file.tell(), len(whole) - 8
+        for _ in range(count):
+            if place > last:
+                raise ValueError("it ends inside its metadata")
+            place += 8 + length_of(whole, place)[0]
+        if place > len(whole):
+            raise ValueError("it ends inside its metadata")
+    file.seek(place)

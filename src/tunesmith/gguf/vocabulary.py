@@ -6,7 +6,7 @@ from typing import Any
 
 import gguf
 
-from tunesmith.gguf.pretokenizers import need_room, pre_tokenizer, read_tokenizer
+from tunesmith.gguf.pretokenizers import need_room, pre_tokenizer
 from tunesmith.gguf.sentencepiece import SPACE, Pieces, is_sentencepiece, pieces_of, strips_spaces
 from tunesmith.weights.small_files import chat_template
 
@@ -26,10 +26,11 @@ def checked_tokenizer(tokenizer: dict[str, Any], vocab_size: int, folder: Path) 
 
 
 def add_tokenizer(
-    writer: gguf.GGUFWriter, folder: Path, config: dict[str, Any], template: str | None, end_of_turn: int | None
-) -> None:
+    writer: gguf.GGUFWriter, folder: Path, tokenizer: dict[str, Any], config: dict[str, Any], template: str | None,
+    end_of_turn: int | None,
+) -> None:  # fmt: skip
     """Write it. `template` None takes the folder's own; `end_of_turn` is the token that ends an answer."""
-    tokenizer, vocab_size = read_tokenizer(folder), config["vocab_size"]
+    vocab_size = config["vocab_size"]
     found = checked_tokenizer(tokenizer, vocab_size, folder)
     pieces = None if isinstance(found, str) else found
     writer.add_tokenizer_model("llama" if pieces else "gpt2")

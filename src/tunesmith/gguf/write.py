@@ -71,12 +71,12 @@ def write_gguf(
     `importance`: what the quantiser weighs errors with. Raises BaseError for an architecture, rotary scaling or
     tokenizer that is not supported, by name.
     """
-    config = read_config(folder)
+    config, tokenizer = read_config(folder), read_tokenizer(folder)
     tensors = plan_tensors(folder, config, gguf_type, importance)
     writer = gguf.GGUFWriter(out, gguf.MODEL_ARCH_NAMES[config["family"].arch])
     list_tensors(writer, tensors)
-    _add_metadata(writer, config, gguf_type, about, name=named_for(read_tokenizer(folder), about.name))
-    add_tokenizer(writer, folder, config, about.template, about.end_of_turn)
+    _add_metadata(writer, config, gguf_type, about, name=named_for(tokenizer, about.name))
+    add_tokenizer(writer, folder, tokenizer, config, about.template, about.end_of_turn)
     write_out(writer, out, tensors)
     block = gguf.GGML_QUANT_SIZES[DEFAULT[gguf_type]][0]
     return {

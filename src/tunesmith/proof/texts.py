@@ -10,7 +10,6 @@ from typing import Any
 
 import gguf
 import numpy as np
-import pyarrow.parquet
 from transformers import PreTrainedTokenizerBase
 
 from tunesmith.console import warn
@@ -24,6 +23,7 @@ from tunesmith.proof.sample import Sample
 from tunesmith.recipe import Recipe
 from tunesmith.runs import Run
 from tunesmith.tokens.template import end_of_turn_id, render
+from tunesmith.tokens.texts import texts_of
 from tunesmith.weights.small_files import CONFIG, GENERATION_CONFIG, read_json
 
 CONVERSATIONS = 200  # of the held-out ones that are compared, spread over all: two requests each
@@ -56,15 +56,15 @@ def check_texts(
 
     Raises ProofError with the first difference, and what in the file's metadata explains it.
     """
-    head = read_head(file)
+    head, own = read_head(file), read_tokenizer(run.model)
     stop = end_of_turn_id(tokenizer)
     _check_stop_tokens(run.model, tokenizer, file, head, stop)
     try:
-        tokens, conversations = _check_conversations(recipe, run, tokenizer, engine)
+        tokens, conversations = _check_conversations(recipe, run, tokenizer, engine, composes=is_composing(own))
     except ProofError as error:
-        hint = "".join(f"; {reason}" for reason in _odd_tokenizer(run.model, tokenizer, file, head))
+        hint = "".join(f"; {reason}" for reason in _odd_tokenizer(own, tokenizer, file, head))
         raise ProofError(f"{error.what}{hint}", fix=error.fix, where=error.where) from None
-    if odd := _odd_tokenizer(run.model, tokenizer, file, head):  # held-out texts may have nothing that shows it
+    if odd := _odd_tokenizer(own, tokenizer, file, head):  # held-out texts may have nothing that shows it
         what = f"{file.name} reads texts otherwise than the merged model: {'; '.join(odd)}"
         raise ProofError(what, fix=FIX, where=str(file))
     ended = sample.end_of_an_answer()
@@ -106,7 +106,7 @@ def _stops(model: Path) -> set[int]:
 
 
 def _check_conversations(
-    recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, engine: Engine
+    recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase, engine: Engine, *, composes: bool
 ) -> tuple[int, int]:
     """Compare token ids and rendered texts. Returns how many tokens, of how many conversations, were compared."""
     encode = partial(tokenizer, add_special_tokens=False)
@@ -116,8 +116,7 @@ def _check_conversations(
     bos = tokenizer.bos_token if started[1:] == bare else ""  # llama.cpp adds it, so it must not be in the text too
     for text in PROBES:
         ids(tokenizer(text)["input_ids"], engine.tokenize(text), repr(text))
-    draw, tokens = partial(render, tokenizer, system=recipe.chat.system, date=recipe.data.date), 0
-    composes, decomposed = is_composing(read_tokenizer(run.model)), 0
+    draw, tokens, decomposed = partial(render, tokenizer, system=recipe.chat.system, date=recipe.data.date), 0, 0
     rows = held_out_rows(run)
     for where, messages in rows:
         text = draw(messages)
@@ -146,11 +145,9 @@ def is_composing(tokenizer: Mapping[str, Any]) -> bool:
 
 def held_out_rows(run: Run) -> list[tuple[str, list[dict[str, str]]]]:
     """Where each of the held-out conversations comes from, and its messages; CONVERSATIONS at most, spread evenly."""
-    filters = [("split", "=", HELD_OUT)]
-    rows = pyarrow.parquet.read_table(run.data / "rows.parquet", columns=["where", "messages"], filters=filters)
-    chosen = np.linspace(0, rows.num_rows - 1, min(CONVERSATIONS, rows.num_rows)).round().astype(int)
-    found = rows.take(chosen)
-    return list(zip(*(found[name].to_pylist() for name in found.column_names), strict=True))
+    rows = list(texts_of(run.data, HELD_OUT))
+    chosen = np.linspace(0, len(rows) - 1, min(CONVERSATIONS, len(rows))).round().astype(int)
+    return [rows[number] for number in chosen]
 
 
 def same_text(ours: str, theirs: str, where: str) -> None:
@@ -172,11 +169,10 @@ def _first_difference(ours: Sequence[Any], theirs: Sequence[Any]) -> int | None:
     return next((i for i, (a, b) in enumerate(zip_longest(ours, theirs)) if a != b), None)
 
 
-def _odd_tokenizer(model: Path, tokenizer: PreTrainedTokenizerBase, file: Path, head: Head) -> list[str]:
-    """What in a file's metadata is not as the model's tokenizer has it."""
-    reasons = []
+def _odd_tokenizer(own: dict[str, Any], tokenizer: PreTrainedTokenizerBase, file: Path, head: Head) -> list[str]:
+    """What in a file's metadata is not as the model's tokenizer has it; `own`: its tokenizer.json."""
+    reasons, stated = [], head.singles.get(Keys.PRE)
     try:
-        own, stated = read_tokenizer(model), head.singles.get(Keys.PRE)
         pre = "default" if is_sentencepiece(own) else pre_tokenizer(own)
         if stated != pre:
             reasons.append(f"its {Keys.PRE} is {stated}, and the model's is {pre}")

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet
 import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
@@ -22,6 +22,7 @@ from tunesmith.console import say
 from tunesmith.data.split import HELD_OUT
 from tunesmith.model.base import backbone, decoder_layers, head
 from tunesmith.tokens.rows import TokenRows
+from tunesmith.tokens.texts import texts_of
 from tunesmith.training.metrics import Samples
 from tunesmith.training.state import Progress
 
@@ -51,13 +52,13 @@ def pick_question(data: Path, rows: TokenRows) -> Question | None:
 
     None where the folder has no texts of its rows.
     """
-    if not (data / "rows.parquet").is_file():
+    texts = [messages for _, messages in islice(texts_of(data, HELD_OUT), NEAR_ROWS)]
+    if not texts:
         return None
     found = [_question(rows, row) for row in range(min(len(rows), NEAR_ROWS))]
     short = (one for one, answer in found if len(one.ids) <= LONGEST_PROMPT and answer <= MOST_TOKENS)
     best = next(short, min(found, key=lambda one: len(one[0].ids))[0])
-    table = pyarrow.parquet.read_table(data / "rows.parquet", columns=["messages"], filters=[("split", "=", HELD_OUT)])
-    asked = [message["content"] for message in table["messages"][best.row].as_py() if message["role"] == "user"]
+    asked = [message["content"] for message in texts[best.row] if message["role"] == "user"]
     return Question(best.row, asked[0] if asked else "", best.ids, best.stop)
 
 
