@@ -12,7 +12,8 @@ write with the deletion of old ones, and, where the run folder is gone too, thre
 the newest); where the run folder outlived kills before, each process since the mirror's newest counts so. Nothing with
 SIGTERM.
 
-usage: python benchmarks/crash.py --kills N [--base tiny|builtin] [--mirror] [--signal KILL|TERM] [--seed S]
+usage: python benchmarks/crash.py --kills N [--base tiny|builtin] [--mirror] [--signal KILL|TERM] [--epochs E]
+       [--seed S]
 """
 
 import argparse
@@ -101,17 +102,17 @@ class Trial:
         return (UNIFORM, *(aim for aim in AIMS if self.mirror or aim != UPLOAD))
 
 
-def trial(folder, kind, *, mirror, number, seed):
+def trial(folder, kind, *, mirror, number, seed, epochs):
     """A base, rows and a recipe; and the run that nothing interrupts."""
     if kind == "tiny":
         crashing.done(folder, lambda: save_base(folder / "base") and 0)
         base, rows = LocatedBase("tiny", folder / "base", "digest", None, None), 24
-        recipe = recipe_with(dropout=0.1, epochs=6, evaluate_every="20 steps", sample=False)
+        recipe = recipe_with(dropout=0.1, epochs=epochs or 6, evaluate_every="20 steps", sample=False)
     else:
         place = "builtin:smollm2-135m-instruct"
         crashing.done(folder, lambda: locate_base(place, convert) and 0)  # which may unpack it
         base, rows = locate_base(place, convert), 16
-        recipe = recipe_with(dropout=0.1, epochs=3, evaluate_every="5 steps", sample=False, lr=1e-3)
+        recipe = recipe_with(dropout=0.1, epochs=epochs or 3, evaluate_every="5 steps", sample=False, lr=1e-3)
     every = "0.1s" if kind == "tiny" else "5s"
     saving = CheckpointConfig(every=every, overhead=None, keep={"last": 2})
     made = Trial(folder, recipe.model_copy(update={"checkpoint": saving}), base, random.Random(seed), mirror, number)
@@ -307,10 +308,11 @@ def main(*arguments):
     parser.add_argument("--base", choices=("tiny", "builtin"), default="tiny")
     parser.add_argument("--mirror", action="store_true")
     parser.add_argument("--signal", choices=("KILL", "TERM"), default="KILL")
+    parser.add_argument("--epochs", type=int, help="of a run; 6 of the tiny model, 3 of the builtin one")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args(arguments)
     folder, number = Path(tempfile.mkdtemp(prefix="crash-")), signal.Signals[f"SIG{asked.signal}"]
-    made = trial(folder, asked.base, mirror=asked.mirror, number=number, seed=asked.seed)
+    made = trial(folder, asked.base, mirror=asked.mirror, number=number, seed=asked.seed, epochs=asked.epochs)
     took = f"{made.start_s:.1f} s until the first of {made.steps} steps, {made.train_s:.1f} s from there"
     print(f"a whole run takes {took}; a checkpoint every {made.recipe.checkpoint.every}")
     good = report(*killed(made, asked.kills))

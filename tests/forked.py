@@ -12,7 +12,8 @@ from pathlib import Path
 
 SERVER = multiprocessing.get_context("forkserver")
 STAGES = ("tokens.prepare", "training.train", "release.merge", "release.export", "evaluation.evaluate", "cli")
-SERVER.set_forkserver_preload([f"tunesmith.{name}" for name in STAGES])  # computes nothing, so has no threads
+DRAWING = ("matplotlib.figure", "matplotlib.backends.backend_agg")
+SERVER.set_forkserver_preload([*(f"tunesmith.{name}" for name in STAGES), *DRAWING])  # computes nothing: no threads
 LIMIT_S = 120
 
 

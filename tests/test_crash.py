@@ -14,7 +14,7 @@ KILLS = 30
 
 
 def test_killed_at_random_moments_and_where_it_hurts_the_bits_are_the_same(tmp_path):
-    arguments = ("--kills", KILLS, "--mirror")
+    arguments = ("--kills", KILLS, "--mirror", "--epochs", 4)
     with forked(tmp_path / "output", *arguments, of=crash.main, TMPDIR=str(tmp_path)) as killer:
         assert killer.wait() == 0, (killer.stdout, killer.stderr)
         *rows, last = killer.stdout.splitlines()
@@ -24,8 +24,8 @@ def test_killed_at_random_moments_and_where_it_hurts_the_bits_are_the_same(tmp_p
 
 
 def test_a_day_on_machines_that_are_taken_away_ends_with_the_same_adapter(tmp_path):
-    """A short one: machines for 1.5 hours, then a limit of one; its clock is simulated, all else is real."""
-    arguments = ("--hours", 1.5, "--limit", "1h", "--step", 150)
+    """A short one, with two cuts and a limit; its clock is simulated, all else is real."""
+    arguments = ("--hours", 1, "--limit", "0.5h", "--step", 150, "--seed", 8)
     with forked(tmp_path / "output", *arguments, of=t4_day.main, TMPDIR=str(tmp_path)) as killer:
         assert killer.wait() == 0, (killer.stdout, killer.stderr)
         *_, limit, last = killer.stdout.splitlines()

@@ -23,7 +23,7 @@ from tunesmith.training import loop
 from tunesmith.training.mirror import Mirror
 
 TRAIN = (
-    "{tokens_per_step: 400, max_length: 200, epochs: 5, lr: 1e-2, precision: fp32, evaluate_every: 2 steps, "
+    "{tokens_per_step: 400, max_length: 200, epochs: 3, lr: 1e-2, precision: fp32, evaluate_every: 2 steps, "
     "early_stopping: null, micro_batch_tokens: 200}"
 )
 EACH_STEP = "{every: 1 steps, overhead: null, mirror: drive}"

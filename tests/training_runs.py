@@ -15,7 +15,7 @@ from tunesmith.tokens.rows import RowWriter
 from tunesmith.tokens.template import encode
 from tunesmith.tokens.tokenizer import load_tokenizer
 
-RECIPE = {"dropout": 0.1, "epochs": 3, "evaluate_every": "3 steps"}
+RECIPE = {"dropout": 0.1, "epochs": 2, "evaluate_every": "3 steps"}
 """Of a run that is cut and resumed: what is not restored would change its bits."""
 
 
