@@ -38,6 +38,8 @@ VERBS = [
     "verify",
 ]
 SMOKE_LIMIT_S, CORES = 60.0, 2
+IMPORTS = "import torch, transformers.modeling_utils"
+IMPORTS_S = 7.0  # of a core, at most, on the machines that the minute is said of (docs/log.md)
 
 
 def commands(page):
@@ -72,12 +74,17 @@ def execute(page, folder):
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory, builtin_base):
-    """A copy of what a user has, after docs/first-run.md, and the processor's seconds (the base is already fetched)."""
+    """A copy of what a user has, after docs/first-run.md, and the processor's seconds (the base is already fetched):
+    of that page, and of imports as a yardstick.
+    """
     folder = tmp_path_factory.mktemp("docs") / "tunesmith"
     shutil.copytree(ROOT / "recipes", folder / "recipes")
-    before = processor_s()
+    times = [processor_s()]
+    subprocess.run([sys.executable, "-c", IMPORTS], check=True)
+    times.append(processor_s())
     assert execute(FIRST, folder) >= 4
-    return folder, processor_s() - before
+    times.append(processor_s())
+    return folder, times[2] - times[1], times[1] - times[0]
 
 
 def processor_s():
@@ -87,12 +94,12 @@ def processor_s():
 
 
 def test_the_first_run_works_within_a_minute(copy):
-    folder, used_s = copy
+    """On a machine where imports take longer than on those that the minute is said of, it may take as much longer."""
+    folder, used_s, imports_s = copy
     assert (folder / "runs" / "smoke" / "gguf" / "smoke-Q8_0.gguf").exists()
-    limit_s = SMOKE_LIMIT_S * CORES
-    assert used_s <= limit_s, (
-        f"docs/first-run.md took {used_s:.0f} s of the processor, {CORES} cores have {limit_s:.0f}"
-    )
+    limit_s = SMOKE_LIMIT_S * CORES * max(1.0, imports_s / IMPORTS_S)
+    print(f"docs/first-run.md: {used_s:.0f} s of the processor, imports {imports_s:.1f} s")
+    assert used_s <= limit_s, f"docs/first-run.md took {used_s:.0f} s of the processor, limit {limit_s:.0f}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
