@@ -3,12 +3,16 @@
 import pytest
 
 from tunesmith.data.conversation import Turn
-from tunesmith.data.formats import TOOLS, column_names, format_of, to_turns
+from tunesmith.data.formats import column_names, format_of, to_turns
+from tunesmith.data.meaning import BAD, MEDIA, PAIR, REASONING, TOOLS, UNTRAINED
 from tunesmith.errors import DataError
 from tunesmith.recipe import Source
 
 ASKED = (Turn("user", "Q"), Turn("assistant", "A"))
 PARTS = [{"type": "text", "text": "Q"}, {"type": "text", "value": "!"}]
+
+
+NO_HISTORY = "its history is not a list of questions with their answers"
 
 
 def turns_of(row, **source):
@@ -21,6 +25,14 @@ def listed(*pairs, keys=("role", "content")):
 
 
 ASKED_BY_ROLE = listed(("user", "Q"), ("assistant", "A"))
+EARLIER = (Turn("user", "first"), Turn("assistant", "one"))
+
+
+def answered(**beside):
+    """The question, and the answer with these keys beside it."""
+    return [ASKED_BY_ROLE[0], ASKED_BY_ROLE[1] | beside]
+
+
 SHAREGPT = listed(("human", "Q"), ("gpt", "A"), keys=("from", "value"))
 
 
@@ -42,6 +54,23 @@ SHAREGPT = listed(("human", "Q"), ("gpt", "A"), keys=("from", "value"))
         ({"instruction": "Q", "input": None, "output": "A"}, {}, ASKED),
         ({"instruction": "Q", "response": "A"}, {"output": "response"}, ASKED),
         ({"instruction": "Q", "input": "I", "output": "A"}, {}, (Turn("user", "Q\n\nI"), ASKED[1])),
+        ({"instruction": "", "input": "Q", "output": "A"}, {}, ASKED),
+        ({"instruction": "Q", "output": "A", "history": []}, {}, ASKED),
+        ({"instruction": "Q", "output": "A", "history": "[]"}, {}, ASKED),
+        ({"instruction": "Q", "output": "A", "history": [["first", "one"]]}, {}, (*EARLIER, *ASKED)),
+        ({"instruction": "Q", "output": "A", "history": '[["first", "one"]]'}, {}, (*EARLIER, *ASKED)),
+        (
+            {"messages": listed(("DEVELOPER", "S"), ("User ", "Q"), ("Assistant", "A"))},
+            {},
+            (Turn("system", "S"), *ASKED),
+        ),
+        ({"messages": ASKED_BY_ROLE, "tools": [], "images": None, "rejected": ""}, {}, ASKED),
+        ({"messages": ASKED_BY_ROLE, "tools": "[]", "label": True}, {}, ASKED),
+        ({"messages": ASKED_BY_ROLE, "label": 0}, {}, ASKED),  # a number of a class
+        ({"image": "Q", "label": "A"}, {"prompt": "image", "completion": "label"}, ASKED),
+        ({"messages": answered(weight=1, train=True, loss=1.0)}, {}, ASKED),
+        ({"messages": answered(weight=None, reasoning_content="", thinking=None, tool_calls=[])}, {}, ASKED),
+        ({"messages": [{"role": "user", "content": "Q", "weight": 0}, ASKED_BY_ROLE[1]]}, {}, ASKED),
         ({"prompt": "Q", "completion": "A"}, {}, ASKED),
         ({"prompt": "Q", "answer": "A"}, {"completion": "answer"}, ASKED),
         ({"prompt": listed(("user", "Q")), "completion": listed(("assistant", "A"))}, {}, ASKED),
@@ -72,6 +101,24 @@ def test_sharegpt_speakers(speaker):
         ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]}, TOOLS),
         ({"conversations": [{"from": "function_call", "value": "x"}]}, TOOLS),
         ({"conversations": [{"from": "observation", "value": "x"}]}, TOOLS),
+        ({"messages": [{"role": "assistant", "content": "A", "function_call": {"name": "f"}}]}, TOOLS),
+        ({"messages": ASKED_BY_ROLE, "tools": [{"type": "function"}]}, TOOLS),
+        ({"conversations": SHAREGPT, "tools": '[{"name": "f"}]'}, TOOLS),
+        ({"messages": ASKED_BY_ROLE, "functions": [{"name": "f"}]}, TOOLS),
+        ({"messages": ASKED_BY_ROLE, "images": ["a.png"]}, MEDIA),
+        ({"instruction": "Q", "output": "A", "image": "a.png"}, MEDIA),
+        ({"prompt": "Q", "completion": "A", "label": False}, BAD),
+        ({"conversations": SHAREGPT, "chosen": SHAREGPT[1], "rejected": SHAREGPT[1]}, PAIR),
+        ({"messages": ASKED_BY_ROLE, "rejected_response": "B"}, PAIR),
+        ({"messages": answered(weight=0)}, f"{UNTRAINED} (weight: 0)"),
+        ({"messages": answered(weight=0.5)}, f"{UNTRAINED} (weight: 0.5)"),
+        ({"messages": answered(train=False)}, f"{UNTRAINED} (train: false)"),
+        ({"messages": answered(loss=False)}, f"{UNTRAINED} (loss: false)"),
+        ({"messages": answered(reasoning_content="for")}, REASONING),
+        ({"messages": answered(thinking="for")}, REASONING),
+        ({"instruction": "Q", "output": "A", "history": ["first"]}, NO_HISTORY),
+        ({"instruction": "Q", "output": "A", "history": [["first"]]}, NO_HISTORY),
+        ({"instruction": "Q", "output": "A", "history": "first"}, "turns are not valid JSON"),
         ({"messages": "hello"}, "turns are not valid JSON"),
         ({"messages": ["hello"]}, "turns are not a list of messages"),
         ({"messages": {"role": "user"}}, "turns are not a list of messages"),

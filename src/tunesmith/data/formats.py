@@ -6,6 +6,7 @@ from typing import Any
 
 from tunesmith.data.conversation import Role, Turn
 from tunesmith.data.keys import DECODER, key_twice
+from tunesmith.data.meaning import why_not_row, why_not_turn
 from tunesmith.errors import DataError
 from tunesmith.recipe import Source
 
@@ -17,12 +18,13 @@ FORMATS = {
 }
 """Format -> the columns it needs, in the order in which `auto` tries them."""
 ROLES: dict[str, Role] = {
-    "system": "system",
+    **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("human", "user"), "user"),
     **dict.fromkeys(("gpt", "assistant", "chatgpt", "bing", "bard", "model"), "assistant"),
     **dict.fromkeys(("function_call", "observation", "tool", "function"), "tool"),
 }
-TOOLS = "tool calls are not supported yet"
+"""Who speaks, in any case -> the role."""
+PAIR: tuple[Role, Role] = ("user", "assistant")
 
 Row = Mapping[str, Any]
 Names = dict[str, str]
@@ -70,11 +72,14 @@ def to_turns(row: Row, form: str, names: Names) -> tuple[Turn, ...] | str:
     missing = [names[need] for need in FORMATS[form] if row.get(names[need]) is None]
     if missing:
         return f"nothing in column {missing[0]}"
+    if reason := why_not_row(row, names.values()):
+        return reason
     first, last = (row[names[need]] for need in (FORMATS[form][0], FORMATS[form][-1]))
     try:
         if form == "alpaca":
             task, context = _text(first), _text(row.get(names["input"]) or "")
-            turns = [Turn("user", f"{task}\n\n{context}" if context.strip() else task), Turn("assistant", _text(last))]
+            asked = "\n\n".join(part for part in (task, context) if part.strip())
+            turns = [*_earlier(row.get("history")), Turn("user", asked), Turn("assistant", _text(last))]
         elif form == "prompt-completion":
             turns = _part(first, "user") + _part(last, "assistant")
         else:
@@ -87,6 +92,16 @@ def to_turns(row: Row, form: str, names: Names) -> tuple[Turn, ...] | str:
     return tuple(turns)
 
 
+def _earlier(history: Any) -> list[Turn]:
+    """Questions and answers before an Alpaca row's own: LLaMA-Factory's list of pairs; CSV holds it as JSON text."""
+    if not history or history == "[]":
+        return []
+    pairs = _decoded(history)
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == len(PAIR) for pair in pairs):
+        raise _NoTurns("its history is not a list of questions with their answers")
+    return [Turn(role, _text(text)) for pair in pairs for role, text in zip(PAIR, pair, strict=True)]
+
+
 def _part(value: Any, role: Role) -> list[Turn]:
     """A prompt or completion: a text, or TRL's list of messages."""
     return [Turn(role, value)] if isinstance(value, str) else _listed(value)
@@ -94,25 +109,32 @@ def _part(value: Any, role: Role) -> list[Turn]:
 
 def _listed(turns: Any) -> list[Turn]:
     """A list of {from, value} or {role, content}; CSV holds it as JSON text."""
-    if isinstance(turns, str):
-        try:
-            turns = DECODER.decode(turns)
-        except (ValueError, RecursionError):
-            raise _NoTurns("turns are not valid JSON") from None
-        if twice := key_twice(turns):
-            raise _NoTurns(twice)
+    turns = _decoded(turns)
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise _NoTurns("turns are not a list of messages")
     return [_turn(turn) for turn in turns]
 
 
+def _decoded(value: Any) -> Any:
+    """What a cell holds as JSON text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        found = DECODER.decode(value)
+    except (ValueError, RecursionError):
+        raise _NoTurns("turns are not valid JSON") from None
+    if twice := key_twice(found):
+        raise _NoTurns(twice)
+    return found
+
+
 def _turn(turn: Row) -> Turn:
     speaker = _either(turn, "from", "role")  # tables and mixed files pad the other one's keys with null
-    role = ROLES.get(speaker) if isinstance(speaker, str) else None
+    role = ROLES.get(speaker.strip().casefold()) if isinstance(speaker, str) else None
     if role is None:
         raise _NoTurns(f"unknown role {json.dumps(speaker, default=str)[:40]}")
-    if role == "tool" or turn.get("tool_calls"):
-        raise _NoTurns(TOOLS)
+    if reason := why_not_turn(turn, role):
+        raise _NoTurns(reason)
     return Turn(role, _text(_either(turn, "value", "content")))
 
 
