@@ -98,7 +98,6 @@ def test_the_first_run_works_within_a_minute(copy):
     folder, used_s, imports_s = copy
     assert (folder / "runs" / "smoke" / "gguf" / "smoke-Q8_0.gguf").exists()
     limit_s = SMOKE_LIMIT_S * CORES * max(1.0, imports_s / IMPORTS_S)
-    print(f"docs/first-run.md: {used_s:.0f} s of the processor, imports {imports_s:.1f} s")
     assert used_s <= limit_s, f"docs/first-run.md took {used_s:.0f} s of the processor, limit {limit_s:.0f}"
 
 

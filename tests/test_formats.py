@@ -4,7 +4,7 @@ import pytest
 
 from tunesmith.data.conversation import Turn
 from tunesmith.data.formats import column_names, format_of, to_turns
-from tunesmith.data.meaning import BAD, MEDIA, PAIR, REASONING, TOOLS, UNTRAINED
+from tunesmith.data.meaning import BAD, MEDIA, PREFERENCE, REASONING, TOOLS, UNTRAINED
 from tunesmith.errors import DataError
 from tunesmith.recipe import Source
 
@@ -108,8 +108,8 @@ def test_sharegpt_speakers(speaker):
         ({"messages": ASKED_BY_ROLE, "images": ["a.png"]}, MEDIA),
         ({"instruction": "Q", "output": "A", "image": "a.png"}, MEDIA),
         ({"prompt": "Q", "completion": "A", "label": False}, BAD),
-        ({"conversations": SHAREGPT, "chosen": SHAREGPT[1], "rejected": SHAREGPT[1]}, PAIR),
-        ({"messages": ASKED_BY_ROLE, "rejected_response": "B"}, PAIR),
+        ({"conversations": SHAREGPT, "chosen": SHAREGPT[1], "rejected": SHAREGPT[1]}, PREFERENCE),
+        ({"messages": ASKED_BY_ROLE, "rejected_response": "B"}, PREFERENCE),
         ({"messages": answered(weight=0)}, f"{UNTRAINED} (weight: 0)"),
         ({"messages": answered(weight=0.5)}, f"{UNTRAINED} (weight: 0.5)"),
         ({"messages": answered(train=False)}, f"{UNTRAINED} (train: false)"),

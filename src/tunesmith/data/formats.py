@@ -94,7 +94,7 @@ def to_turns(row: Row, form: str, names: Names) -> tuple[Turn, ...] | str:
 
 def _earlier(history: Any) -> list[Turn]:
     """Questions and answers before an Alpaca row's own: LLaMA-Factory's list of pairs; CSV holds it as JSON text."""
-    if not history or history == "[]":
+    if not history:
         return []
     pairs = _decoded(history)
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == len(PAIR) for pair in pairs):

@@ -11,28 +11,29 @@ from typing import Any
 
 TOOLS = "tool calls are not supported yet"
 REASONING = "reasoning beside an answer is not supported yet"
-PAIR = "a better and a worse answer: preferences are not trained on"
+PREFERENCE = "a better and a worse answer: preferences are not trained on"
 BAD = "an answer that is marked as bad (label: false)"
 MEDIA = "pictures, sound or film beside the text"
 UNTRAINED = "an answer that is not to be trained on"
 
 EMPTY = ("", "[]", "{}", "null")
 """A text that says nothing; tables write lists as text, and pad columns with null."""
-OF_A_ROW = {TOOLS: ("tools", "functions"), MEDIA: ("images", "image", "videos", "video", "audios", "audio")}
-WORSE = ("rejected", "rejected_response")
+OF_A_ROW = {
+    "tools": TOOLS, "functions": TOOLS,
+    **dict.fromkeys(("images", "image", "videos", "video", "audios", "audio"), MEDIA),
+    "rejected": PREFERENCE, "rejected_response": PREFERENCE,
+}  # fmt: skip
+"""Column that says something -> why the row is not used."""
 OF_REASONING = ("reasoning_content", "reasoning", "thinking")
 OF_TRAINING = ("weight", "train", "loss")
 
 
 def why_not_row(row: Mapping[str, Any], words: Collection[str]) -> str | None:
     """Why a row cannot be trained on as it stands, or None. `words`: the columns that hold its words."""
-    beside = {key: value for key, value in row.items() if key not in words}
-    for reason, keys in OF_A_ROW.items():
-        if any(_says_something(beside.get(key)) for key in keys):
+    for key, reason in OF_A_ROW.items():
+        if key not in words and _says_something(row.get(key)):
             return reason
-    if any(_says_something(beside.get(key)) for key in WORSE):
-        return PAIR
-    return BAD if beside.get("label") is False else None
+    return BAD if "label" not in words and row.get("label") is False else None
 
 
 def why_not_turn(turn: Mapping[str, Any], role: str) -> str | None:

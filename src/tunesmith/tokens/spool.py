@@ -15,6 +15,7 @@ from tunesmith.data.conversation import Conversation
 from tunesmith.data.split import HELD_OUT, TRAIN
 from tunesmith.tokens.rows import RowWriter, map_rows
 from tunesmith.tokens.template import Encoded, messages_of
+from tunesmith.tokens.texts import ROWS
 
 BATCH_ROWS = 256  # rows of a row group
 TEXT, NUMBER = pyarrow.string(), pyarrow.int64()
@@ -33,7 +34,7 @@ class Spool:
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
         self._tokens = RowWriter(folder)
-        self._table = pyarrow.parquet.ParquetWriter(folder / "rows.parquet", SPOOLED)
+        self._table = pyarrow.parquet.ParquetWriter(folder / ROWS, SPOOLED)
 
     def __enter__(self) -> "Spool":
         return self
@@ -78,7 +79,7 @@ def write_split(spool: Path, folder: Path, fates: Sequence[str], clusters: Seque
     held-out ones, so that the two are slices of the same files.
     """
     found, read = Written(), map_rows(spool)
-    with RowWriter(folder) as writer, pyarrow.parquet.ParquetWriter(folder / "rows.parquet", SCHEMA) as table:
+    with RowWriter(folder) as writer, pyarrow.parquet.ParquetWriter(folder / ROWS, SCHEMA) as table:
         for split in (TRAIN, HELD_OUT):
             waiting: list[pyarrow.Table] = []
             for first, batch in _batches(spool):
@@ -106,7 +107,7 @@ def wheres(spool: Path) -> Iterator[str]:
 def _batches(spool: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[int, pyarrow.Table]]:
     """Number of the first row, and the rows, batch by batch."""
     first = 0
-    with pyarrow.parquet.ParquetFile(spool / "rows.parquet") as file:
+    with pyarrow.parquet.ParquetFile(spool / ROWS) as file:
         for batch in file.iter_batches(BATCH_ROWS, columns=columns):
             yield first, pyarrow.Table.from_batches([batch])
             first += batch.num_rows
