@@ -12,6 +12,12 @@ class Turn:
 
     role: Role
     text: str
+    trained: bool = True
+    """Whether the loss counts this turn; it means something for answers only."""
+    reasoning: str = ""
+    """What the assistant thought before this answer; not part of `text`."""
+    calls: str = ""
+    """The tool calls of this answer: JSON, a list of {"name": ..., "arguments": {...}}."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +26,8 @@ class Conversation:
 
     turns: tuple[Turn, ...]
     where: str
+    tools: str = ""
+    """The tools that the assistant may call: JSON, a list of their schemas."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,3 +36,5 @@ class Dropped:
 
     where: str
     reason: str
+    words: str = ""
+    """How the row begins, where it could be read."""

@@ -5,9 +5,7 @@ Then duplicates and the split are known, by what is left of each row after the c
 """
 
 import shutil
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from tunesmith.record import Proof, Record, made_from, read_record
 from tunesmith.runs import Run, commit_stage
 from tunesmith.tokens.prompts import refuse_long_prompts
 from tunesmith.tokens.spool import BATCH_ROWS, Spool, Written, wheres, write_split
+from tunesmith.tokens.tally import Tally
 from tunesmith.tokens.template import NO_SYSTEM, REFUSED, Encoded, Refused, encode_all, mask_proof
 from tunesmith.tokens.tokenizer import embedding_rows, load_tokenizer
 from tunesmith.weights.locate import LocatedBase
@@ -70,36 +69,11 @@ def prepare(recipe: Recipe, run: Run, base: LocatedBase, prompts: Sequence[str] 
     return record, done
 
 
-@dataclass
-class _Tally:
-    """What is counted on the way."""
-
-    read: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[str]] = field(default_factory=dict)
-    changed: Counter[str] = field(default_factory=Counter)
-    unproved: Counter[str] = field(default_factory=Counter)
-    """Kind, a key of UNPROVED -> rows."""
-    first_unproved: dict[str, str] = field(default_factory=dict)
-    """Kind -> the first row, with what was found."""
-
-    def drop(self, where: str, reason: str) -> None:
-        """Count a row that is not used; the first three of a reason are named."""
-        self.dropped[reason] += 1
-        if self.dropped[reason] <= 3:
-            self.examples.setdefault(reason, []).append(where)
-
-    def reasons(self) -> str:
-        """Why rows were dropped, how many, and where the first ones are."""
-        named = (f"{reason}: {n} ({', '.join(self.examples[reason])})" for reason, n in self.dropped.items())
-        return "; ".join(named) or "none"
-
-
 def _write(
     draft: Path, recipe: Recipe, base: LocatedBase, prompts: Sequence[str], proofs: list[Proof]
 ) -> dict[str, Any]:
     """Make the files of the data folder; returns the counts. That of the mask is added to the proofs."""
-    tally, spool = _Tally(), draft / "spool"
+    tally, spool = Tally(), draft / "spool"
     signed, first_held = _spooled(spool, recipe, base, prompts, tally)
     proofs.append(_check_proved(tally, len(signed)))
     say(f"prepare: {proofs[-1]}")
@@ -129,7 +103,7 @@ def _write(
 
 
 def _spooled(
-    folder: Path, recipe: Recipe, base: LocatedBase, prompts: Sequence[str], tally: _Tally
+    folder: Path, recipe: Recipe, base: LocatedBase, prompts: Sequence[str], tally: Tally
 ) -> tuple[list[Signed], int]:
     """Every row that can be used, as tokens in `folder`; their signatures, and the first row of a held-out source."""
     tokenizer, asked = load_tokenizer(base.folder), {exact(prompt) for prompt in prompts}
@@ -156,7 +130,7 @@ def _signed(row: Conversation, kept_turns: int, dedup: Dedup) -> Signed:
     return whole, whole if kept_turns == len(row.turns) else signature(row.turns[:kept_turns], dedup)
 
 
-def _rows(source: Source, asked: set[str], tally: _Tally) -> Iterator[Conversation]:
+def _rows(source: Source, asked: set[str], tally: Tally) -> Iterator[Conversation]:
     """The rows of a source, cleaned; those that are broken or hold an evaluation prompt are counted."""
     for row in conversations(source):
         tally.read += 1
@@ -171,7 +145,7 @@ def _rows(source: Source, asked: set[str], tally: _Tally) -> Iterator[Conversati
 
 
 def _encoded(
-    tokenizer: PreTrainedTokenizerBase, known_ids: int | None, batch: list[Conversation], recipe: Recipe, tally: _Tally
+    tokenizer: PreTrainedTokenizerBase, known_ids: int | None, batch: list[Conversation], recipe: Recipe, tally: Tally
 ) -> list[tuple[Conversation, Encoded]]:
     """A batch as tokens, without the rows that the template refuses or the base has no embeddings for."""
     system, date = recipe.chat.system, recipe.data.date
@@ -199,7 +173,7 @@ def _beyond(tokenizer: PreTrainedTokenizerBase, known_ids: int | None, item: Enc
     return Refused(BEYOND, f"{token!r} is token {highest}, and the last embedding is that of {known_ids - 1}")
 
 
-def _decided(signed: list[Signed], first_held: int, recipe: Recipe, tally: _Tally) -> list[str]:
+def _decided(signed: list[Signed], first_held: int, recipe: Recipe, tally: Tally) -> list[str]:
     """What becomes of each row. Raises DataError if none would be held out, with what became of the others."""
     share = recipe.data.held_out if isinstance(recipe.data.held_out, float) else None
     try:
@@ -210,7 +184,7 @@ def _decided(signed: list[Signed], first_held: int, recipe: Recipe, tally: _Tall
         raise DataError(f"{error.what}. Dropped: {tally.reasons()}", fix=error.fix) from None
 
 
-def _check_proved(tally: _Tally, proved: int) -> Proof:
+def _check_proved(tally: Tally, proved: int) -> Proof:
     """The proof of the mask. Raises DataError if too many rows have none; it is about the kind most of them are."""
     unproved = tally.unproved.total()
     proof = mask_proof(unproved, proved + unproved)
@@ -222,7 +196,7 @@ def _check_proved(tally: _Tally, proved: int) -> Proof:
     return proof
 
 
-def _check_left(written: Written, tally: _Tally) -> None:
+def _check_left(written: Written, tally: Tally) -> None:
     """Raise DataError if nothing is left."""
     for split, what in ((TRAIN, "train on"), (HELD_OUT, "hold out")):
         if not written.rows[split]:
