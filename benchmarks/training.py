@@ -38,7 +38,8 @@ def write_rows(data, target):
     from tunesmith.data.read import conversations
     from tunesmith.gguf.read import convert
     from tunesmith.recipe import Source
-    from tunesmith.tokens.template import Encoded, encode_all, messages_of
+    from tunesmith.tokens.mask import Encoded, encode_all
+    from tunesmith.tokens.messages import messages_of
     from tunesmith.tokens.tokenizer import load_tokenizer
     from tunesmith.weights.locate import locate_base
 

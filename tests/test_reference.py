@@ -10,8 +10,8 @@ from training_runs import prepare_rows, recipe_with
 
 from tunesmith.data.conversation import Conversation, Turn
 from tunesmith.runs import Run, commit_stage
+from tunesmith.tokens.mask import encode
 from tunesmith.tokens.rows import RowWriter, load_rows
-from tunesmith.tokens.template import encode
 from tunesmith.tokens.tokenizer import load_tokenizer
 from tunesmith.training.stop import Paused
 from tunesmith.training.train import _plan, train

@@ -14,16 +14,9 @@ from tokenizers import normalizers
 
 from tunesmith.data.conversation import Conversation, Turn
 from tunesmith.errors import DataError, RecipeError
-from tunesmith.tokens.template import (
-    Encoded,
-    Refused,
-    chat_template_with,
-    encode,
-    encode_all,
-    end_of_turn_id,
-    messages_of,
-    render,
-)
+from tunesmith.tokens.mask import Encoded, Refused, encode, encode_all
+from tunesmith.tokens.messages import messages_of
+from tunesmith.tokens.template import chat_template_with, end_of_turn_id, render
 
 DATE = "2026-01-05"
 CROSSES = "a token crosses the border of an answer"
@@ -156,11 +149,12 @@ def test_a_long_conversation_is_cut_after_the_last_answer_that_fits(family):
             assert found.reason == "longer than max_length"
             break
         assert len(found.ids) <= max_length
-        shorter = Conversation(made.turns[: found.turns], made.where)
+        shorter = Conversation(found.turns, made.where)
         assert shorter.turns[-1].role == "assistant"
-        assert found == encoded_by(family, shorter)
-        if found.turns < len(made.turns):
-            longer = encoded_by(family, Conversation(made.turns[: found.turns + 2], made.where))
+        assert replace(found, changes=()) == encoded_by(family, shorter)
+        assert ("cut to max_length" in found.changes) == (found.end < len(made.turns))
+        if found.end < len(made.turns):
+            longer = encoded_by(family, Conversation(made.turns[: found.end + 2], made.where))
             assert len(longer.ids) > max_length
     else:
         pytest.fail("the shortest max_length was long enough")
@@ -180,7 +174,7 @@ def test_the_system_prompt_of_the_recipe_stands_in_where_there_is_none(family):
     tokenizer, odd = tokenizer_of(family), 'Say "hi", it\'s {{ x }} %} \\ ok\nline é'
     asked, given_one = conversation("a", "b", "c", "d"), conversation("a", "b", system="Mine.")
     with_system = conversation("a", "b", "c", "d", system=odd)
-    assert encoded_by(family, asked, system=odd) == replace(encoded_by(family, with_system), turns=4)
+    assert encoded_by(family, asked, system=odd) == replace(encoded_by(family, with_system), turns=asked.turns, end=4)
     assert encoded_by(family, given_one, system=odd) == encoded_by(family, given_one)
     text = render(tokenizer, messages_of(asked.turns), system=odd, date=DATE)
     assert odd in text and render(tokenizer, messages_of(asked.turns), system=None, date=DATE) != text

@@ -11,8 +11,8 @@ from tunesmith.data.conversation import Conversation, Turn
 from tunesmith.files import RECORD, digest_folder
 from tunesmith.recipe import Recipe
 from tunesmith.runs import Run, commit_stage
+from tunesmith.tokens.mask import encode
 from tunesmith.tokens.rows import RowWriter
-from tunesmith.tokens.template import encode
 from tunesmith.tokens.tokenizer import load_tokenizer
 
 RECIPE = {"dropout": 0.1, "epochs": 2, "evaluate_every": "3 steps"}

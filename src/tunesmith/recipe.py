@@ -13,6 +13,8 @@ from tunesmith.values import Every, EverySteps, Section, TimeShare, cadence, dat
 
 GgufType = Literal["F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M"]
 Dedup = Literal["off", "exact", "words"]
+TrainOn = Literal["all", "last"]
+TooLong = Literal["cut", "split", "drop"]
 Part = Literal["model", "lora", "gguf"]
 LONGEST_NAME = 255 - len(".-lora-F16.gguf.draft")  # bytes of a file's name, less what is added to this one
 
@@ -70,6 +72,11 @@ class DataConfig(Section):
     dedup: Annotated[Dedup, BeforeValidator(switch_text)] = "exact"
     """Remove conversations that say the same: `exact` to the letter, but for the kind and number of spaces and Unicode
     form; `words` also without case, punctuation and system prompts."""
+    train_on: TrainOn = "all"
+    """Which answers of a conversation are trained on; `last`: only the last one, the others are context."""
+    too_long: TooLong = "cut"
+    """What becomes of a conversation longer than train.max_length: `cut` after the last answer that fits, `split` into
+    parts that begin with a question, under the same system prompt, or `drop`."""
     held_out: Annotated[
         Annotated[Share, Tag("share")] | Annotated[Source, Tag("source")], Discriminator(_share_or_source)
     ] = 0.01
@@ -108,7 +115,7 @@ class TrainConfig(Section):
     tokens_per_step: Annotated[int, Field(ge=1)] = 16384
     """Tokens, prompts included, in one optimizer step, on all devices together."""
     max_length: Annotated[int, Field(ge=8)] = 2048
-    """Longest conversation in tokens; a longer one is cut after the last answer that fits, or dropped and counted."""
+    """Longest conversation in tokens; what becomes of a longer one is for data.too_long."""
     micro_batch_tokens: Annotated[int, Field(ge=8)] | Literal["auto"] = "auto"
     """Tokens in one forward pass; changes memory and speed, not the result. `auto`: by device and memory."""
     lr: Annotated[float, Field(gt=0)] = 2e-4

@@ -29,6 +29,12 @@ class Conversation:
     tools: str = ""
     """The tools that the assistant may call: JSON, a list of their schemas."""
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is questions and answers alone, as a chat page sends them."""
+        odd = (turn.calls or turn.reasoning or turn.role == "tool" for turn in self.turns)
+        return not self.tools and not any(odd)
+
 
 @dataclass(frozen=True, slots=True)
 class Dropped:

@@ -8,6 +8,7 @@ from pathlib import Path
 from tunesmith.data.dedup import exact, words
 from tunesmith.data.split import HELD_OUT, TRAIN
 from tunesmith.recipe import Dedup
+from tunesmith.tokens.messages import messages_of
 from tunesmith.tokens.texts import texts_of
 
 MOST = 10
@@ -15,11 +16,11 @@ MOST = 10
 
 @dataclass(frozen=True)
 class Asked:
-    """The first question of a held-out row, and the answer that the data give."""
+    """The question of a held-out row whose answer is the first that is trained on, and that answer."""
 
     where: str
     messages: list[dict[str, str]]
-    """The row's system prompt, if it has one, and the question."""
+    """What the row has before the answer: its system prompt, if any, and the question as the last message."""
     expected: str
 
     @property
@@ -29,12 +30,13 @@ class Asked:
 
 
 def pick_asked(data: Path) -> list[Asked]:
-    """Up to ten held-out rows, spread evenly over all; the same ones every time. None where the rows have no texts."""
+    """Up to ten held-out rows that a chat can ask, spread evenly; the same ones every time. None without texts."""
     found = []
-    for where, messages in texts_of(data, HELD_OUT):
-        first = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), 0)
-        if first and messages[first - 1]["role"] == "user":
-            found.append(Asked(where, messages[:first], messages[first]["content"]))
+    for row in texts_of(data, HELD_OUT):
+        turns = row.turns
+        first = next((i for i, turn in enumerate(turns) if turn.role == "assistant" and turn.trained), 0)
+        if first and turns[first - 1].role == "user" and row.is_plain:
+            found.append(Asked(row.where, messages_of(turns[:first]), turns[first].text))
     count = min(MOST, len(found))
     return [found[round(i * (len(found) - 1) / max(count - 1, 1))] for i in range(count)]
 
@@ -48,10 +50,9 @@ def seen_in_training(data: Path, prompts: Sequence[str], dedup: Dedup) -> dict[s
     wanted, found = defaultdict[str, list[str]](list), dict[str, str]()
     for prompt in prompts:
         wanted[form(prompt) or exact(prompt)].append(prompt)  # signs alone have no words
-    for where, messages in texts_of(data, TRAIN):
-        for message in messages:
-            if message["role"] == "user":
-                text = message["content"]
-                for prompt in wanted.get(form(text) or exact(text), ()):
-                    found.setdefault(prompt, where)
+    for row in texts_of(data, TRAIN):
+        for turn in row.turns:
+            if turn.role == "user":
+                for prompt in wanted.get(form(turn.text) or exact(turn.text), ()):
+                    found.setdefault(prompt, row.where)
     return found

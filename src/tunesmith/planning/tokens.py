@@ -10,7 +10,7 @@ from tunesmith.gguf.read import convert
 from tunesmith.gguf.supported import supported
 from tunesmith.planning.look import Count, letters_of
 from tunesmith.recipe import Recipe
-from tunesmith.tokens.template import Refused, encode_all
+from tunesmith.tokens.mask import Refused, encode_all
 from tunesmith.tokens.tokenizer import load_tokenizer
 from tunesmith.weights.builtin import SCHEME
 from tunesmith.weights.locate import LocatedBase, at_hand, is_local, small_files
@@ -48,7 +48,8 @@ def tokens_of(recipe: Recipe) -> Tokens:
     tokenizer = load_tokenizer(folder)
 
     def count(rows: list[Conversation]) -> list[int | str]:
-        found = encode_all(tokenizer, rows, system=recipe.chat.system, date=recipe.data.date)
+        data = recipe.data
+        found = encode_all(tokenizer, rows, system=recipe.chat.system, date=data.date, train_on=data.train_on)
         return [item.reason if isinstance(item, Refused) else len(item.ids) for item in found]
 
     return Tokens(count, folder=folder, base=at_hand(recipe.base, folder, convert))

@@ -13,6 +13,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from tunesmith.console import warn
+from tunesmith.data.conversation import Conversation
 from tunesmith.data.split import HELD_OUT
 from tunesmith.errors import BaseError, ProofError
 from tunesmith.gguf.metadata import Head, read_head, read_item
@@ -22,6 +23,7 @@ from tunesmith.inference.engine import Engine
 from tunesmith.proof.sample import Sample
 from tunesmith.recipe import Recipe
 from tunesmith.runs import Run
+from tunesmith.tokens.messages import messages_of, tools_of
 from tunesmith.tokens.template import end_of_turn_id, render
 from tunesmith.tokens.texts import texts_of
 from tunesmith.weights.small_files import CONFIG, GENERATION_CONFIG, read_json
@@ -118,14 +120,15 @@ def _check_conversations(
         ids(tokenizer(text)["input_ids"], engine.tokenize(text), repr(text))
     draw, tokens, decomposed = partial(render, tokenizer, system=recipe.chat.system, date=recipe.data.date), 0, 0
     rows = held_out_rows(run)
-    for where, messages in rows:
-        text = draw(messages)
+    for row in rows:
+        where, messages = row.where, messages_of(row.turns)
+        text = draw(messages, tools=tools_of(row))
         found = encode(text)["input_ids"]
         seen = unicodedata.normalize("NFC", text) if composes else text
         decomposed += seen != text
         ids(found, engine.tokenize(seen.removeprefix(bos)), where)
         tokens += len(found)
-        if any(message["role"] == "tool" for message in messages):  # the chat never sends one
+        if not row.is_plain:  # the chat sends no other
             continue
         asked = [*messages, {"role": "user", "content": "Go on."}]  # so that the end of the last answer is seen
         ours = draw(asked, add_generation_prompt=True)
@@ -143,8 +146,8 @@ def is_composing(tokenizer: Mapping[str, Any]) -> bool:
     return bool(tokenizer["normalizer"] == NFC)
 
 
-def held_out_rows(run: Run) -> list[tuple[str, list[dict[str, str]]]]:
-    """Where each of the held-out conversations comes from, and its messages; CONVERSATIONS at most, spread evenly."""
+def held_out_rows(run: Run) -> list[Conversation]:
+    """The held-out conversations; CONVERSATIONS at most, spread evenly."""
     rows = list(texts_of(run.data, HELD_OUT))
     chosen = np.linspace(0, len(rows) - 1, min(CONVERSATIONS, len(rows))).round().astype(int)
     return [rows[number] for number in chosen]

@@ -24,10 +24,11 @@ from tunesmith.errors import DataError
 from tunesmith.recipe import Dedup, Recipe, Source
 from tunesmith.record import Proof, Record, made_from, read_record
 from tunesmith.runs import Run, commit_stage
+from tunesmith.tokens.mask import CUT, NO_SYSTEM, REFUSED, Encoded, Refused, mask_proof
+from tunesmith.tokens.parts import encode_parts
 from tunesmith.tokens.prompts import refuse_long_prompts
 from tunesmith.tokens.spool import BATCH_ROWS, Spool, Written, wheres, write_split
 from tunesmith.tokens.tally import Tally
-from tunesmith.tokens.template import NO_SYSTEM, REFUSED, Encoded, Refused, encode_all, mask_proof
 from tunesmith.tokens.tokenizer import embedding_rows, load_tokenizer
 from tunesmith.weights.locate import LocatedBase
 
@@ -85,7 +86,7 @@ def _write(
     shutil.rmtree(spool)
     _check_left(written, tally)
     if written.cut:
-        tally.changed["cut to max_length"] = written.cut
+        tally.changed[CUT] = written.cut
     return {
         "read": tally.read,
         "kept": sum(written.rows.values()),
@@ -119,15 +120,15 @@ def _spooled(
             while batch := list(islice(rows, BATCH_ROWS)):  # tokenised at once, in threads
                 encoded = _encoded(tokenizer, known_ids, batch, recipe, tally)
                 spool.add(encoded)
-                signed += [_signed(row, item.turns, recipe.data.dedup) for row, item in encoded]
+                signed += [_signed(row, item, recipe.data.dedup) for row, item in encoded]
                 advance(len(batch), "")
     return signed, first_held
 
 
-def _signed(row: Conversation, kept_turns: int, dedup: Dedup) -> Signed:
+def _signed(row: Conversation, item: Encoded, dedup: Dedup) -> Signed:
     """The signatures of a row as read, and of the turns that are left of it."""
     whole = signature(row.turns, dedup)
-    return whole, whole if kept_turns == len(row.turns) else signature(row.turns[:kept_turns], dedup)
+    return whole, whole if len(item.turns) == len(row.turns) else signature(item.turns, dedup)
 
 
 def _rows(source: Source, asked: set[str], tally: Tally) -> Iterator[Conversation]:
@@ -148,10 +149,8 @@ def _encoded(
     tokenizer: PreTrainedTokenizerBase, known_ids: int | None, batch: list[Conversation], recipe: Recipe, tally: Tally
 ) -> list[tuple[Conversation, Encoded]]:
     """A batch as tokens, without the rows that the template refuses or the base has no embeddings for."""
-    system, date = recipe.chat.system, recipe.data.date
-    found = encode_all(tokenizer, batch, system=system, date=date, max_length=recipe.train.max_length)
     encoded = []
-    for row, item in zip(batch, found, strict=True):
+    for row, item in encode_parts(tokenizer, batch, recipe):
         refused = item if isinstance(item, Refused) else _beyond(tokenizer, known_ids, item)
         if refused:
             tally.drop(row.where, refused.reason)
@@ -160,6 +159,7 @@ def _encoded(
                 tally.unproved[kind] += 1
                 tally.first_unproved.setdefault(kind, f"{row.where}: {refused.reason}: {refused.detail}"[:600])
         elif isinstance(item, Encoded):
+            tally.changed.update(change for change in item.changes if change != CUT)  # of those that are written
             encoded.append((row, item))
     return encoded
 

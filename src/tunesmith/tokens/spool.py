@@ -7,25 +7,26 @@ into tokens before the split is known. Memory holds one batch of rows.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 
-from tunesmith.data.conversation import Conversation
+from tunesmith.data.conversation import Conversation, Turn
 from tunesmith.data.split import HELD_OUT, TRAIN
+from tunesmith.tokens.mask import CUT, Encoded
 from tunesmith.tokens.rows import RowWriter, map_rows
-from tunesmith.tokens.template import Encoded, messages_of
 from tunesmith.tokens.texts import ROWS
 
 BATCH_ROWS = 256  # rows of a row group
 TEXT, NUMBER = pyarrow.string(), pyarrow.int64()
-MESSAGES = pyarrow.list_(pyarrow.struct({"role": TEXT, "content": TEXT}))
-SPOOLED = pyarrow.schema(
-    {"where": TEXT, "messages": MESSAGES, "tokens": NUMBER, "supervised": NUMBER, "cut": pyarrow.bool_()}
+MESSAGES = pyarrow.list_(
+    pyarrow.struct({"role": TEXT, "content": TEXT, "trained": pyarrow.bool_(), "reasoning": TEXT, "calls": TEXT})
 )
-SCHEMA = pyarrow.schema(
-    {"where": TEXT, "messages": MESSAGES, "split": TEXT} | dict.fromkeys(("tokens", "supervised", "cluster"), NUMBER)
-)
+"""`trained` is null for all but answers, and so are the others where there are none; `calls` is JSON."""
+WORDS = {"where": TEXT, "messages": MESSAGES, "tools": TEXT}
+SPOOLED = pyarrow.schema(WORDS | {"tokens": NUMBER, "supervised": NUMBER, "cut": pyarrow.bool_()})
+SCHEMA = pyarrow.schema(WORDS | {"split": TEXT} | dict.fromkeys(("tokens", "supervised", "cluster"), NUMBER))
 
 
 class Spool:
@@ -48,10 +49,19 @@ class Spool:
         written = []
         for row, item in rows:
             self._tokens.add(item.ids, item.supervised, item.answer_bytes)
-            messages, is_cut = messages_of(row.turns[: item.turns]), item.turns < len(row.turns)
-            cells = (row.where, messages, len(item.ids), sum(item.supervised), is_cut)
+            messages = [_cells(turn) for turn in item.turns]
+            cells = (row.where, messages, row.tools or None, len(item.ids), sum(item.supervised), CUT in item.changes)
             written.append(dict(zip(SPOOLED.names, cells, strict=True)))
         self._table.write_table(pyarrow.Table.from_pylist(written, SPOOLED))
+
+
+def _cells(turn: Turn) -> dict[str, Any]:
+    """A turn as rows.parquet holds it."""
+    trained = turn.trained if turn.role == "assistant" else None
+    return {
+        "role": turn.role, "content": turn.text, "trained": trained, "reasoning": turn.reasoning or None,
+        "calls": turn.calls or None,
+    }  # fmt: skip
 
 
 @dataclass

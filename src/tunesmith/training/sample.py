@@ -52,14 +52,16 @@ def pick_question(data: Path, rows: TokenRows) -> Question | None:
 
     None where the folder has no texts of its rows.
     """
-    texts = [messages for _, messages in islice(texts_of(data, HELD_OUT), NEAR_ROWS)]
+    texts = [row.turns for row in islice(texts_of(data, HELD_OUT), NEAR_ROWS)]
     if not texts:
         return None
     found = [_question(rows, row) for row in range(min(len(rows), NEAR_ROWS))]
     short = (one for one, answer in found if len(one.ids) <= LONGEST_PROMPT and answer <= MOST_TOKENS)
     best = next(short, min(found, key=lambda one: len(one[0].ids))[0])
-    asked = [message["content"] for message in texts[best.row] if message["role"] == "user"]
-    return Question(best.row, asked[0] if asked else "", best.ids, best.stop)
+    turns = texts[best.row]
+    answer = next((number for number, turn in enumerate(turns) if turn.role == "assistant" and turn.trained), 0)
+    asked = [turn.text for turn in turns[:answer] if turn.role == "user"]
+    return Question(best.row, asked[-1] if asked else "", best.ids, best.stop)
 
 
 def _question(rows: TokenRows, row: int) -> tuple[Question, int]:
