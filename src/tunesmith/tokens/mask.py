@@ -34,7 +34,7 @@ from tunesmith.tokens.messages import (
     tools_of,
     whose_mark,
 )
-from tunesmith.tokens.template import Form, form_of, render_all, renders, template_of
+from tunesmith.tokens.template import Form, form_of, render_all, render_plain, renders, template_of
 
 UNPROVED_SHARE = 0.01  # invariant 4; one row alone never refuses a template, or a set of 90 could not have a bad one
 NO_SYSTEM, REFUSED = "the template takes no system prompt", "the template refuses it"
@@ -114,7 +114,7 @@ def encode_all(
     form = form_of(tokenizer, template_of(tokenizer, system, date), system)
     drawn = [_drawn_anyhow(tokenizer, form, conversation, train_on) for conversation in conversations]
     texts = [item.text for item in drawn if isinstance(item, _Drawn)]
-    batch = iter(tokenizer(texts, add_special_tokens=False, verbose=False).encodings if texts else [])  # in threads
+    batch = iter(tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False))  # in threads
     found = [
         item if isinstance(item, Refused) else _tried(_proved, tokenizer, form, item, next(batch)) for item in drawn
     ]
@@ -178,8 +178,12 @@ def _drawn(tokenizer: PreTrainedTokenizerBase, form: Form, conversation: Convers
         raise Refused("contains a special token of the template")
     turns, tools = conversation.turns, tools_of(conversation)
     plain = messages_of(turns)
+    both = [plain, marked_messages(turns)]
     try:
-        text, marked_text = render_all(tokenizer, form.template, [plain, marked_messages(turns)], tools)
+        text, marked_text = (
+            render_plain(tokenizer, form.template, both) if conversation.is_plain
+            else render_all(tokenizer, form.template, both, tools)
+        )  # fmt: skip
     except TemplateError as error:
         if plain[0]["role"] == "system" and renders(tokenizer, form.template, plain[1:]):
             raise Refused(NO_SYSTEM, str(error)) from None
@@ -277,19 +281,22 @@ def _has_all(span: str, calls: str) -> bool:
     return all(any(form(text).strip('"').strip() in span for form in forms) for text in texts_in(json.loads(calls)))
 
 
+def _starts_at(encoding: Any, token: int) -> int:
+    """The letter of the text that a token starts at."""
+    return int(encoding.token_to_chars(token)[0])
+
+
 def _proved(tokenizer: PreTrainedTokenizerBase, form: Form, drawn: _Drawn, encoding: Any) -> Encoded:
     """The tokens of the text, those of the answers that are trained on supervised. Raises Refused where the tokens of
     an answer are not exactly its span.
     """
-    text, ids, offsets = drawn.text, encoding.ids, encoding.offsets
+    text, ids = drawn.text, encoding.ids
     decode = partial(tokenizer.backend_tokenizer.decode, skip_special_tokens=False)
     supervised, ends, answer_bytes = [False] * len(ids), list[int](), 0
-    token_ends = [end for _, end in offsets]
     answers = [turn for turn in drawn.turns if turn.role == "assistant"]
     for (start, end), turn in zip(drawn.spans, answers, strict=True):
-        first, stop = bisect_right(token_ends, start), bisect_right(token_ends, end)
-        inside = first < stop < len(ids) and offsets[first][0] >= start and offsets[stop][0] == end
-        if not inside:
+        first, stop = encoding.char_to_token(start), encoding.char_to_token(end)
+        if first is None or stop is None or _starts_at(encoding, first) < start or _starts_at(encoding, stop) != end:
             raise Refused("a token crosses the border of an answer", f"answer {text[start:end]!r} in {text!r}")
         before = ids[max(first - 1, 0) : first]  # decoders may drop the white space before the very first token
         gap = form.gap if before and before[-1] in form.added else ""

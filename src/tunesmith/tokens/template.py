@@ -11,6 +11,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.tokens.messages import ANY_MARK, MARKS, Message
@@ -126,13 +127,25 @@ def template_of(tokenizer: PreTrainedTokenizerBase, system: str | None, date: st
 
 
 def render_all(
-    tokenizer: PreTrainedTokenizerBase, template: str, chats: list[Messages], tools: list[Any] | None = None,
+    tokenizer: PreTrainedTokenizerBase, template: str, chats: Sequence[Messages], tools: list[Any] | None = None,
     add_generation_prompt: bool = False,
 ) -> list[str]:  # fmt: skip
     """Each conversation as a template writes it. Raises jinja2's TemplateError where it refuses one."""
     return tokenizer.apply_chat_template(
-        chats, tools=tools, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt
+        list(chats), tools=tools, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt
     )
+
+
+def render_plain(tokenizer: PreTrainedTokenizerBase, template: str, chats: Sequence[Messages]) -> list[str]:
+    """The same for messages that have a role and a text and nothing else, at a third of the time: transformers copies
+    and looks through every message, which may be anything there.
+    """
+    compiled = _compile_jinja_template(template)  # the one that render_all uses, which keeps it
+    more = tokenizer.special_tokens_map
+    return [
+        compiled.render(messages=chat, tools=None, documents=None, add_generation_prompt=False, **more)
+        for chat in chats
+    ]
 
 
 def renders(tokenizer: PreTrainedTokenizerBase, template: str, messages: Messages) -> bool:
