@@ -87,11 +87,11 @@ def test_a_broken_line_is_named_and_the_rest_is_used(tmp_path):
     found = read(path)
     assert [row.turns for row in found if isinstance(row, Conversation)] == EXPECTED
     assert [row for row in found if isinstance(row, Dropped)] == [
-        Dropped("x.jsonl:2", "not valid JSON"),
-        Dropped("x.jsonl:4", "not a JSON object"),
-        Dropped("x.jsonl:5", "not valid UTF-8"),
-        Dropped("x.jsonl:6", "nothing in column completion"),
-        Dropped("x.jsonl:7", "not valid JSON"),
+        Dropped("x.jsonl:2", "not valid JSON", bad[0].decode()),
+        Dropped("x.jsonl:4", "not a JSON object", "1"),
+        Dropped("x.jsonl:5", "not valid UTF-8", "\ufffd" + lines[1].decode()[:79]),
+        Dropped("x.jsonl:6", "nothing in column completion", '{"prompt": "only"}'),
+        Dropped("x.jsonl:7", "not valid JSON", "[" * 80),
     ]
 
 
@@ -145,12 +145,16 @@ def test_a_suffix_in_capitals(tmp_path, suffix):
     [
         (None, "missing.jsonl", "there is no file .*missing.jsonl"),
         (None, "*.jsonl", "there is no file"),
-        (lambda p: p.mkdir(), "folder", "folder is a folder\n.*folder/\\*.jsonl"),
+        (lambda p: p.mkdir(), "folder", "folder is a folder that holds no files\n.*.jsonl"),
         (lambda p: p.write_text(""), "empty.jsonl", "holds no rows"),
         (lambda p: p.write_text(" \n"), "blank.json", "holds no rows"),
         (lambda p: p.write_text("[]"), "none.json", "holds no rows"),
         (lambda p: p.write_text("a,b\n"), "head.csv", "holds no rows"),
-        (lambda p: p.write_text("x"), "notes.txt", "notes.txt is of no known kind\n.*.json, .jsonl, .parquet, .csv"),
+        (
+            lambda p: p.write_text("x"),
+            "notes.txt",
+            "notes.txt is of no known kind\n.*.json, .jsonl, .ndjson, .csv, .tsv, .parquet",
+        ),
         (lambda p: p.write_text("x"), "bad.parquet", "is not a whole Parquet file"),
         (lambda p: p.write_text('{"a": 1}'), "columns.jsonl", "has the columns a"),
     ],
@@ -238,7 +242,7 @@ def test_two_columns_of_one_name(tmp_path):
     with pytest.raises(DataError, match=r"x.parquet has the column prompt twice"):
         read(tmp_path / "x.parquet")
     path.write_text('messages\n"[{""role"": ""user"", ""role"": ""assistant"", ""content"": ""a""}]"\n')
-    assert read(path) == [Dropped("x.csv:2", "a key twice: role")]
+    assert [row.reason for row in read(path)] == ["a key twice: role"]
 
 
 def damaged(path, part, cut=False):

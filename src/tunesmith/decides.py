@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.boundary import why_unread
+from tunesmith.data_files import folder_files
 from tunesmith.errors import DataError, RecipeError, ResumeError
 from tunesmith.files import digest_file, fingerprint, names_like
 from tunesmith.past import WORDS_OF_0_1, begun_by
@@ -31,8 +32,10 @@ AUTOS = ("micro_batch_tokens", "precision", "recompute")
 """Fields of `train` that may say `auto`: decided once, on the machine that trains, and kept in the run's recipe."""
 OUTSIDE = {"stop_after", "recompute", "micro_batch_tokens", "deterministic", "sample"}
 """Fields of `train` outside the mathematics: when to pause, what to show, how the same sums are computed here."""
+AS_READ = {"path", "streaming"}
+"""Fields of a source that change no row: a file is known by its bytes, so that a moved one is the same."""
 COMMIT = re.compile("[0-9a-f]{40}")
-FILE = re.compile(r"(?i)\.(jsonl?|ndjson|parquet|arrow|csv|tsv|txt|xlsx|ya?ml|gz|bz2|xz|zst|zip|7z)$|[*?\[\\ ]")
+FILE = re.compile(r"(?i)\.(jsonl?|ndjson|parquet|arrow|feather|csv|tsv|txt|xlsx|ya?ml|gz|bz2|xz|zst|zip|7z)$|[*?\[\\ ]")
 """What a path to files looks like, where an id of the Hub does not."""
 DEFAULT_PROMPTS = Path(__file__).parent / "evaluation" / "prompts.yaml"
 
@@ -83,13 +86,14 @@ def _named_sources(recipe: Recipe) -> dict[str, Source]:
 def data_settings(recipe: Recipe) -> dict[str, Any]:
     """The settings alone, without a look at the files."""
     settings: dict[str, Any] = {
-        "data": _plain(recipe.data, exclude={"sources": {"__all__": {"path"}}}),
+        "data": _plain(recipe.data, exclude={"sources": {"__all__": AS_READ}}),
         "max_length": recipe.train.max_length,
         "system": recipe.chat.system,
         "seed": recipe.seed,
     }
     if isinstance(recipe.data.held_out, Source):
-        settings["data"]["held_out"].pop("path")  # a file is known by its bytes, so that a moved one is the same
+        for name in AS_READ:
+            settings["data"]["held_out"].pop(name)
     return settings
 
 
@@ -256,7 +260,8 @@ def _sources_as_begun(asked: list[Source], begun: list[Source]) -> list[Source]:
     """Hub data sets at the commits that the run began with, unless others are asked for."""
     left, found = list(begun), list(asked)
     for place, source in enumerate(asked):
-        same = next((s for s in left if (s.path, s.split) == (source.path, source.split)), None)
+        wanted = (source.path, source.split, source.config)
+        same = next((s for s in left if (s.path, s.split, s.config) == wanted), None)
         if same:
             left.remove(same)  # the same data set again is the next one
             commit = same.revision or ""
@@ -303,9 +308,14 @@ def sources_of(recipe: Recipe) -> list[Source]:
 
 
 def source_files(source: Source) -> list[Path]:
-    """The files that a source's path names, sorted; none for the id of a data set on the Hub."""
+    """The files that a source's path names, sorted; none for the id of a data set on the Hub.
+
+    Raises DataError for a folder in which there is nothing to read.
+    """
     if os.path.isfile(source.path):  # also one with brackets in its name
         return [Path(source.path)]
+    if os.path.isdir(source.path):
+        return folder_files(Path(source.path), source.split, source.config).files
     return [Path(name) for name in sorted(glob.glob(source.path, recursive=True)) if Path(name).is_file()]
 
 
@@ -326,8 +336,6 @@ def refuse_missing(path: str, named: bool = False) -> None:
 
     `named`: by the user, for `init`, and by no recipe yet.
     """
-    if os.path.isdir(path):
-        raise DataError(f"{path} is a folder", fix=f"name its files, such as {path.rstrip('/')}/*.jsonl")
     on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", path) or (not named and "/" not in path)  # some old ones have no owner
     if on_hub and not FILE.search(path) and not path.startswith((".", "/", "~")):
         return

@@ -44,11 +44,16 @@ class Source(Section):
     """One place that conversations come from."""
 
     path: Annotated[str, Field(min_length=1)]
-    """A file or glob (JSON, JSONL, Parquet, CSV; relative to the recipe file), or the id of a data set on the Hub."""
+    """A file, glob or folder (JSON, JSONL, Parquet, CSV, TSV, Arrow, also as .gz or .zst; relative to the recipe file),
+    or the id of a data set on the Hub."""
     format: Literal["auto", "sharegpt", "messages", "alpaca", "prompt-completion"] = "auto"
     """How a row holds its conversation; `auto` decides by the columns of the first row."""
     split: str = "train"
-    """Split of a Hub data set."""
+    """Split of a data set on the Hub, where it may be a part, as in train[:1000], or of a folder laid out as one."""
+    config: str | None = None
+    """Subset of a data set, where it has several."""
+    streaming: bool = False
+    """Read a Hub data set while it is fetched, and keep none of it on disk; needs the network each time."""
     revision: str | None = None
     """Revision of a Hub data set; the commit found is written to the record."""
     columns: Columns = Columns()

@@ -3,35 +3,38 @@
 Every byte is in a row, between rows, in a line that is named as not used, or in the part that an error names as
 unread. A file with one row a line loses a damaged line and goes on with the next. In anything else, and in a line that
 holds several rows, nobody can know where the next row starts after a fault, so that the fault is an error and nothing
-is dropped in silence.
+is dropped in silence. Of a file no more is held than a row and a piece.
 """
 
 import codecs
 import json
 import re
-from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from tunesmith.data.formats import Row
 from tunesmith.data.keys import DECODER, key_twice, objects_in
 from tunesmith.data.not_text import refuse_no_text, refuse_no_text_here
+from tunesmith.data.opened import Lines, opened
+from tunesmith.data.unread import BAD_TEXT, Numbered, Unread, words_of
 from tunesmith.errors import DataError
 
-BAD_JSON, BAD_TEXT, NO_OBJECT = "not valid JSON", "not valid UTF-8", "not a JSON object"
+BAD_JSON, NO_OBJECT = "not valid JSON", "not a JSON object"
 BETWEEN = re.compile("[\\s\ufeff]*")  # some editors start UTF-8 files with U+FEFF
 BETWEEN_ITEMS = re.compile("[\\s,\ufeff]*")
 ONLY_OPENS = re.compile(r"[\[{\s]+")
+ARRAY_OPENS = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[")
 PIECE_BYTES = 1 << 20
+ARRAY_BYTES = 1 << 20  # an array in a longer line is not held
+ROW_BYTES = 64 << 20  # a row of 50 MB can be read; as Python's objects it takes some ten times that
 CUT_TAIL = 12  # characters of what the end of a piece can cut in two, the longest an escaped pair: \ud83d\ude00
 BESIDE = re.compile(r'\}[\s,]*(?=\{\s*")')  # one object after the other; inside a text the quote would be \\"
 NEXT = re.compile(r'\{\s*"')
+BEGINNING = 4096  # bytes of a line in which its first words are looked for
+TOO_LONG = f"a row of more than {ROW_BYTES >> 20} MiB"
 NESTED = "an array in an array, with rows in it"
 TEXT_OF_ROWS = "a text with rows in it: they were written as JSON twice"
-
-Numbered = Iterator[tuple[int, Row | str]]
-"""Line, item or row number, counted from 1, and the row or what is wrong with it."""
 
 
 def json_rows(path: Path) -> Numbered:
@@ -40,25 +43,60 @@ def json_rows(path: Path) -> Numbered:
     Raises DataError, with line and column and what is unread, for a fault where rows are not lines.
     """
     refuse_no_text(path)
-    with path.open("rb") as file:
-        start = number = 0
-        by_line = False
-        while line := file.readline():
+    with opened(path) as file:
+        lines, number, by_line = Lines(path, file), 0, False
+        while line := lines.readline(ARRAY_BYTES):
             number += 1
+            is_long = _goes_on(line, ARRAY_BYTES) and not ARRAY_OPENS.match(line)
+            if is_long:
+                line += lines.readline(ROW_BYTES - len(line))
+            if _goes_on(line, ROW_BYTES if is_long else ARRAY_BYTES):
+                if not by_line or not _is_cut_row(line):
+                    yield from _documents(_Text(path, lines, line, number))
+                    return
+                while _goes_on(lines.readline(PIECE_BYTES), PIECE_BYTES):
+                    pass
+                yield number, Unread(TOO_LONG, _words(line))
+                continue
             found = _line_values(line)
             if isinstance(found, list):
                 by_line = by_line or any(isinstance(row, dict) for row in found)
                 yield from ((number, row) for row in found)
-            else:
-                refuse_no_text_here(path, line, f" from line {number} on")
-                must_open = found.holds_rows or (found.must_open and not by_line)
-                rows = _from_here(_Text(path, file, start, number), must_open) if found.opens else None
-                if rows is not None:
-                    yield from rows
-                    return
-                file.seek(start + len(line))
-                yield number, found.reason
-            start += len(line)
+                continue
+            refuse_no_text_here(path, line, f" from line {number} on")
+            must_open = found.holds_rows or (found.must_open and not by_line)
+            rows = _from_here(_Text(path, lines, line, number), must_open) if found.opens else None
+            if rows is not None:
+                yield from rows
+                return
+            yield number, Unread(found.reason, _words(line))
+
+
+def _goes_on(line: bytes, limit: int) -> bool:
+    """Whether a line that was read up to a limit is longer."""
+    return len(line) == limit and not line.endswith(b"\n")
+
+
+def _is_cut_row(line: bytes) -> bool:
+    """Whether the start of a line is one row that goes on, as far as can be seen, and not several, or damaged."""
+    text = line.decode(errors="surrogateescape")
+    try:
+        DECODER.raw_decode(text, _end(BETWEEN, text, 0))
+    except json.JSONDecodeError as error:
+        return _is_cut(error, text)
+    except (ValueError, RecursionError):
+        pass
+    return False
+
+
+def _is_cut(error: json.JSONDecodeError, text: str) -> bool:
+    """Whether it may be no error once more of the text is there."""
+    return error.pos >= len(text) - CUT_TAIL or error.msg.startswith("Unterminated string")
+
+
+def _words(line: bytes) -> str:
+    """How a line begins."""
+    return words_of(line[:BEGINNING].decode(errors="replace").strip())
 
 
 class _Fault(NamedTuple):
@@ -73,7 +111,7 @@ class _Fault(NamedTuple):
     """It has more than one row in it, wherever it stands; counted as one bad line they would be lost in silence."""
 
 
-def _line_values(line: bytes) -> list[Row | str] | _Fault:
+def _line_values(line: bytes) -> list[Row | Unread] | _Fault:
     """The rows in a line: none if it is blank, the items of an array; or why it cannot be read alone."""
     text, place, values = line.decode(errors="surrogateescape").strip(), 0, list[Any]()
     is_array, is_text = text.lstrip("\ufeff").startswith("["), text.isascii() or _is_text(text)
@@ -128,11 +166,16 @@ def _from_here(text: "_Text", must_open: bool) -> Numbered | None:
     rows = _documents(text)
     if must_open:
         return rows
+    text.tried = []
     try:
         first = next(rows, None)
     except DataError:
-        return None
-    return chain([first], rows) if first and isinstance(first[1], dict) else None
+        first = None
+    if first and isinstance(first[1], dict):
+        text.tried = None
+        return chain([first], rows)
+    text.give_back()
+    return None
 
 
 def _documents(text: "_Text") -> Numbered:
@@ -152,8 +195,11 @@ def _documents(text: "_Text") -> Numbered:
         text.place += 1
 
 
-def _checked(item: Any) -> Row | str:
-    return key_twice(item) or item if isinstance(item, dict) else NO_OBJECT
+def _checked(item: Any) -> Row | Unread:
+    if reason := key_twice(item) if isinstance(item, dict) else NO_OBJECT:
+        return Unread(reason, words_of(item))
+    row: Row = item
+    return row
 
 
 def _hides_rows(item: Any) -> str | None:
@@ -174,12 +220,17 @@ def _end(pattern: re.Pattern[str], text: str, place: int) -> int:
 class _Text:
     """A file from a line on, a piece at a time: `text` holds what was read and is needed, `place` is where we are."""
 
-    def __init__(self, path: Path, file: BinaryIO, start: int, line: int) -> None:
-        file.seek(start)
-        self._path, self._file, self._ended = path, file, False
+    def __init__(self, path: Path, lines: Lines, line: bytes, number: int) -> None:
+        self._path, self._lines, self._ended = path, lines, False
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")  # a bad byte is a fault of its row
-        self.text, self.place, self.line = "", 0, line
-        self._column, self._bytes = 1, start
+        self.text, self.place, self.line = self._decoder.decode(line), 0, number
+        self._column, self._bytes = 1, lines.place - len(line)
+        self.tried: list[bytes] | None = None
+        """What was read on, while it may have to be read again."""
+
+    def give_back(self) -> None:
+        """Let what was tried be read again."""
+        self._lines.give_back(b"".join(self.tried or ()))
 
     def skip(self, between: re.Pattern[str]) -> str:
         """Pass what is between two values; the next letter, or "" at the end of the file."""
@@ -195,9 +246,10 @@ class _Text:
             try:
                 value, end = DECODER.raw_decode(self.text, self.place)
             except json.JSONDecodeError as error:
-                is_cut = error.pos >= len(self.text) - CUT_TAIL or error.msg.startswith("Unterminated string")
-                if not is_cut or self._ended:
+                if not _is_cut(error, self.text) or self._ended:
                     raise self.fault(error.msg, error.pos) from None
+                if len(self.text) - self.place > ROW_BYTES:
+                    raise self.fault(TOO_LONG, self.place, "no list of rows") from None
             except (ValueError, RecursionError) as error:
                 reason = "brackets too deep" if isinstance(error, RecursionError) else str(error)
                 raise self.fault(reason, self.place) from None
@@ -217,7 +269,7 @@ class _Text:
 
     def fault(self, reason: str, place: int, is_what: str = "not valid JSON") -> DataError:
         """What is wrong at a place, and how much of the file is unread because of it: from the value's start on."""
-        first, size = self.at(self.place).partition(", column")[0], self._path.stat().st_size
+        first, size = self.at(self.place).partition(", column")[0], self._lines.size()
         unread = size - self._bytes - len(_bytes(self.text[: self.place]))
         return DataError(
             f"{self._path} is {is_what} at {self.at(place)}: {reason}. {unread:,} of {size:,} bytes, from {first} "
@@ -233,8 +285,10 @@ class _Text:
         self.line += lines
         self._column = len(behind) - behind.rfind("\n") if lines else self._column + len(behind)
         self._bytes += len(_bytes(behind))
-        piece = self._file.read(max(PIECE_BYTES, len(self.text)))
+        piece = self._lines.read(max(PIECE_BYTES, min(len(self.text), ROW_BYTES)))
         self._ended = not piece
+        if self.tried is not None:
+            self.tried.append(piece)
         self.text += self._decoder.decode(piece, final=self._ended)
 
 

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from tunesmith.data.opened import opened
+from tunesmith.data_files import PACKED
 from tunesmith.errors import DataError
 
 HEAD_BYTES = 1 << 16
@@ -28,7 +30,7 @@ JSON_OPENS = re.compile(rb'(?:\xef\xbb\xbf)?\s*[\[{"]')
 
 def refuse_no_text(path: Path) -> None:
     """Raise DataError if a file is in another encoding, compressed or binary, as far as its start shows."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         head = file.read(HEAD_BYTES)
     marked = next((name for mark, name in MARKS.items() if head.startswith(mark)), None)
     if marked:
@@ -51,7 +53,9 @@ def refuse_no_text_here(path: Path, start: bytes, place: str) -> None:
     """
     for magic, name in MAGIC.items():
         if start.startswith(magic):
-            raise DataError(f"{path}{place} is not UTF-8 text but is compressed ({name})", fix="unpack it")
+            suffix = next((suffix for suffix, packed in PACKED.items() if packed == name and not place), "")
+            fix = "unpack it" + (f", or name it {path.name}{suffix}" if suffix else "")
+            raise DataError(f"{path}{place} is not UTF-8 text but is compressed ({name})", fix=fix)
     for name, wide in WIDE.items():
         mark = next((mark for mark, marked in MARKS.items() if marked == name and start.startswith(mark)), b"")
         if wide.match(start, len(mark)):

@@ -1,122 +1,133 @@
-"""Files and Hub data sets in, conversations out; every row is used or named with the reason."""
+"""Files, folders and Hub data sets in, conversations out; every row is used or named with the reason."""
 
-import csv
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+import os
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 
-import pyarrow.parquet
-
+from tunesmith.console import say
 from tunesmith.data.conversation import Conversation, Dropped
+from tunesmith.data.csv_rows import csv_rows
 from tunesmith.data.formats import Row, column_names, format_of, to_turns
 from tunesmith.data.hub import hub_tables
-from tunesmith.data.json_rows import Numbered, json_rows
-from tunesmith.data.not_text import refuse_no_text
-from tunesmith.data.tables import BATCH_ROWS, damage_named, table_rows
+from tunesmith.data.json_rows import NO_OBJECT, json_rows
+from tunesmith.data.opened import Damaged
+from tunesmith.data.tables import arrow_rows, parquet_rows, table_rows
+from tunesmith.data.unread import Numbered, Unread, words_of
+from tunesmith.data_files import PACKED, folder_files, kind_of, said
 from tunesmith.decides import refuse_missing, source_files
 from tunesmith.errors import DataError
 from tunesmith.recipe import Source
 
-AGAIN, FETCH = "fetch or write it again", "delete it from the cache of `datasets`, so that it is fetched again"
-BAD_CSV = "not as many cells as the header"
-PACKED = (".gz", ".zst", ".xz", ".bz2", ".lz4", ".zip", ".7z", ".rar", ".tar", ".tgz")
-CELL = re.compile(r'(?:"[^"]*(?:""[^"]*)*"|[^",\r\n][^,\r\n]*|)(?:,|\r\n|\r|\n)')  # of RFC 4180, and what ends it
-LINE_END = re.compile(r"\r\n|\r|\n")
-csv.field_size_limit(2**31 - 1)  # conversations are longer than csv's 128 KiB
+FETCH = "delete it from the cache of `datasets`, so that it is fetched again"
+OTHER_PACKED = (".xz", ".bz2", ".lz4", ".zip", ".7z", ".rar", ".tar", ".tgz")
 
 
 def conversations(source: Source) -> Iterator[Conversation | Dropped]:
     """Every row of a source, in order. Raises DataError if the source is missing, empty or of no known format."""
     names, form = column_names(source), ""
-    for where, row in islice(_rows(source), source.limit):
-        if isinstance(row, str):
-            yield Dropped(where, row)
+    for where, row in rows_of(source):
+        if isinstance(row, Unread):
+            yield Dropped(where, str(row), row.words)
             continue
         form = form or format_of(row, source, where)
         turns = to_turns(row, form, names)
-        yield Dropped(where, turns) if isinstance(turns, str) else Conversation(turns, where)
+        yield Dropped(where, turns, words_of(row)) if isinstance(turns, str) else Conversation(turns, where)
 
 
-def _rows(source: Source) -> Iterator[tuple[str, Row | str]]:
+def rows_of(source: Source) -> Iterator[tuple[str, Row | Unread]]:
+    """Where each row stands, and what it holds or why it cannot be read; as many as the source's limit.
+
+    Raises DataError if the source is missing or empty, and where reading cannot go on.
+    """
+    return islice(_rows(source), source.limit)
+
+
+def _rows(source: Source) -> Iterator[tuple[str, Row | Unread]]:
     files = source_files(source)
     if not files:
         refuse_missing(source.path)
         for number, row in table_rows(f"the data set {source.path}", hub_tables(source), FETCH):
             yield f"{source.path} row {number}", row
+    is_folder = os.path.isdir(source.path)
+    if is_folder and (left := folder_files(Path(source.path), source.split, source.config).left):
+        say(f"{source.path}: not read are files {said(left)}")
     for path in files:
-        suffix = path.suffix.lower()
-        if suffix not in READERS:
-            raise _of_no_kind(path)
-        number = 0
-        for number, row in READERS[suffix](path):
-            yield f"{path.name}:{number}", row
-        if not number:
-            raise DataError(f"{path} holds no rows", fix="name another file", where=str(path))
+        name = os.path.relpath(path, source.path) if is_folder else path.name
+        for number, row in _file_rows(path, source):
+            yield f"{name}:{number}", row
+
+
+def _file_rows(path: Path, source: Source) -> Numbered:
+    """The rows of a file. Raises DataError if there are none, or where it is damaged."""
+    suffix, packed = kind_of(path)
+    if not suffix:
+        raise _of_no_kind(path)
+    rows, number = READERS[suffix](path), 0
+    try:
+        for number, row in _unwrapped(path, rows, source) if READERS[suffix] is json_rows else rows:
+            yield number, row
+    except Damaged as error:
+        after = f"after line {number:,}" if number else "in it"
+        fix = f"fetch or make it again; if it is no {packed} file, take {path.suffix} off its name"
+        where = f"{path.name}:{number}"
+        raise DataError(
+            f"{path} is damaged or cut: nothing {after} can be read ({error})", fix=fix, where=where
+        ) from error
+    if not number:
+        raise DataError(f"{path} holds no rows", fix="name another file", where=str(path))
+
+
+def _unwrapped(path: Path, rows: Numbered, source: Source) -> Numbered:
+    """The rows; where the file is one object with a list of them, those in the list, numbered from 1."""
+    first = next(rows, None)
+    if first is None:
+        return
+    rows, wrapper = chain([first], rows), first[1]
+    key = "" if isinstance(wrapper, Unread) else _list_of_rows(wrapper, source)
+    if isinstance(wrapper, Unread) or not key:
+        yield from rows
+        return
+    next(rows)
+    beside = ", ".join(str(other) for other in wrapper if other != key)
+    say(f'{path.name}: the rows are those in its list "{key}"' + (f"; not used is {beside}" if beside else ""))
+    items = wrapper[key]
+    for number, item in enumerate(items, 1):
+        yield number, item if isinstance(item, dict) else Unread(NO_OBJECT, words_of(item))
+    yield from ((len(items) + more, row) for more, (_, row) in enumerate(rows, 1))
+
+
+def _list_of_rows(wrapper: Row, source: Source) -> str:
+    """The key whose list holds rows, where the object itself is none and one list does; "" otherwise."""
+    if _is_row(wrapper, source):
+        return ""
+    lists = [key for key, value in wrapper.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    found = [key for key in lists if _is_row(wrapper[key][0], source)]
+    return found[0] if len(found) == 1 else ""
+
+
+def _is_row(row: Row, source: Source) -> bool:
+    try:
+        format_of(row, source, "")
+    except DataError:
+        return False
+    return True
 
 
 def _of_no_kind(path: Path) -> DataError:
-    if path.suffix.lower() in PACKED:
+    if path.suffix.lower() in OTHER_PACKED:
         return DataError(f"{path} is compressed", fix="unpack it, and name the file that comes out of it")
+    if path.suffix.lower() in PACKED:
+        what = f"the name of {path} does not say what is compressed in it"
+        return DataError(what, fix=f"rename it by what it holds, such as {path.stem}.jsonl{path.suffix}")
     fix = f"rename it if it is one of {', '.join(READERS)}, by what it holds; else write the conversations as one"
     return DataError(f"{path} is of no known kind", fix=fix)
 
 
-def _csv(path: Path) -> Numbered:
-    """The rows below the header. Raises DataError where a quote is not closed: it would make one cell of many rows."""
-    refuse_no_text(path)
-    lines: list[str] = []  # read since the last whole row
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader, ended = csv.DictReader(_noted(file, lines), strict=True), 0
-        try:
-            _refuse_twice(path, reader.fieldnames or [])
-            for row in reader:
-                ended = reader.line_num
-                lines.clear()
-                yield ended, row if None not in row and None not in row.values() else BAD_CSV
-        except csv.Error as error:
-            raise _bad_quote(path, ended + 1, "".join(lines), error) from None
-
-
-def _refuse_twice(path: Path, columns: Sequence[str]) -> None:
-    """Raise DataError if two columns have one name: only one would be read. Those of no name are read by nobody."""
-    for name in columns:
-        if name.strip() and columns.count(name) > 1:
-            raise DataError(f"{path} has the column {name} twice", fix="rename one or remove it", where=path.name)
-
-
-def _noted(lines: Iterable[str], noted: list[str]) -> Iterator[str]:
-    for line in lines:
-        noted.append(line)
-        yield line
-
-
-def _bad_quote(path: Path, first_line: int, text: str, error: csv.Error) -> DataError:
-    """The error for a row that starts in `first_line` and cannot be read; `text` is from there on."""
-    place = 0
-    while cell := CELL.match(text, place):
-        place = cell.end()
-    line = first_line + len(LINE_END.findall(text, 0, place))
-    return DataError(
-        f"{path}: the quote that opens a cell in line {line} is not closed where the cell ends ({error}), so that "
-        "nobody can know where this row ends, and nothing from there on can be read",
-        fix='close it; a quote inside a cell is written twice, as in "say ""hi"" to her"',
-        where=f"{path.name}, line {line}",
-    )
-
-
-def _parquet(path: Path) -> Numbered:
-    with damage_named(str(path), "is not a whole Parquet file", AGAIN):
-        file = pyarrow.parquet.ParquetFile(path)
-        columns = file.schema_arrow.names
-    with file:
-        _refuse_twice(path, columns)
-        yield from table_rows(str(path), file.iter_batches(BATCH_ROWS), AGAIN)
-
-
 READERS: dict[str, Callable[[Path], Numbered]] = {
-    ".json": json_rows,
-    ".jsonl": json_rows,
-    ".parquet": _parquet,
-    ".csv": _csv,
+    **dict.fromkeys((".json", ".jsonl", ".ndjson"), json_rows),
+    **dict.fromkeys((".csv", ".tsv"), csv_rows),
+    ".parquet": parquet_rows,
+    **dict.fromkeys((".arrow", ".feather"), arrow_rows),
 }
+"""Suffix -> the reader of its kind; those of data_files.KINDS."""

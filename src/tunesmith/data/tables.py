@@ -2,18 +2,57 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pyarrow
+import pyarrow.ipc
+import pyarrow.parquet
 
+from tunesmith.data.csv_rows import refuse_twice
 from tunesmith.data.formats import Row
-from tunesmith.data.json_rows import BAD_TEXT, Numbered
+from tunesmith.data.opened import opened_whole
+from tunesmith.data.unread import BAD_TEXT, Numbered, Unread
 from tunesmith.errors import DataError, ResourceError
 
 BATCH_ROWS = 1000
+PAGE_BYTES = 1 << 20  # read of a column at once; without it Parquet holds whole columns of a group of rows
+ARROW_FILE = b"ARROW1"
+AGAIN = "fetch or write it again"
 BAD_CELL = "a cell that cannot be read"
 Table = Any
 """A pyarrow.Table or a RecordBatch, which can do the same."""
+
+
+def parquet_rows(path: Path) -> Numbered:
+    """Every row of a Parquet file. Raises DataError where it is damaged."""
+    with opened_whole(path) as whole:
+        with damage_named(str(path), "is not a whole Parquet file", AGAIN):
+            file = pyarrow.parquet.ParquetFile(whole, buffer_size=PAGE_BYTES)
+            columns = file.schema_arrow.names
+        with file:
+            refuse_twice(path, columns)
+            yield from table_rows(str(path), file.iter_batches(BATCH_ROWS), AGAIN)
+
+
+def arrow_rows(path: Path) -> Numbered:
+    """Every row of an Arrow file (or Feather) or stream (`datasets` writes it). Raises DataError where it is damaged."""
+    with opened_whole(path) as file:
+        with damage_named(str(path), "is not a whole Arrow file", AGAIN):
+            magic, _ = file.read(len(ARROW_FILE)), file.seek(0)
+            is_file = magic == ARROW_FILE
+            reader = pyarrow.ipc.open_file(file) if is_file else pyarrow.ipc.open_stream(file)
+            columns = reader.schema.names
+        refuse_twice(path, columns)
+        batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
+        yield from table_rows(str(path), _parts(batches), AGAIN)
+
+
+def _parts(batches: Iterable[Table]) -> Iterator[Table]:
+    """The batches in parts of few rows: some writers make one batch of all."""
+    for batch in batches:
+        for start in range(0, batch.num_rows, BATCH_ROWS):
+            yield batch.slice(start, BATCH_ROWS)
 
 
 def table_rows(name: str, tables: Iterable[Table], fix: str) -> Numbered:
@@ -24,6 +63,7 @@ def table_rows(name: str, tables: Iterable[Table], fix: str) -> Numbered:
             table = next(left, None)
             if table is None:
                 return
+            table.validate()
             rows = _values(_times_as_numbers(table))
         for row in rows:
             number += 1
@@ -64,13 +104,14 @@ def _as_number(column: Any, kind: pyarrow.DataType) -> Any:
     return column.cast(pyarrow.int32() if kind.bit_width == 32 else pyarrow.int64())
 
 
-def _values(table: Table) -> list[Row | str]:
+def _values(table: Table) -> list[Row | Unread]:
     """The rows; where one cannot be read, what is wrong with it."""
     try:
-        rows: list[Row | str] = table.to_pylist()
+        table.validate(full=True)  # damaged places of texts would be read beyond the memory that is ours
+        rows: list[Row | Unread] = table.to_pylist()
     except (ValueError, OverflowError) as error:
         if table.num_rows == 1:
-            return [BAD_TEXT if isinstance(error, UnicodeDecodeError) else BAD_CELL]
+            return [Unread(BAD_TEXT if "UTF8" in str(error) or isinstance(error, UnicodeDecodeError) else BAD_CELL)]
     else:
         return rows
     return [row for place in range(table.num_rows) for row in _values(table.slice(place, 1))]

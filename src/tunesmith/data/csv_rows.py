@@ -1,0 +1,80 @@
+"""CSV and TSV files: the rows below the header, and the line of a quote that is not closed."""
+
+import csv
+import io
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from tunesmith.data.json_rows import ROW_BYTES, TOO_LONG
+from tunesmith.data.not_text import refuse_no_text
+from tunesmith.data.opened import opened
+from tunesmith.data.unread import Numbered, Unread, words_of
+from tunesmith.data_files import kind_of
+from tunesmith.errors import DataError
+
+BAD_CSV = "not as many cells as the header"
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+LINE_END = re.compile(r"\r\n|\r|\n")
+csv.field_size_limit(2**31 - 1)  # conversations are longer than csv's 128 KiB
+
+
+def csv_rows(path: Path) -> Numbered:
+    """The rows below the header. Raises DataError where a quote is not closed: it would make one cell of many rows."""
+    refuse_no_text(path)
+    delimiter = DELIMITERS[kind_of(path).suffix]
+    lines: list[str] = []  # read since the last whole row
+    with opened(path) as data, io.TextIOWrapper(data, "utf-8-sig", "surrogateescape", newline="") as file:
+        reader = csv.DictReader(_noted(path, file, lines), strict=True, delimiter=delimiter)
+        ended = 0
+        try:
+            refuse_twice(path, reader.fieldnames or [])
+            ended = reader.line_num
+            lines.clear()
+            for row in reader:
+                ended, text = reader.line_num, "".join(lines) if None in row or None in row.values() else ""
+                lines.clear()
+                yield ended, Unread(BAD_CSV, words_of(text.strip())) if text else row
+        except csv.Error as error:
+            raise _bad_quote(path, ended + 1, "".join(lines), delimiter, error) from None
+
+
+def refuse_twice(path: Path, columns: Sequence[str]) -> None:
+    """Raise DataError if two columns have one name: only one would be read. Those of no name are read by nobody."""
+    for name in columns:
+        if name.strip() and columns.count(name) > 1:
+            raise DataError(f"{path} has the column {name} twice", fix="rename one or remove it", where=path.name)
+
+
+def _noted(path: Path, file: TextIO, noted: list[str]) -> Iterator[str]:
+    """The lines, noted until a row is whole. Raises DataError where that takes more than a row may."""
+    held = number = 0
+    while line := file.readline(ROW_BYTES):
+        held = len(line) + (held if noted else 0)
+        if held >= ROW_BYTES:
+            raise DataError(
+                f"{path} holds {TOO_LONG} that starts in line {number + 1 - len(noted)}, and nothing from there on "
+                "can be read",
+                fix="close the quote that opens in it, if one does; else end its lines",
+                where=f"{path.name}, line {number + 1 - len(noted)}",
+            )
+        noted.append(line)
+        number += 1
+        yield line
+
+
+def _bad_quote(path: Path, first_line: int, text: str, delimiter: str, error: csv.Error) -> DataError:
+    """The error for a row that starts in `first_line` and cannot be read; `text` is from there on."""
+    # a cell of RFC 4180, and what ends it
+    cell = re.compile(rf'(?:"[^"]*(?:""[^"]*)*"|[^"{delimiter}\r\n][^{delimiter}\r\n]*|)(?:{delimiter}|\r\n|\r|\n)')
+    place = 0
+    while found := cell.match(text, place):
+        place = found.end()
+    line = first_line + len(LINE_END.findall(text, 0, place))
+    return DataError(
+        f"{path}: the quote that opens a cell in line {line} is not closed where the cell ends ({error}), so that "
+        "nobody can know where this row ends, and nothing from there on can be read",
+        fix='close it; a quote inside a cell is written twice, as in "say ""hi"" to her"',
+        where=f"{path.name}, line {line}",
+    )
