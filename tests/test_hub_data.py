@@ -88,7 +88,7 @@ def test_what_was_fetched_is_there_without_a_network(hub, tmp_path, offline):
 def test_without_a_network_the_local_ways_are_named(tmp_path):
     for offline in ({"HF_HUB_OFFLINE": "1"}, {}):
         (said,) = ask(tmp_path / "hub", NOWHERE, {}, **offline)
-        assert "the Hub cannot be reached" in said and "name a local file (JSON, JSONL, Parquet, CSV)" in said
+        assert "the Hub cannot be reached" in said and "name a local file (JSON, JSONL, Parquet, CSV, Arrow)" in said
 
 
 def test_a_busy_hub_is_as_good_as_none(hub, tmp_path):
@@ -118,6 +118,28 @@ def test_each_way_to_fail_says_what_to_do(hub, tmp_path, source, refusal, parts)
     (said,) = ask(tmp_path / "hub", hub.url, source)
     assert isinstance(said, str) and "fix: " in said
     assert not [part for part in parts if part not in said], said
+
+
+def test_a_config_a_part_of_a_split_and_a_stream(hub, tmp_path):
+    folder, home = tmp_path / FIRST, tmp_path / "hub"
+    (folder / "train.jsonl").rename(folder / "a.jsonl")
+    (folder / "b.jsonl").write_text(json.dumps({"prompt": "q", "completion": "of b"}))
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: main\n  data_files: a.jsonl\n- config_name: other\n  data_files: b.jsonl\n---\n"
+    )
+    main, several, other, wrong, part, stream, no_part = ask(
+        home, hub.url, {"config": "main"}, {}, {"config": "other"}, {"config": "x"},
+        {"config": "main", "split": "train[1:]"},
+        {"revision": SECOND, "streaming": True},
+        {"revision": SECOND, "streaming": True, "split": "train[:1]"},
+    )  # fmt: skip
+    assert main == [FIRST, WHOLE[FIRST]] and other == [FIRST, [["o/rows row 1", "of b"]]]
+    for said, what in ((several, "several configs"), (wrong, "no config x")):  # also when one of them is cached
+        assert f"the data set o/rows has {what}" in said and "data.sources[].config: 'main', 'other'" in said
+    assert [answer for _, answer in part[1]] == ["b 1", "b 2"]
+    assert stream == [SECOND, WHOLE[SECOND]] and "a part of one cannot be streamed: use `limit`" in no_part
+    assert list(home.glob(f"datasets/**/{FIRST}/*.arrow")) and not list(home.glob(f"datasets/**/{SECOND}/*.arrow"))
+    assert ask(home, NOWHERE, {"config": "other"}, {"config": "main"}) == [other, main]
 
 
 def read_without_datasets(path):

@@ -26,8 +26,10 @@ from tunesmith.files import write_file
 from tunesmith.recipe import Source
 
 COMMIT = re.compile("[0-9a-f]{40}")
+CONFIGS = re.compile(r"(?s)(?:available configs|not found\. Available): \[(.*?)\]")
+"""What `datasets` says where a config is missing or none of its own, and the names that there are."""
 TIMEOUT_S = 30
-LOCAL = "name a local file (JSON, JSONL, Parquet, CSV) in data.sources; a data set fetched before works offline"
+LOCAL = "name a local file (JSON, JSONL, Parquet, CSV, Arrow) in data.sources; a data set fetched before works offline"
 
 
 def resolve_commit(source: Source) -> str:
@@ -62,10 +64,28 @@ def _resolve(path: str, revision: str | None) -> str:
 def hub_tables(source: Source) -> Iterator[pyarrow.Table]:
     """One split of a data set as tables of some rows, of the commit that `resolve_commit` gives.
 
-    What was fetched before works without a network. Raises DataError as that does, or if there is no such split.
+    What was fetched before works without a network. Raises DataError as that does, or if there is no such split or
+    config, or where a stream ends before the rows do.
     """
     tables: Iterator[pyarrow.Table] = _split(source).with_format("arrow").iter(BATCH_ROWS)
-    return tables
+    return _streamed(source, tables) if source.streaming else tables
+
+
+def _streamed(source: Source, tables: Iterator[pyarrow.Table]) -> Iterator[pyarrow.Table]:
+    """The tables; a network that fails on the way is no damage of theirs."""
+    number = 0
+    while True:
+        try:
+            table = next(tables, None)
+        except Exception as error:  # as in `_resolve`
+            what, fix = _explained(error, source.path, source.revision)
+        else:
+            if table is None:
+                return
+            number += table.num_rows
+            yield table
+            continue
+        _refuse(f"after row {number} of a stream: {what}", fix)
 
 
 @lru_cache(maxsize=8)
@@ -75,11 +95,23 @@ def _split(source: Source) -> Any:
     try:
         return _load(source, commit)
     except Exception as error:  # as above
-        what, fix = _explained(error, source.path, source.revision)
-        if isinstance(error, ValueError) and "split" in str(error):
-            what = f"the data set {source.path} has no split {source.split}"
-            fix = f"choose one in data.sources[].split ({error})"
+        what, fix = _no_such_part(error, source) or _explained(error, source.path, source.revision)
     _refuse(what, fix)
+
+
+def _no_such_part(error: Exception, source: Source) -> tuple[str, str] | None:
+    """What is wrong and what to do, where `datasets` says that there is no such config or split."""
+    if not isinstance(error, ValueError):
+        return None
+    if found := CONFIGS.search(str(error)):
+        what = f"has no config {source.config}" if source.config else "has several configs"
+        return f"the data set {source.path} {what}", f"choose one in data.sources[].config: {found[1]}"
+    if "split" not in str(error):
+        return None
+    fix = f"choose one in data.sources[].split ({error})"
+    if source.streaming and "[" in source.split:
+        fix += "; a part of one cannot be streamed: use `limit`"
+    return f"the data set {source.path} has no split {source.split}", fix
 
 
 def _load(source: Source, commit: str) -> Any:
@@ -89,17 +121,31 @@ def _load(source: Source, commit: str) -> Any:
 
     # first what is cached: without an answer `datasets` takes what it cached last, also if that is another commit
     owner, _, name = source.path.rpartition("/")
-    folders = Path(datasets.config.HF_DATASETS_CACHE).glob(f"{owner}___*/*/*/{commit}" if owner else f"*/*/*/{commit}")
+    within = f"{source.config or '*'}/*/{commit}"
+    folders = Path(datasets.config.HF_DATASETS_CACHE).glob(f"{owner}___*/{within}" if owner else f"*/{within}")
     whole = [folder for folder in folders if _config_name(folder) == folder.parts[-3]]  # else it is made of some files
-    if len(whole) == 1:
+    if len(whole) == 1 and (source.config or whole[0].parts[-3] == "default" or not _answers(source, commit)):
         config, version = whole[0].parts[-3:-1]
         cached = Cache(dataset_name=name, config_name=config, version=version, hash=commit, repo_id=source.path)
         return cached.as_dataset(split=source.split)
     _ask_commit(source.path, commit)  # raises the reason at once where `datasets` would try for long
-    rows = datasets.load_dataset(source.path, split=source.split, revision=commit)
+    asked = {"name": source.config, "split": source.split, "revision": commit}
+    if source.streaming:
+        return datasets.load_dataset(source.path, **asked, streaming=True)
+    rows = datasets.load_dataset(source.path, **asked)
     if not all(commit in Path(file["filename"]).parts for file in rows.cache_files):
         raise ConnectionError(f"the rows of commit {commit} were not given")
     return rows
+
+
+def _answers(source: Source, commit: str) -> bool:
+    """Whether the Hub can be asked which config is meant where none is named and one that has a name is cached."""
+    try:
+        return bool(_ask_commit(source.path, commit))
+    except Exception as error:
+        if _is_no_answer(error):
+            return False
+        raise
 
 
 def _config_name(folder: Path) -> str | None:
@@ -137,7 +183,7 @@ def _of_the_hub(error: Exception, path: str, revision: str | None) -> tuple[str,
         return (
             f"the data set {path} on the Hub is gated",
             f"accept its terms at https://huggingface.co/datasets/{path}, then set the environment variable HF_TOKEN "
-            "to a token from https://huggingface.co/settings/tokens; or use a file (JSON, JSONL, Parquet, CSV)",
+            "to a token from https://huggingface.co/settings/tokens; or use a file of its rows",
         )
     if isinstance(error, RevisionNotFoundError):
         return f"the data set {path} has no revision {revision}", "name a branch, tag or commit of it"

@@ -36,7 +36,7 @@ def parquet_rows(path: Path) -> Numbered:
 
 
 def arrow_rows(path: Path) -> Numbered:
-    """Every row of an Arrow file (or Feather) or stream (`datasets` writes it). Raises DataError where it is damaged."""
+    """Every row of an Arrow file (or Feather) or stream (of `datasets`). Raises DataError where it is damaged."""
     with opened_whole(path) as file:
         with damage_named(str(path), "is not a whole Arrow file", AGAIN):
             magic, _ = file.read(len(ARROW_FILE)), file.seek(0)
