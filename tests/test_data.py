@@ -110,7 +110,7 @@ def test_rows_of_a_csv_that_are_broken(tmp_path):
     assert [row.reason if isinstance(row, Dropped) else len(row.turns[1].text) for row in found] == [
         1, "not as many cells as the header", "not as many cells as the header", 1, 200_000,
     ]  # fmt: skip
-    assert clean(found[3])[0] == Dropped("x.csv:5", "text that is not valid Unicode")
+    assert clean(found[3])[0] == Dropped("x.csv:5", "text that is not valid Unicode", "\\udcff")
 
 
 @pytest.mark.parametrize(
@@ -356,9 +356,6 @@ U, A, S = ("user", "q"), ("assistant", "a"), ("system", "s")
         ([S], "no assistant turn"),
         ([A], "does not start with the user"),
         ([S, A], "does not start with the user"),
-        ([U, A, A], "roles do not alternate"),
-        ([U, U, A], "roles do not alternate"),
-        ([U, A, S, U, A], "roles do not alternate"),
         ([U, ("assistant", " \n")], "an empty turn"),
         ([("user", ""), A], "an empty turn"),
         ([U, ("assistant", "a\x00b")], "control characters"),

@@ -69,6 +69,34 @@ def _share_or_source(value: Any) -> str:
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
+class Clean(Section):
+    """Which rules of cleaning apply; each is counted. What a rule can put right drops no row (docs/prepare.md)."""
+
+    empty: bool = True
+    """An empty turn, of invisible characters too: the row is cut before it, or dropped if no answer is before it."""
+    no_answer: bool = True
+    """Drop rows without an answer of the assistant, or without one that is trained on."""
+    roles: bool = True
+    """Speakers take turns: turns of one speaker are joined, a system turn in the middle becomes the user's; where that
+    is not enough the row is cut before the turn, or dropped."""
+    leading_answer: bool = True
+    """Answers before the first question are kept as context that is not trained on."""
+    mojibake: bool = True
+    """Text that was decoded with the wrong code, such as "cafÃ©", is put right by ftfy; nothing else is."""
+    replacement: bool = True
+    """U+FFFD, where a letter is lost: the row is cut before the turn, or dropped."""
+    control: bool = True
+    """Terminal escapes are removed, form feeds made line ends; the row is cut before other control characters."""
+    truncated: bool = True
+    """An answer that is cut within JSON or a code block is not trained on."""
+    refusals: bool = False
+    """An answer that only refuses, as in "As an AI language model, I cannot ...", is not trained on (English)."""
+    min_answer: Annotated[int, Field(ge=1)] | None = None
+    """An answer with fewer characters is not trained on; null: none is too short."""
+    max_characters: Annotated[int, Field(ge=1)] | None = None
+    """A row with more characters is cut after the last answer that fits, or dropped; null: none is too long."""
+
+
 class DataConfig(Section):
     """Which conversations, and how they are cleaned and split."""
 
@@ -82,6 +110,8 @@ class DataConfig(Section):
     too_long: TooLong = "cut"
     """What becomes of a conversation longer than train.max_length: `cut` after the last answer that fits, `split` into
     parts that begin with a question, under the same system prompt, or `drop`."""
+    clean: Clean = Clean()
+    """Which rules of cleaning apply."""
     held_out: Annotated[
         Annotated[Share, Tag("share")] | Annotated[Source, Tag("source")], Discriminator(_share_or_source)
     ] = 0.01

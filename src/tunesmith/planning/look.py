@@ -10,7 +10,7 @@ from tunesmith.data.conversation import Conversation, Dropped
 from tunesmith.data.dedup import signature
 from tunesmith.data.read import conversations
 from tunesmith.decides import source_files
-from tunesmith.recipe import Dedup, Source
+from tunesmith.recipe import DataConfig, Source
 
 Count = Callable[[list[Conversation]], list[int | str]]
 """Tokens of each conversation, or why it would be dropped."""
@@ -45,7 +45,7 @@ class Look:
         self.dropped.setdefault(reason, []).append(where)
 
 
-def look_at(source: Source, count: Count, dedup: Dedup, seen: set[str], most: int = MOST_ROWS) -> Look:
+def look_at(source: Source, count: Count, data: DataConfig, seen: set[str], most: int = MOST_ROWS) -> Look:
     """Look at the first `most` rows of a source. `seen`: signatures of the rows before, which grow by these.
 
     Raises DataError for a source that is missing, empty or of no known format.
@@ -54,17 +54,17 @@ def look_at(source: Source, count: Count, dedup: Dedup, seen: set[str], most: in
     while look.read < most and (batch := list(islice(rows, min(BATCH_ROWS, most - look.read)))):
         look.read += len(batch)
         letters += sum(letters_of(row) for row in batch if isinstance(row, Conversation))
-        _note(look, [_tidied(row, dedup, seen) for row in batch], count)
+        _note(look, [_tidied(row, data, seen) for row in batch], count)
     look.rows, look.exact = _counted(source, look.read, letters, rows)
     return look
 
 
-def _tidied(row: Conversation | Dropped, dedup: Dedup, seen: set[str]) -> Conversation | Dropped:
+def _tidied(row: Conversation | Dropped, data: DataConfig, seen: set[str]) -> Conversation | Dropped:
     """A row as prepare would have it."""
     if isinstance(row, Conversation):
-        row, _ = clean(row)
-    if isinstance(row, Conversation) and dedup != "off":
-        whole = signature(row.turns, dedup).whole
+        row, _ = clean(row, data.clean)
+    if isinstance(row, Conversation) and data.dedup != "off":
+        whole = signature(row.turns, data.dedup).whole
         if whole in seen:
             return Dropped(row.where, "says the same as an earlier row")
         seen.add(whole)

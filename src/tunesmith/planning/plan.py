@@ -54,7 +54,7 @@ def look_at_data(recipe: Recipe, tokens: Tokens, most: int = MOST_ROWS) -> tuple
     """
     seen: set[str] = set()
     each = max(1, most // len(recipe.data.sources))
-    looks = [look_at(source, tokens.count, recipe.data.dedup, seen, each) for source in sources_of(recipe)]
+    looks = [look_at(source, tokens.count, recipe.data, seen, each) for source in sources_of(recipe)]
     own = isinstance(recipe.data.held_out, Source)
     training, held_out = (looks[:-1], looks[-1]) if own else (looks, None)
     if not any(look.lengths for look in training):

@@ -16,8 +16,10 @@ from tunesmith.data.conversation import Conversation, Dropped, Turn
 from tunesmith.errors import ResourceError, TunesmithError
 from tunesmith.files import write_user_file
 from tunesmith.json_file import json_line
+from tunesmith.recipe import Clean
 
 CUT = "cut"
+RULES = Clean(mojibake=False)  # ftfy is of the extra `train`, which a chat does not need
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Spoken:
         if not exchange.whole:
             return CUT
         turns = (Turn(message["role"], message["content"]) for message in [*self._system, *exchange.messages])  # type: ignore[arg-type]
-        tidied, _ = clean(Conversation(tuple(turns), ""))
+        tidied, _ = clean(Conversation(tuple(turns), ""), RULES)
         return tidied.reason if isinstance(tidied, Dropped) else ""
 
     @property

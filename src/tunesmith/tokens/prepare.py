@@ -21,7 +21,7 @@ from tunesmith.data.read import conversations
 from tunesmith.data.split import HELD_OUT, TRAIN, Signed, fates
 from tunesmith.decides import data_needs, data_needs_now, read_prompts, source_files, sources_of
 from tunesmith.errors import DataError
-from tunesmith.recipe import Dedup, Recipe, Source
+from tunesmith.recipe import Clean, Dedup, Recipe, Source
 from tunesmith.record import Proof, Record, made_from, read_record
 from tunesmith.runs import Run, commit_stage
 from tunesmith.tokens.mask import CUT, NO_SYSTEM, REFUSED, Encoded, Refused, mask_proof
@@ -116,7 +116,7 @@ def _spooled(
         for index, source in enumerate(sources_of(recipe)):
             say(f"reading {source.path}")
             first_held = len(signed) if index == len(recipe.data.sources) else first_held
-            rows = _rows(source, asked, tally)
+            rows = _rows(source, recipe.data.clean, asked, tally)
             while batch := list(islice(rows, BATCH_ROWS)):  # tokenised at once, in threads
                 encoded = _encoded(tokenizer, known_ids, batch, recipe, tally)
                 spool.add(encoded)
@@ -131,11 +131,11 @@ def _signed(row: Conversation, item: Encoded, dedup: Dedup) -> Signed:
     return whole, whole if len(item.turns) == len(row.turns) else signature(item.turns, dedup)
 
 
-def _rows(source: Source, asked: set[str], tally: Tally) -> Iterator[Conversation]:
+def _rows(source: Source, rules: Clean, asked: set[str], tally: Tally) -> Iterator[Conversation]:
     """The rows of a source, cleaned; those that are broken or hold an evaluation prompt are counted."""
     for row in conversations(source):
         tally.read += 1
-        cleaned, changes = clean(row) if isinstance(row, Conversation) else (row, [])
+        cleaned, changes = clean(row, rules) if isinstance(row, Conversation) else (row, [])
         tally.changed.update(changes)
         if not isinstance(cleaned, Conversation):
             tally.drop(row.where, cleaned.reason)
