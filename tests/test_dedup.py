@@ -1,18 +1,35 @@
 """Duplicates and the held-out split that follows them."""
 
 import hashlib
+from pathlib import Path
 
+import numpy as np
 import pytest
 from families import conversation
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from tunesmith.data.clusters import Texts
 from tunesmith.data.conversation import Turn
-from tunesmith.data.dedup import Signature, clusters, exact, signature, words
-from tunesmith.data.split import DUPLICATE, HELD_OUT, LEAK, TRAIN, fates, held_out_clusters
+from tunesmith.data.dedup import Signature, exact, signature, words
+from tunesmith.data.signed import SignedRows
+from tunesmith.data.split import DUPLICATE, HELD_OUT, LEAK, NOBODY, TRAIN, fates, held_out_clusters
 from tunesmith.errors import DataError
 
 BASE = conversation("What is LoRA?", "A low-rank adapter.")
+
+
+def rows_of(pairs):
+    """Rows signed as these, before and after the cut; none has words that another one could nearly have."""
+    count, texts = len(pairs), [signed for pair in zip(*pairs, strict=True) for signed in pair]
+    said = np.array([text.said.encode() for text in texts], "S64")
+    beside = np.array([text.beside.encode() for text in texts], "S64")
+    none = Texts(*np.zeros((2, 2 * count), np.uint64), *np.zeros((2, 2 * count), np.int64), Path())
+    return SignedRows(np.arange(count), count + np.arange(count), said, beside, none)
+
+
+def decided(pairs, first_held, share, dedup, seed=0):
+    return fates(rows_of(pairs), first_held, share, seed, dedup, decontaminate=False).what_N
 
 
 @pytest.mark.parametrize(
@@ -65,15 +82,14 @@ def test_a_system_prompt_makes_another_row_that_stays_on_the_same_side():
     assert len({each.whole for each in found}) == 4 and len({each.said for each in found}) == 2
     assert found[3].whole == found[3].said == signature(rows[3].turns, "off").said
     assert len({signature(row.turns, "words") for row in rows}) == 2
-    decided = fates([(each, each) for each in found], 0, 0.5, 0, dedup=True)
-    assert decided[0] == decided[1] == decided[3] != decided[2] and sorted(decided)[0] == HELD_OUT
+    sides = decided([(each, each) for each in found], 0, 0.5, "exact")
+    assert sides[0] == sides[1] == sides[3] != sides[2] and sorted(sides)[0] == HELD_OUT
 
 
 def test_signatures_by_words_are_those_of_version_0_1():
     """Written down with version 0.1: runs begun with it go on with the same rows."""
-    assert signature(BASE.turns, "words") == Signature(
-        *["42b90fbdbc81cffb9d83ccec3b0c7e2b4b938621678e7ceed12287987d369933"] * 2
-    )
+    found = signature(BASE.turns, "words")
+    assert found.said == found.whole == "42b90fbdbc81cffb9d83ccec3b0c7e2b4b938621678e7ceed12287987d369933"
     many = conversation("Straße «Don't» ½?", "कि 3 * -2\u00a0x²", "a\nb", "日本", system="S")
     assert signature(many.turns, "words").said == "b45a0b1392420e967a9235167e421acd05083a675f6b978507ee2a47704fae81"
 
@@ -100,26 +116,27 @@ def test_words_of_a_text():
 
 
 def test_clusters_are_numbered_by_first_appearance():
-    assert clusters(["b", "a", "b", "c", "a"]) == [0, 1, 0, 2, 1]
+    rows = rows_of([(Signature(said),) * 2 for said in "babca"])
+    assert fates(rows, 0, 0.5, 0, "off", decontaminate=False).clusters_N.tolist() == [0, 1, 0, 2, 1]
 
 
 HASHES = [hashlib.sha256(bytes([n])).hexdigest() for n in range(40)]
 SIGNATURES = st.lists(  # four system prompts, or none, above each of 40 things that are said
-    st.builds(lambda said, system: Signature(said + system, said), st.sampled_from(HASHES), st.sampled_from(" abcd")),
+    st.builds(lambda said, system: Signature(said, system.strip()), st.sampled_from(HASHES), st.sampled_from(" abcd")),
     max_size=80,
 )
 
 
-@given(SIGNATURES, st.floats(0.01, 0.99), st.integers(0, 3), st.booleans())
+@given(SIGNATURES, st.floats(0.01, 0.99), st.integers(0, 3), st.sampled_from(["exact", "off"]))
 def test_no_cluster_is_on_both_sides(signatures, share, seed, dedup):
     different = {signature.said for signature in signatures}
     assume(not different or int(share * len(different) + 1e-9) > 0)  # none held out is an error: a test below
-    found = fates([(s, s) for s in signatures], 0, share, seed, dedup=dedup)
+    found = decided([(s, s) for s in signatures], 0, share, dedup, seed)
     sides = {fate: {s.said for s, f in zip(signatures, found, strict=True) if f == fate} for fate in (TRAIN, HELD_OUT)}
     assert not sides[TRAIN] & sides[HELD_OUT] and sides[TRAIN] | sides[HELD_OUT] == different
     assert len(sides[HELD_OUT]) == int(share * len(different) + 1e-9)
     kept = [s for s, fate in zip(signatures, found, strict=True) if fate in (TRAIN, HELD_OUT)]
-    assert sorted(kept) == sorted(set(signatures) if dedup else signatures)
+    assert sorted(kept) == sorted(set(signatures) if dedup == "exact" else signatures)
 
 
 def test_a_new_row_moves_no_other_but_at_the_border():
@@ -131,20 +148,22 @@ def test_a_new_row_moves_no_other_but_at_the_border():
 
 
 def test_a_held_out_source_keeps_its_words_out_of_training():
-    signatures = [(Signature(whole, whole[0]),) * 2 for whole in ["a", "b", "b1", "c", "b", "d", "d", "d1"]]
+    pairs = [(Signature(name[0], name[1:]),) * 2 for name in ["a", "b", "b1", "c", "b", "d", "d", "d1"]]
     expected = [TRAIN, LEAK, LEAK, TRAIN, HELD_OUT, HELD_OUT, DUPLICATE, HELD_OUT]
-    assert fates(signatures, 4, None, 0, dedup=True) == expected
-    assert fates(signatures, 4, None, 0, dedup=False)[5:] == [HELD_OUT] * 3
+    assert decided(pairs, 4, None, "exact") == expected
+    assert decided(pairs, 4, None, "off")[5:] == [HELD_OUT] * 3
+    found = fates(rows_of(pairs), 4, None, 0, "exact", decontaminate=False)
+    assert found.by_N.tolist() == [NOBODY, 4, 4, NOBODY, NOBODY, NOBODY, 5, NOBODY]  # who each is dropped for
 
 
 def test_rows_that_are_the_same_before_or_after_the_cut():
     """Read alike, cut apart (their letters make more tokens); read apart, cut alike; and both sides of a split."""
-    rows = [tuple(Signature(hash, hash) for hash in pair) for pair in ("AA", "Aa", "BB", "Cc", "Dc", "cc")]
-    assert fates(rows, 0, 0.4, 0, dedup=True).count(DUPLICATE) == 3  # Aa, Dc, cc
-    off = fates(rows, 0, 0.26, 0, dedup=False)
+    rows = [tuple(Signature(hash) for hash in pair) for pair in ("AA", "Aa", "BB", "Cc", "Dc", "cc")]
+    assert decided(rows, 0, 0.4, "exact").count(DUPLICATE) == 3  # Aa, Dc, cc
+    off = decided(rows, 0, 0.26, "off")
     assert off[3] == off[4] == off[5] and off.count(HELD_OUT) in (1, 3)
-    assert fates(rows, 5, None, 0, dedup=True) == [TRAIN, DUPLICATE, TRAIN, LEAK, LEAK, HELD_OUT]
-    assert fates(rows[1:] + rows[:1], 5, None, 0, dedup=True) == [LEAK, TRAIN, TRAIN, DUPLICATE, DUPLICATE, HELD_OUT]
+    assert decided(rows, 5, None, "exact") == [TRAIN, DUPLICATE, TRAIN, LEAK, LEAK, HELD_OUT]
+    assert decided(rows[1:] + rows[:1], 5, None, "exact") == [LEAK, TRAIN, TRAIN, DUPLICATE, DUPLICATE, HELD_OUT]
 
 
 @pytest.mark.parametrize(("rows", "share", "fix"), [(91, 0.01, "0.011"), (3, 0.1, "0.34"), (99, 0.01, "0.011")])

@@ -189,7 +189,7 @@ CASES = {
     "a recipe to compare": (None, ("compare", "recipe.yaml"), 2, "recipe.yaml is a file, and runs are compared"),
     "questions without answers": (None, ("init", "rows.jsonl", "--to", "n.yaml"), 2, "standard input ended"),
     "rows of a kind that is not read": (None, (*PREPARE, "--set", "data.sources.0.path=a/b.txt"), 3, "no file a/b.txt"),
-    "other rows under checkpoints": (None, (*RUN, "--set", "data.dedup=off"), 5, "- data.dedup: exact -> off"),
+    "other rows under checkpoints": (None, (*RUN, "--set", "data.dedup=off"), 5, "- data.dedup: near -> off"),
     "a report onto a folder": (None, ("compare", "runs/small", "--report", "/"), 2, "/ is a folder"),
     "a report onto a folder to come": (None, ("compare", "runs/small", "--report", "new/"), 2, "new/ is a folder"),
     "a report onto a device": (None, ("compare", "runs/small", "--report", "/dev/null"), 2, "is there already"),
@@ -254,7 +254,7 @@ def test_a_run_in_which_all_stands_needs_no_base(project):
     ("change", "said"),
     [
         ("train.lr=1e-3", "train.lr: 0.01 -> 0.001"), ("lora.alpha=1", "lora.alpha: 16.0 -> 1.0"),
-        ("data.dedup=off", "data.dedup: exact -> off"), ("seed=9", "seed: 0 -> 9"),
+        ("data.dedup=off", "data.dedup: near -> off"), ("seed=9", "seed: 0 -> 9"),
         ("train.max_length=150", "train.max_length: 200 -> 150"),
         ("data.sources.0.path=others.jsonl", "others.jsonl has other rows"),
     ],

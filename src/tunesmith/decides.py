@@ -17,7 +17,7 @@ from tunesmith.boundary import why_unread
 from tunesmith.data_files import folder_files
 from tunesmith.errors import DataError, RecipeError, ResumeError
 from tunesmith.files import digest_file, fingerprint, names_like
-from tunesmith.past import WORDS_OF_0_1, begun_by
+from tunesmith.past import DATA_BEFORE, DEFAULT_CHANGED, WORDS_OF_0_1, begun_by
 from tunesmith.recipe import EvaluateConfig, Recipe, Source
 from tunesmith.recipe_file import read_recipe
 from tunesmith.record import made_from, output_digest, read_record
@@ -172,31 +172,34 @@ def stands(stage: Stage, recipe: Recipe, run: Run, base_digest: str) -> bool:
 
 
 def kept_recipe(run: Run) -> Recipe:
-    """What the run's own recipe.yaml says. Raises ResumeError if that is damaged."""
+    """What the run's own recipe.yaml says, and what was done before there was a field. Raises ResumeError if that is
+    damaged.
+    """
     try:
-        return read_recipe(run.recipe)
+        recipe = read_recipe(run.recipe)
     except RecipeError as error:
         fix = "delete it and run with your own recipe file; the stages that stand are known by their records"
         raise ResumeError(f"the run's own recipe is damaged: {error.what}", fix=fix, where=str(run.recipe)) from error
+    before = {name: value for name, value in DATA_BEFORE.items() if name not in recipe.data.model_fields_set}
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=before)})
 
 
 def as_begun(recipe: Recipe, run: Run) -> Recipe:
     """The recipe as this run began: each `auto` as it was decided, the commits of base and Hub data sets that it began
-    with, and words that meant something else then.
+    with, defaults that have changed since, and words that meant something else then.
     """
     if not run.recipe.exists():
         return recipe
     begun = kept_recipe(run)
     kept = {name: getattr(begun.train, name) for name in AUTOS if getattr(recipe.train, name) == "auto"}
     recipe = with_sources(recipe, _sources_as_begun(_where_they_were(recipe, begun), sources_of(begun)))
-    update: dict[str, Any] = {
-        "base": _base_as_begun(recipe.base, begun.base),
-        "train": recipe.train.model_copy(update=kept),
-    }
-    data = read_record(run.data)
-    if data and begun_by(data.versions) == "0.1" and recipe.data.dedup in WORDS_OF_0_1:
-        update["data"] = recipe.data.model_copy(update={"dedup": WORDS_OF_0_1[recipe.data.dedup]})
-    return recipe.model_copy(update=update)
+    unsaid = [name for name in DEFAULT_CHANGED if name not in recipe.data.model_fields_set]
+    data = recipe.data.model_copy(update={name: getattr(begun.data, name) for name in unsaid})
+    made = read_record(run.data)
+    if made and begun_by(made.versions) == "0.1" and data.dedup in WORDS_OF_0_1:
+        data = data.model_copy(update={"dedup": WORDS_OF_0_1[data.dedup]})
+    base, train = _base_as_begun(recipe.base, begun.base), recipe.train.model_copy(update=kept)
+    return recipe.model_copy(update={"base": base, "train": train, "data": data})
 
 
 def at_commits(recipe: Recipe, resolve: Callable[[Source], str]) -> Recipe:

@@ -23,6 +23,10 @@ RETIRED: dict[str, tuple[Any, str, str]] = {
 """Field of the recipe that is no more -> the value that asks for nothing, why it is no more, and what to do instead."""
 WORDS_OF_0_1 = {"exact": "words"}
 """data.dedup: version 0.1 called it exact when the words are the same."""
+DATA_BEFORE = {"decontaminate": False}
+"""Field of `data` that came later -> what was done before. Its default is something else."""
+DEFAULT_CHANGED = ("dedup", "decontaminate")
+"""Fields of `data` that a run keeps as it began, where the recipe leaves them to the default."""
 
 
 FIELDS_OF_0_1 = {"name", "base", "data", "lora", "train", "checkpoint", "export", "evaluate", "chat", "seed"}
@@ -45,10 +49,12 @@ def record_as_now(raw: dict[str, Any]) -> dict[str, Any]:
     settings = dict(raw["settings"])
     if isinstance(exported := settings.get("export"), dict):
         settings["export"] = {name: value for name, value in exported.items() if name != "prefixes"}
+    if isinstance(data := settings.get("data"), dict):
+        settings["data"] = DATA_BEFORE | data
     if begun_by(raw["versions"]) != "0.1":
         return raw | {"settings": settings}
     if isinstance(data := settings.get("data"), dict):
-        settings["data"] = data | {"dedup": WORDS_OF_0_1.get(data["dedup"], data["dedup"])}
+        settings["data"] |= {"dedup": WORDS_OF_0_1.get(data["dedup"], data["dedup"])}
     return raw | {"settings": settings, "proofs": raw.get("proofs", _proofs_of_0_1(raw["stage"], raw["counts"]))}
 
 

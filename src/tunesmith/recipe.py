@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, mode
 from tunesmith.values import Every, EverySteps, Section, TimeShare, cadence, date_text, switch_text
 
 GgufType = Literal["F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M"]
-Dedup = Literal["off", "exact", "words"]
+Dedup = Literal["off", "exact", "words", "near"]
 TrainOn = Literal["all", "last"]
 TooLong = Literal["cut", "split", "drop"]
 Part = Literal["model", "lora", "gguf"]
@@ -102,9 +102,12 @@ class DataConfig(Section):
 
     sources: Annotated[tuple[Source, ...], Field(min_length=1)]
     """Where the conversations come from; at least one."""
-    dedup: Annotated[Dedup, BeforeValidator(switch_text)] = "exact"
+    dedup: Annotated[Dedup, BeforeValidator(switch_text)] = "near"
     """Remove conversations that say the same: `exact` to the letter, but for the kind and number of spaces and Unicode
-    form; `words` also without case, punctuation and system prompts."""
+    form; `words` also without case, punctuation and system prompts; `near` where 8 of 10 runs of three words are the
+    same and no number, negation or operator differs."""
+    decontaminate: bool = True
+    """Remove training rows that are nearly a held-out row or an evaluation prompt, or repeat half of a held-out row."""
     train_on: TrainOn = "all"
     """Which answers of a conversation are trained on; `last`: only the last one, the others are context."""
     too_long: TooLong = "cut"

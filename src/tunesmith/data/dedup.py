@@ -1,21 +1,27 @@
-"""Which conversations say the same: two signatures for each, one to drop duplicates by and one to split by."""
+"""Which conversations say the same to the letter or in their words: a signature for each."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 from unicodedata import category, normalize
 
 from tunesmith.data.conversation import Turn
+from tunesmith.data.near import said_in
 from tunesmith.recipe import Dedup
 
 
 class Signature(NamedTuple):
-    """Hashes of one conversation; rows of the same hash are the same."""
+    """Hashes of one conversation."""
 
-    whole: str
-    """What duplicates share: all but the first of them are dropped."""
     said: str
     """What rows of one side of the held-out split may share: questions and answers, under any system prompt."""
+    beside: str = ""
+    """The system prompt, the tools and which answers are trained on; empty where there is nothing of the kind."""
+
+    @property
+    def whole(self) -> str:
+        """What duplicates share."""
+        return self.said + self.beside
 
 
 class _Words(dict[int, str]):
@@ -40,24 +46,18 @@ def words(text: str) -> str:
     return " ".join(normalize("NFKC", text.casefold()).translate(WORDS).split())
 
 
-def signature(turns: Iterable[Turn], dedup: Dedup) -> Signature:
-    """sha256 of what is said. `words` leaves system prompts out; for `exact` two rows that differ in theirs are two
-    rows (it may hold the text that the question is about), but stay on one side of the split. `off` splits as `exact`.
+def signature(turns: Iterable[Turn], dedup: Dedup, tools: str = "") -> Signature:
+    """sha256 of what is said. `words` leaves system prompts out; else two rows that differ in theirs are two rows (it
+    may hold the text that the question is about), but stay on one side of the split. `near` and `off` sign as `exact`.
     """
     turns = list(turns)
-    asked = [turn for turn in turns if turn.role != "system"]
-    if dedup == "words":
-        found = _hash(asked, words)
-        return Signature(found, found)
-    said = _hash(asked, exact)
-    return Signature(_hash(turns, exact) if len(asked) < len(turns) else said, said)
+    form = words if dedup == "words" else exact
+    said = _hash((turn.role, form(said_in(turn))) for turn in turns if turn.role != "system")
+    beside = [] if dedup == "words" else [("system", exact(turn.text)) for turn in turns if turn.role == "system"]
+    beside += [("tools", exact(tools))] if tools else []
+    beside += [("untrained", str(place)) for place, turn in enumerate(turns) if not turn.trained]
+    return Signature(said, _hash(beside) if beside else "")
 
 
-def _hash(turns: Iterable[Turn], form: Callable[[str], str]) -> str:
-    return hashlib.sha256("\n".join(f"{turn.role}: {form(turn.text)}" for turn in turns).encode()).hexdigest()
-
-
-def clusters(signatures: Sequence[str]) -> list[int]:
-    """Cluster of each row, numbered by first appearance; rows of one cluster are duplicates of each other."""
-    numbers: dict[str, int] = {}
-    return [numbers.setdefault(found, len(numbers)) for found in signatures]
+def _hash(lines: Iterable[tuple[str, str]]) -> str:
+    return hashlib.sha256("\n".join(f"{name}: {text}" for name, text in lines).encode()).hexdigest()

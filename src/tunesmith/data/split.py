@@ -1,52 +1,125 @@
-"""What becomes of each row once every signature is known: training, held out, or dropped as a duplicate."""
+"""What becomes of each row once all are signed: training, held out, or dropped as a duplicate or a leak."""
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from typing import NamedTuple
 
-from tunesmith.data.dedup import Signature
+import numpy as np
+
+from tunesmith.data.clusters import near_clusters
+from tunesmith.data.decontaminate import repeats
+from tunesmith.data.signed import Places, SignedRows, first_of_each
 from tunesmith.errors import DataError
+from tunesmith.recipe import Dedup
 
 TRAIN, HELD_OUT = "train", "held_out"
-DUPLICATE, LEAK = "duplicate", "duplicate of a held-out row"
+DUPLICATE, NEAR_DUPLICATE = "duplicate", "near-duplicate"
+LEAK, NEAR_LEAK = "duplicate of a held-out row", "near-duplicate of a held-out row"
+REPEATS = "repeats half of a held-out row"
+NOBODY = -1
 
-Signed = tuple[Signature, Signature]
-"""Of a row as it was read, and of what is left of it after the cut to max_length."""
+
+class Fates(NamedTuple):
+    """What becomes of each of N rows."""
+
+    what_N: list[str]
+    """TRAIN, HELD_OUT, or the reason to drop the row."""
+    by_N: Places
+    """The row that it is dropped for: the duplicate that is kept, or the held-out row; else NOBODY."""
+    clusters_N: Places
+    """Rows of one number say the same, by what is left of them."""
 
 
-def fates(signed: Sequence[Signed], first_held: int, share: float | None, seed: int, *, dedup: bool) -> list[str]:
-    """TRAIN, HELD_OUT, or the reason to drop the row, for each row that can be used.
+class _Same(NamedTuple):
+    """For each text the first one that says the same, and that is the same with all that stands beside it."""
+
+    said_T: Places
+    whole_T: Places
+
+
+def fates(
+    rows: SignedRows, first_held: int, share: float | None, seed: int, dedup: Dedup, decontaminate: bool
+) -> Fates:
+    """What becomes of each row that can be used.
 
     The rows from `first_held` on are a held-out source of its own; with `share` it is a share of what is said instead.
-    With `dedup` the first of the rows that are the same, before or after the cut, is kept. What is left in a held-out
-    row is left in no training row.
+    Of rows that are the same, before or after the cut, the first is kept, with `near` the longest. What is left in a
+    held-out row is left in no training row. With `decontaminate` training rows that are nearly a held-out row, or
+    repeat half of one, are dropped, too.
     """
+    letters = first_of_each(rows.said_T)
+    alike = near_clusters(rows.texts, letters) if dedup == "near" or decontaminate else letters
+    said_T = alike if dedup == "near" else letters
+    same = _Same(said_T, first_of_each(said_T, rows.beside_T))
+    what_N, by_N = [""] * len(rows.read_N), np.full(len(rows.read_N), NOBODY)
+    found = Fates(what_N, by_N, _numbered(said_T[rows.left_N]))
     if share is not None:
-        found = _without_duplicates(signed, dedup)
-        left = [after.said for (_, after), fate in zip(signed, found, strict=True) if fate != DUPLICATE]
-        held = held_out_clusters(left, share, seed)
-        return [
-            fate or (HELD_OUT if after.said in held else TRAIN) for fate, (_, after) in zip(found, signed, strict=True)
-        ]
-    held_rows = signed[first_held:]
-    both = [{pair[when].said for pair in held_rows} for when in (0, 1)]
-    leaks = [before.said in both[0] or after.said in both[1] for before, after in signed[:first_held]]
-    others = iter(_without_duplicates([row for row, leak in zip(signed, leaks, strict=False) if not leak], dedup))
-    train = [LEAK if leak else next(others) or TRAIN for leak in leaks]
-    return train + [fate or HELD_OUT for fate in _without_duplicates(held_rows, dedup)]
-
-
-def _without_duplicates(signed: Sequence[Signed], dedup: bool) -> list[str]:
-    """DUPLICATE for each row that is the same as one before it that is kept, else ""."""
-    seen: tuple[set[str], set[str]] = set(), set()
-    found = []
-    for before, after in signed:
-        is_new = not dedup or (before.whole not in seen[0] and after.whole not in seen[1])
-        if is_new:
-            seen[0].add(before.whole)
-            seen[1].add(after.whole)
-        found.append("" if is_new else DUPLICATE)
+        _drop_duplicates(found, rows, same, range(len(what_N)), dedup)
+        kept = [row for row, what in enumerate(what_N) if not what]
+        held = _held_out(rows, same, kept, share, seed)
+    else:
+        held = set(range(first_held, len(what_N)))
+        _drop_leaks(found, rows, said_T, held, LEAK)
+        _drop_duplicates(found, rows, same, range(first_held), dedup)
+        _drop_duplicates(found, rows, same, range(first_held, len(what_N)), dedup)
+    for row, what in enumerate(what_N):
+        what_N[row] = what or (HELD_OUT if row in held else TRAIN)
+    if decontaminate:
+        held = {row for row in held if what_N[row] == HELD_OUT}
+        _drop_leaks(found, rows, alike, held, NEAR_LEAK)
+        train = [row for row, what in enumerate(what_N) if what == TRAIN]
+        for row, by in repeats(rows.texts, rows.left_N, train, sorted(held)).items():
+            what_N[row], by_N[row] = REPEATS, by
     return found
+
+
+def _drop_duplicates(found: Fates, rows: SignedRows, same: _Same, among: range, dedup: Dedup) -> None:
+    """Drop each row that is the same as one that is kept, before or after the cut."""
+    if dedup == "off":
+        return
+    order = [row for row in among if not found.what_N[row]]
+    if dedup == "near":
+        words_N = rows.texts.words_T[rows.left_N]
+        order.sort(key=lambda row: -words_N[row])  # stable: of two that are as long the first
+    seen: tuple[dict[int, int], dict[int, int]] = {}, {}
+    read_N, left_N = same.whole_T[rows.read_N].tolist(), same.whole_T[rows.left_N].tolist()
+    for row in order:
+        by = seen[0].get(read_N[row], seen[1].get(left_N[row], NOBODY))
+        if by == NOBODY:
+            seen[0][read_N[row]] = seen[1][left_N[row]] = row
+        else:
+            found.what_N[row], found.by_N[row] = _kind(rows, row, by), by
+
+
+def _kind(rows: SignedRows, row: int, by: int) -> str:
+    """Whether a row is the duplicate of another to the letter, or nearly."""
+    both = (rows.said_T[rows.read_N[[row, by]]], rows.said_T[rows.left_N[[row, by]]])
+    return DUPLICATE if any(one == other for one, other in both) else NEAR_DUPLICATE
+
+
+def _drop_leaks(found: Fates, rows: SignedRows, said_T: Places, held: set[int], reason: str) -> None:
+    """Drop each training row that says what a held-out row says, before or after the cut."""
+    read_N, left_N = said_T[rows.read_N].tolist(), said_T[rows.left_N].tolist()
+    firsts: tuple[dict[int, int], dict[int, int]] = {}, {}
+    for row in sorted(held):
+        firsts[0].setdefault(read_N[row], row)
+        firsts[1].setdefault(left_N[row], row)
+    for row, what in enumerate(found.what_N):
+        by = firsts[0].get(read_N[row], firsts[1].get(left_N[row], NOBODY))
+        if by != NOBODY and row not in held and what in ("", TRAIN):
+            found.what_N[row], found.by_N[row] = reason, by
+
+
+def _held_out(rows: SignedRows, same: _Same, kept: list[int], share: float, seed: int) -> set[int]:
+    """The rows that are held out: whole clusters, each by the lowest signature in it."""
+    left = rows.left_N[kept]
+    names: dict[int, str] = {}
+    for cluster, digest in zip(same.said_T[left].tolist(), rows.said_T[left].tolist(), strict=True):
+        name = digest.ljust(rows.said_T.itemsize, b"\0").hex()
+        names[cluster] = min(name, names.get(cluster, name))
+    chosen = held_out_clusters(names.values(), share, seed)
+    return {row for row, text in zip(kept, left.tolist(), strict=True) if names[same.said_T[text]] in chosen}
 
 
 def held_out_clusters(signatures: Iterable[str], share: float, seed: int) -> set[str]:
@@ -62,6 +135,12 @@ def held_out_clusters(signatures: Iterable[str], share: float, seed: int) -> set
             fix=f"write {_rounded_up(1 / len(different))} or more" if len(different) > 1 else "add conversations",
         )
     return set(sorted(different, key=lambda found: hashlib.sha256(f"{seed}:{found}".encode()).digest())[:number])
+
+
+def _numbered(clusters_N: Places) -> Places:
+    """Clusters numbered by first appearance."""
+    _, first, inverse = np.unique(clusters_N, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[inverse]
 
 
 def _rounded_up(share: float) -> str:

@@ -15,13 +15,14 @@ from transformers import PreTrainedTokenizerBase
 from tunesmith.console import progress, say
 from tunesmith.data.clean import clean
 from tunesmith.data.conversation import Conversation
-from tunesmith.data.dedup import clusters, exact, signature
+from tunesmith.data.decontaminate import Prompts
 from tunesmith.data.hub import resolve_commit
 from tunesmith.data.read import conversations
-from tunesmith.data.split import HELD_OUT, TRAIN, Signed, fates
+from tunesmith.data.signed import SignedRows, SignedWriter, sign
+from tunesmith.data.split import HELD_OUT, TRAIN, Fates, fates
 from tunesmith.decides import data_needs, data_needs_now, read_prompts, source_files, sources_of
 from tunesmith.errors import DataError
-from tunesmith.recipe import Clean, Dedup, Recipe, Source
+from tunesmith.recipe import Clean, Recipe, Source
 from tunesmith.record import Proof, Record, made_from, read_record
 from tunesmith.runs import Run, commit_stage
 from tunesmith.tokens.mask import CUT, NO_SYSTEM, REFUSED, Encoded, Refused, mask_proof
@@ -76,13 +77,13 @@ def _write(
     """Make the files of the data folder; returns the counts. That of the mask is added to the proofs."""
     tally, spool = Tally(), draft / "spool"
     signed, first_held = _spooled(spool, recipe, base, prompts, tally)
-    proofs.append(_check_proved(tally, len(signed)))
+    proofs.append(_check_proved(tally, len(signed.read_N)))
     say(f"prepare: {proofs[-1]}")
     decided = _decided(signed, first_held, recipe, tally)
-    for where, fate in zip(wheres(spool), decided, strict=True):
+    for where, fate in zip(wheres(spool), decided.what_N, strict=True):
         if fate not in (TRAIN, HELD_OUT):
             tally.drop(where, fate)
-    written = write_split(spool, draft, decided, clusters([left.said for _, left in signed]))
+    written = write_split(spool, draft, decided.what_N, decided.clusters_N.tolist())
     shutil.rmtree(spool)
     _check_left(written, tally)
     if written.cut:
@@ -105,14 +106,20 @@ def _write(
 
 def _spooled(
     folder: Path, recipe: Recipe, base: LocatedBase, prompts: Sequence[str], tally: Tally
-) -> tuple[list[Signed], int]:
-    """Every row that can be used, as tokens in `folder`; their signatures, and the first row of a held-out source."""
-    tokenizer, asked = load_tokenizer(base.folder), {exact(prompt) for prompt in prompts}
+) -> tuple[SignedRows, int]:
+    """Every row that can be used, as tokens in `folder`; what they are compared by, and the first row of a held-out
+    source.
+    """
+    tokenizer, asked = load_tokenizer(base.folder), Prompts(prompts, nearly=recipe.data.decontaminate)
     known_ids = embedding_rows(base.folder)
     if prompts and recipe.export.gguf:  # else nothing is asked
         refuse_long_prompts(tokenizer, base.folder, recipe, prompts)
-    signed, first_held = list[Signed](), 0
-    with Spool(folder) as spool, progress("prepare", None, unit="rows") as advance:
+    first_held = 0
+    with (
+        Spool(folder) as spool,
+        SignedWriter(folder / "shingles") as signed,
+        progress("prepare", None, unit="rows") as advance,
+    ):
         for index, source in enumerate(sources_of(recipe)):
             say(f"reading {source.path}")
             first_held = len(signed) if index == len(recipe.data.sources) else first_held
@@ -120,27 +127,30 @@ def _spooled(
             while batch := list(islice(rows, BATCH_ROWS)):  # tokenised at once, in threads
                 encoded = _encoded(tokenizer, known_ids, batch, recipe, tally)
                 spool.add(encoded)
-                signed += [_signed(row, item, recipe.data.dedup) for row, item in encoded]
+                signed.add(sign([(row, item.turns) for row, item in encoded], recipe.data.dedup))
                 advance(len(batch), "")
-    return signed, first_held
+        return signed.rows(), first_held
 
 
-def _signed(row: Conversation, item: Encoded, dedup: Dedup) -> Signed:
-    """The signatures of a row as read, and of the turns that are left of it."""
-    whole = signature(row.turns, dedup)
-    return whole, whole if len(item.turns) == len(row.turns) else signature(item.turns, dedup)
-
-
-def _rows(source: Source, rules: Clean, asked: set[str], tally: Tally) -> Iterator[Conversation]:
+def _rows(source: Source, rules: Clean, asked: Prompts, tally: Tally) -> Iterator[Conversation]:
     """The rows of a source, cleaned; those that are broken or hold an evaluation prompt are counted."""
+    cleaned = _cleaned(source, rules, tally)
+    while batch := list(islice(cleaned, BATCH_ROWS)):
+        for row, hit in zip(batch, asked.hits([row.turns for row in batch]), strict=True):
+            if hit:
+                tally.drop(row.where, hit[0])
+            else:
+                yield row
+
+
+def _cleaned(source: Source, rules: Clean, tally: Tally) -> Iterator[Conversation]:
+    """The rows of a source, cleaned; those that are broken are counted."""
     for row in conversations(source):
         tally.read += 1
         cleaned, changes = clean(row, rules) if isinstance(row, Conversation) else (row, [])
         tally.changed.update(changes)
         if not isinstance(cleaned, Conversation):
             tally.drop(row.where, cleaned.reason)
-        elif any(turn.role == "user" and exact(turn.text) in asked for turn in cleaned.turns):
-            tally.drop(row.where, "is an evaluation prompt")
         else:
             yield cleaned
 
@@ -173,11 +183,11 @@ def _beyond(tokenizer: PreTrainedTokenizerBase, known_ids: int | None, item: Enc
     return Refused(BEYOND, f"{token!r} is token {highest}, and the last embedding is that of {known_ids - 1}")
 
 
-def _decided(signed: list[Signed], first_held: int, recipe: Recipe, tally: Tally) -> list[str]:
+def _decided(signed: SignedRows, first_held: int, recipe: Recipe, tally: Tally) -> Fates:
     """What becomes of each row. Raises DataError if none would be held out, with what became of the others."""
     share = recipe.data.held_out if isinstance(recipe.data.held_out, float) else None
     try:
-        return fates(signed, first_held, share, recipe.seed, dedup=recipe.data.dedup != "off")
+        return fates(signed, first_held, share, recipe.seed, recipe.data.dedup, recipe.data.decontaminate)
     except DataError as error:
         if not tally.dropped:
             raise
