@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tunesmith import console, past
-from tunesmith.decides import as_begun
+from tunesmith.decides import as_begun, data_settings
 from tunesmith.errors import RecipeError, ResumeError
 from tunesmith.pipeline import run_stages
 from tunesmith.recipe import Recipe
@@ -106,6 +106,27 @@ def test_a_new_field_at_its_default_redoes_nothing_and_a_change_does(made):
     younger = {**settings, "train": {name: value for name, value in settings["train"].items() if name != "clip"}}
     assert made_from(record, younger, inputs)  # as if 0.1 had known a field that this version has at its default
     assert not made_from(record, {**settings, "train": settings["train"] | {"clip": 0.5}}, inputs)
+
+
+@pytest.mark.parametrize("change", ["data.dedup=near", "data.decontaminate=true"])
+def test_a_default_that_has_changed_is_what_it_was_in_runs_begun_before(made, change):
+    """`exact`, and no check of leaks, of a run of the last version: neither refused nor made anew; asked for, it is."""
+    record_file, recipe_file = made / "half" / "data" / "record.json", made / "half" / "recipe.yaml"
+    raw = json.loads(record_file.read_text())
+    raw["versions"]["tunesmith"] = "0.2.0"
+    assert raw["settings"]["data"]["dedup"] == "exact" and "decontaminate" not in raw["settings"]["data"]
+    record_file.write_text(json.dumps(raw | {"proofs": []}))
+    text = recipe_file.read_text()
+    assert "dedup: exact" in text and "decontaminate" not in text
+    for path in (made / "recipe.yaml", recipe_file):
+        now = as_begun(read_recipe(path), Run(made / "half"))
+        assert (now.data.dedup, now.data.decontaminate) == ("exact", False)
+    record, asked = read_record(made / "half" / "data"), read_recipe(made / "recipe.yaml")
+    assert asked.data.dedup == "near" and asked.data.decontaminate
+    assert made_from(record, data_settings(now), record.inputs)
+    other = as_begun(read_recipe(made / "recipe.yaml", [change]), Run(made / "half"))
+    assert not made_from(record, data_settings(other), record.inputs)
+    assert as_begun(asked, Run(made / "none")) == asked
 
 
 def test_a_field_taken_out_is_read_with_a_word_and_refused_where_it_asks_for_something(made, capsys):

@@ -39,6 +39,7 @@ nicht nichts nie niemals kein keine keinen keinem keiner keines ohne weder pas j
 nem sem mai senza niet geen nooit zonder не нет ни никогда без 不 没 沒 无 無 非 未 别 別
 """
 """Words that turn a sentence round or count something: negations, numbers, operators in words."""
+ROLES: dict[str, int] = {"system": 0, "user": 1, "assistant": 2, "tool": 3}
 Hashes = NDArray[np.uint64]
 
 
@@ -56,7 +57,7 @@ class Sketches(NamedTuple):
 
     guards_N: Hashes
     """Hash of the numbers, negations and operators in order, and of turns of fewer than LEAST_WORDS, such as "Yes." and
-    "Maybe." after one long question. Where it differs the meaning may differ."""
+    "Maybe." after one long question; and of who says them. Where it differs the meaning may differ."""
     bands_NB: NDArray[np.uint32]
     words_N: NDArray[np.int64]
     shingles_S: NDArray[np.uint32]
@@ -71,12 +72,12 @@ def sketches(rows: Iterable[Sequence[Turn]]) -> Sketches:
     turns = [turn for said in turns_N for turn in said]
     words = hashed_words([said_in(turn) for turn in turns])
     decisive_W = words.decisive_W | np.repeat(words.counts_N < LEAST_WORDS, words.counts_N)
+    roles_W = np.repeat(np.array([ROLES[turn.role] for turn in turns], np.uint64), words.counts_N)
     ends = np.concatenate([[0], np.cumsum([len(said) for said in turns_N])]).astype(np.int64)
     words_N = np.diff(np.concatenate([[0], np.cumsum(words.counts_N)])[ends]).astype(np.int64)
+    guards_N = _guards(words.hashes_W + roles_W, decisive_W, words_N)
     shingles_S, counts_N = shingles_of(words.hashes_W, words_N)
-    return Sketches(
-        _guards(words.hashes_W, decisive_W, words_N), _bands(shingles_S, counts_N), words_N, shingles_S, counts_N
-    )
+    return Sketches(guards_N, _bands(shingles_S, counts_N), words_N, shingles_S, counts_N)
 
 
 def said_in(turn: Turn) -> str:
