@@ -208,7 +208,7 @@ ROWS: dict[str, Row] = {
         kept(s("Be kind."), u(w.q), a(w.a))),
     "a role that nobody knows": lambda w: (gpt(w.q, w.a, roles=("human", "Ann")), dropped("unknown role")),
     "an answer that is null": lambda w: (gpt(w.q, None), dropped("other than text")),  # type: ignore[arg-type]
-    "an answer that is a number": lambda w: ({"prompt": w.q, "completion": 42}, dropped("other than text")),
+    "an answer that is a number": lambda w: ({"prompt": w.q, "completion": 42}, dropped("turn")),
     "no input, no instruction": lambda w: ({"instruction": "", "input": w.q, "output": w.a}, kept(u(w.q), a(w.a))),
     # the order of the speakers
     "two questions in a row": lambda w: (chat(w.q, w.q2, w.a, roles="uua"), repaired(u(f"{w.q}\n\n{w.q2}"), a(w.a))),
