@@ -420,7 +420,7 @@ def test_checkpoints_keep_their_data(tmp_path, base):
     [
         ("x.jsonl", "there is no file"),
         ("gone/*.jsonl", "there is no file"),
-        (".", "is a folder"),
+        ("empty", "is a folder"),
         (__file__, "other data"),
     ],
 )
@@ -429,6 +429,7 @@ def test_files_that_are_gone_are_no_other_data(tmp_path, base, now, said):
     prepare(recipe_of(path), run, base, [])
     (run.checkpoints / "step-000004").mkdir(parents=True)
     path.rename(tmp_path / "y.jsonl")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ResumeError if said == "other data" else DataError, match=said) as caught:
         keep_rows(recipe_of(tmp_path / now), run, base)
     assert said == "other data" or "checkpoints" not in str(caught.value)
