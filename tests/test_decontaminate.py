@@ -25,7 +25,7 @@ def row(*turns):
     return conversation(*turns)
 
 
-@pytest.mark.parametrize("chunk", [1 << 20, 150])
+@pytest.mark.parametrize("chunk", [1 << 17, 150])
 def test_rows_that_repeat_half_of_a_held_out_row_are_dropped(tmp_path, monkeypatch, chunk):
     monkeypatch.setattr(decontaminate, "CHUNK_SHINGLES", chunk)
     held = [row(sentence(50), sentence(50)), row(sentence(30), sentence(30)), row("Who is it?", sentence(8))]

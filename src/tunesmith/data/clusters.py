@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.data.near import Sketches, sketches
+from tunesmith.data.near import Sketches, different, sketches
 
 ALIKE = 0.8  # Jaccard of the shingles from which on two texts are nearly the same (Lee et al. 2022, arXiv 2107.06499)
 MOST_LEADERS = 16  # texts of a bucket that each other one is compared with, so that time is linear
@@ -54,7 +54,7 @@ class TextWriter:
     def add(self, batch: Sketches) -> None:
         """Append a batch."""
         self._file.write(batch.shingles_S.tobytes())
-        self._batches.append(batch._replace(shingles_S=batch.shingles_S[:0]))
+        self._batches.append(batch._replace(shingles_S=np.zeros(0, np.uint32)))  # a slice would keep them all
 
     def texts(self) -> Texts:
         """All that were added."""
@@ -80,7 +80,7 @@ def near_clusters(texts: Texts, same_T: NDArray[np.int64]) -> NDArray[np.int64]:
 
     @lru_cache(CACHED_TEXTS)
     def shingles(text: int) -> Shingles:
-        return np.unique(texts.shingles(int(starts_T[text]), int(texts.ends_T[text])))
+        return different(texts.shingles(int(starts_T[text]), int(texts.ends_T[text])))
 
     starts_T = texts.starts()
     firsts = np.flatnonzero((same_T == np.arange(len(same_T))) & (texts.ends_T > starts_T))

@@ -9,15 +9,16 @@ from numpy.typing import NDArray
 from tunesmith.data.clusters import ALIKE, Texts
 from tunesmith.data.conversation import Turn
 from tunesmith.data.dedup import exact
-from tunesmith.data.near import Hashes, hashed_words, mixed, sequence_hashes, shingles_of
+from tunesmith.data.near import ODD, Hashes, different, hashed_words, sequence_hashes, shingles_of
 
 GRAM_WORDS = 13  # of a run of words that tells a text (Brown et al. 2020, appendix C)
 PARTS = (0, 3, 6, 9, 10)  # shingles that cover 13 words, each three
 CONTAINED = 0.5  # share of a held-out row's runs that a training row may not hold
 COMMON_SHARE, COMMON_ROWS, COMMON_HELD = 0.01, 10, 8
 """A run in more training rows than 1 % and 10, or in more than 8 held-out rows, is a task's wording, and tells none."""
-CHUNK_SHINGLES = 1 << 20
+CHUNK_SHINGLES = 1 << 17
 TABLE_BITS = 22
+TABLE_SHIFT = np.uint64(64 - TABLE_BITS)
 IS_PROMPT, NEARLY_PROMPT = "is an evaluation prompt", "is nearly an evaluation prompt"
 
 
@@ -32,7 +33,7 @@ class _Grams(NamedTuple):
     sizes_H: NDArray[np.int64]
     """Runs of each held-out row."""
     table: NDArray[np.bool_]
-    """Last bits of a hash -> whether a run may have it."""
+    """First bits of a hash -> whether a run may have it."""
 
 
 def repeats(texts: Texts, left_N: NDArray[np.int64], train: Sequence[int], held: Sequence[int]) -> dict[int, int]:
@@ -73,10 +74,10 @@ def _grams(texts: Texts, chosen: NDArray[np.int64]) -> Iterator[tuple[NDArray[np
         runs = np.maximum(ends[first:last] - starts[first:last] - GRAM_WORDS + 1, 0)
         places = np.repeat(np.arange(first, last), runs)
         begins = np.arange(len(places)) + np.repeat(starts[first:last] - starts[first] - (np.cumsum(runs) - runs), runs)
-        hashes = np.zeros(len(places), np.uint64)
-        for part in PARTS:
-            hashes = mixed(hashes + shingles[begins + part])
-        yield places, hashes
+        joined = shingles * ODD[0]
+        for part, factor in zip(PARTS[1:], ODD[1:], strict=False):
+            joined[:-part] += shingles[part:] * factor
+        yield places, joined[begins]
         first = last
 
 
@@ -91,7 +92,7 @@ def _held_grams(texts: Texts, left_N: NDArray[np.int64], held: NDArray[np.int64]
     rows, hashes = rows[is_new], hashes[is_new]
     hashes_G, starts_G = np.unique(hashes, return_index=True)
     table = np.zeros(1 << TABLE_BITS, bool)
-    table[hashes_G & np.uint64(len(table) - 1)] = True
+    table[hashes_G >> TABLE_SHIFT] = True
     sizes_H = np.bincount(rows, minlength=len(held))
     return _Grams(hashes_G, np.append(starts_G, len(rows)), rows, sizes_H, table)
 
@@ -101,12 +102,12 @@ def _found(
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Place in `rows` and number of the run, once for each row and run that it shares with the held-out rows."""
     for all_places, all_hashes in _grams(texts, left_N[rows]):
-        may_be = grams.table[all_hashes & np.uint64(len(grams.table) - 1)]
+        may_be = grams.table[all_hashes >> TABLE_SHIFT]
         places, hashes = all_places[may_be], all_hashes[may_be]
         found = np.searchsorted(grams.hashes_G, hashes)
         found[found == len(grams.hashes_G)] = 0
         is_one = grams.hashes_G[found] == hashes
-        pairs = np.unique(places[is_one] * len(grams.hashes_G) + found[is_one])
+        pairs = different(places[is_one] * len(grams.hashes_G) + found[is_one])
         yield pairs // len(grams.hashes_G), pairs % len(grams.hashes_G)
 
 
@@ -115,7 +116,9 @@ def _shares(places: NDArray[np.int64], found: NDArray[np.int64], grams: _Grams) 
     counts = np.diff(grams.starts_G1)[found]
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     held = grams.rows_P[np.repeat(grams.starts_G1[found], counts) + within]
-    pairs, shared = np.unique(np.repeat(places, counts) * len(grams.sizes_H) + held, return_counts=True)
+    all_pairs = np.sort(np.repeat(places, counts) * len(grams.sizes_H) + held)
+    pairs = different(all_pairs)
+    shared = np.diff(np.append(np.searchsorted(all_pairs, pairs), len(all_pairs)))
     for pair, number in zip(pairs.tolist(), shared.tolist(), strict=True):
         place, which = divmod(pair, len(grams.sizes_H))
         yield place, which, number / int(grams.sizes_H[which])
