@@ -90,6 +90,16 @@ DATA = (
        "test_dedup.py::test_a_new_row_moves_no_other_but_at_the_border"),
 )  # fmt: skip
 TOKENS = (
+    _m("a dropped row is counted and not listed", "tokens/tally.py",
+       'self.listed.write(json_line(line | {"of": of} if of else line))', "pass",
+       "test_data_report.py::test_every_dropped_row_is_a_line_that_says_where_why_and_how_it_begins"),
+    _m("a row of the data turns the page's direction", "printable.py",
+       "return UNSEEN.sub(INSTEAD, printable(text))", "return printable(text)",
+       "test_data_report.py::test_the_page_says_all_of_it_and_nothing_in_a_row_is_obeyed"),
+    _m("other words in the list of dropped rows are other rows", "record.py", " if name != DROPPED})", "})",
+       "test_data_report.py::test_other_words_in_the_list_are_no_other_rows"),
+    _m("a page on other data stays", "tokens/report.py", "MADE_OF.format(made_of).encode() not in head", "not head",
+       "test_data_report.py::test_the_page_is_written_again_only_where_it_would_change"),
     _m("the end-of-turn token is not supervised", "tokens/mask.py",
        "supervised[first : stop + 1] = [True] * (stop + 1 - first)", "supervised[first:stop] = [True] * (stop - first)",
        "test_template.py::test_the_end_token_and_its_place"),

@@ -12,7 +12,7 @@ import pytest
 
 LAYERS = (
     "printable", "command", "streams", "errors", "boundary", "console", "machine", "past", "values", "recipe",
-    "yaml_text", "recipe_problems", "recipe_file", "json_file", "files", "stages", "record", "runs", "lock",
+    "yaml_text", "recipe_problems", "recipe_file", "json_file", "files", "page", "stages", "record", "runs", "lock",
     "data_files", "decides", "stale", "weights", "gguf", "data", "tokens", "model", "inference", "proof", "training",
     "release", "evaluation", "study", "server", "room", "planning", "ending", "fresh", "pipeline", "fork", "inventory",
     "doctoring", "doctor", "tidy", "checks", "verify", "fields", "api", "verbs", "cli", "__main__",

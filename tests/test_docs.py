@@ -22,6 +22,7 @@ PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").glob("*.md") if 
 VERBS = [
     "run",
     "prepare",
+    "data",
     "train",
     "merge",
     "export",

@@ -127,6 +127,44 @@ def compare(runs: Sequence[Named] | Named, report: Named | None = None, *, measu
     return path
 
 
+def data(
+    target: "Recipe | Named", changes: Sequence[str] = (), run_dir: Named | None = None, *, rows: int | None = None,
+    tell: Callable[[str], None] = print,
+) -> None:  # fmt: skip
+    """Write the page on a recipe's data and `tell` of it, once they stand: what is missing is prepared first.
+
+    `rows`: print so many conversations. While another process works in the run, of the data that stand. Raises
+    TunesmithError.
+    """
+    from tunesmith.decides import as_begun
+    from tunesmith.gguf.read import convert
+    from tunesmith.lock import process_in
+    from tunesmith.pipeline import run_stages
+    from tunesmith.record import read_record
+    from tunesmith.runs import write_manifest
+    from tunesmith.stages import STAGES
+    from tunesmith.tokens.report import report, show
+    from tunesmith.weights.locate import small_files
+
+    recipe, run = opened(target, changes, run_dir)
+    before = read_record(run.data)
+    process = process_in(run) if before else None
+    if process:
+        tell(f"process {process} works in {run.path}; this is of the rows that it has")
+    recipe = as_begun(recipe, run) if process else run_stages(recipe, run, STAGES[:1]).recipe
+    folder = None
+    with contextlib.suppress(TunesmithError):  # the base of an old run may be gone; its rows are not
+        folder = small_files(recipe.base, convert)
+    if read_record(run.data) == before:
+        report(recipe, run, folder, tell)
+    else:  # prepare has told of them
+        tell(f"report: {run.data_report}")
+    if not process:
+        write_manifest(run)
+    if rows:
+        show(run, folder, rows)
+
+
 def publish(
     run: Named, changes: Sequence[str] = (), *, send: bool = False, overwrite: bool = False, cards: Named | None = None,
     typed: Sequence[str] = (),

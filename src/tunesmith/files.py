@@ -24,6 +24,8 @@ from tunesmith.json_file import OTHER_JSON, json_object
 RECORD, DIGESTS, PROOFS, FINISHED = "record.json", "digests.json", "proof.json", ".finished.json"
 SAID_OF_FILES = (RECORD, DIGESTS, PROOFS, FINISHED)
 """Files that speak of the other files of their folder: not among those that are digested."""
+DROPPED = "dropped.jsonl"
+"""The list of the rows that are not used; it has a digest, and nothing is made from it."""
 DRAFT, OLD, GONE = "draft", "old", "gone"
 DAMAGED = ".damaged-"
 """How the name of what is damaged, and kept, begins."""

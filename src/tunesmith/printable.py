@@ -4,6 +4,8 @@ import re
 
 STEERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 """Control characters (Unicode's Cc) but tab and line ends: each sequence that a terminal obeys begins with one."""
+UNSEEN = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+"""What turns the direction of what follows it (Unicode's Bidi_Control), and what is no character of a text."""
 INSTEAD = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -13,3 +15,8 @@ def printable(text: str) -> str:
     A carriage return, which would write over the line, is left out.
     """
     return STEERS.sub(INSTEAD, text.replace("\r", ""))
+
+
+def visible(text: str) -> str:
+    """A text with a sign for each character that would not be seen and changes how others are."""
+    return UNSEEN.sub(INSTEAD, printable(text))

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from tunesmith import past
 from tunesmith.boundary import why_unread
 from tunesmith.errors import ResumeError
-from tunesmith.files import RECORD, SAID_OF_FILES, digest_file, fingerprint
+from tunesmith.files import DROPPED, RECORD, SAID_OF_FILES, digest_file, fingerprint
 from tunesmith.json_file import OTHER_JSON, json_object
 from tunesmith.recipe import without_defaults
 from tunesmith.stages import STAGES, stage_at
@@ -192,5 +192,7 @@ def record_text(record: Record) -> str:
 
 
 def output_digest(record: Record) -> str:
-    """One digest for all outputs of a stage: an input of the next one."""
-    return fingerprint({name: output["sha256"] for name, output in record.outputs.items()})
+    """One digest for all outputs of a stage that the next one reads: an input of it. Other words in the list of what
+    was dropped are no other rows.
+    """
+    return fingerprint({name: output["sha256"] for name, output in record.outputs.items() if name != DROPPED})

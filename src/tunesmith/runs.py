@@ -77,6 +77,7 @@ class Run:
         self.samples = path / "samples.jsonl"
         self.loss_plot = path / "loss.png"
         self.report = path / "report.html"
+        self.data_report = path / "data.html"
         self.manifest = path / "manifest.json"
         self.published = path / "published.json"
         self.lock = path / ".lock"
@@ -114,7 +115,8 @@ class Run:
     @property
     def files(self) -> list[Path]:
         """The files that are neither in a stage's folder nor hidden."""
-        return [self.recipe, self.metrics, self.samples, self.loss_plot, self.report, self.manifest, self.published]
+        reports = (self.report, self.data_report)
+        return [self.recipe, self.metrics, self.samples, self.loss_plot, *reports, self.manifest, self.published]
 
     def refuse_strangers(self) -> None:
         """Raise ResumeError if the folder is there, not empty, and no run folder of ours; nothing is written."""
@@ -314,7 +316,7 @@ def write_manifest(run: Run) -> None:
             files |= {f"{folder.name}/{name}": output for name, output in record.outputs.items()}
             said = (folder / RECORD, folder / PROOFS)
             files |= {f"{folder.name}/{path.name}": file_entry(path) for path in said if path.is_file()}
-    for path in (run.recipe, run.metrics, run.samples, run.loss_plot, run.report):
+    for path in (run.recipe, run.metrics, run.samples, run.loss_plot, run.report, run.data_report):
         if path.is_file():
             files[path.name] = file_entry(path)
     write_file(run.manifest, _manifest_text(files))

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tunesmith.boundary import STREAMS
+from tunesmith.boundary import STREAMS, told_as_ctrl_c
 from tunesmith.command import as_typed
 from tunesmith.errors import RecipeError
 from tunesmith.printable import printable
@@ -98,6 +98,20 @@ def space(  # noqa: PLR0913, PLR0917 - a command has the options that it has
     from tunesmith.release.space.verb import Wanted
 
     make(model, Wanted(out, to, attempt, send=yes, public=public, overwrite=overwrite), gguf)
+
+
+def data(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, or the folder of a run.")],
+    changes: Changes = None,
+    run_dir: RunDir = None,
+    rows: Annotated[int | None, _number("--show", MOST, "Print so many conversations, as the model sees them.")] = None,
+) -> None:
+    """A page on your data: what is kept, what is dropped and why, and what is trained on."""
+    with told_as_ctrl_c():
+        begin("data", f"reading {recipe}")
+        from tunesmith.api import data as write_page
+
+        write_page(recipe, changes or (), run_dir, rows=rows, tell=show)
 
 
 def compare(
@@ -278,7 +292,7 @@ def begin(verb: str, what: str) -> None:
 
 
 VERBS: dict[str, Callable[..., None]] = {
-    "chat": chat, "space": space, "compare": compare, "publish": publish, "check": check, "list": list_runs,
-    "doctor": doctor, "clean": clean, "verify": verify, "init": init,
+    "data": data, "chat": chat, "space": space, "compare": compare, "publish": publish, "check": check,
+    "list": list_runs, "doctor": doctor, "clean": clean, "verify": verify, "init": init,
 }  # fmt: skip
 """In the order of the help."""

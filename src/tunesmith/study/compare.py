@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.table import Table
 from rich.text import Text
 
 from tunesmith import __version__
 from tunesmith.console import console_for, say, warn
 from tunesmith.files import write_file, write_user_file
+from tunesmith.page import rendered
 from tunesmith.printable import printable
 from tunesmith.runs import Run
 from tunesmith.study.asked import held_out_rows, remarks, seen
@@ -48,10 +48,10 @@ def compare(names: Sequence[str], report: Path, speeds: Mapping[str, Mapping[str
     models = read_models(named_once(names), speeds)
     best, reason = pick(models)
     groups = table(models)
-    environment = Environment(loader=PackageLoader("tunesmith.study", ""), autoescape=True, undefined=StrictUndefined)
-    environment.filters["megabytes"] = megabytes
     prompts = list(dict.fromkeys(answer["prompt"] for model in models for answer in model.answers))
-    page = environment.get_template("report.html.j2").render(
+    page = rendered(
+        "study/report.html.j2",
+        megabytes=megabytes,
         models=models,
         best=best,
         reason=reason,

@@ -10,11 +10,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from tunesmith.console import progress, say
 from tunesmith.data.clean import clean
-from tunesmith.data.conversation import Conversation
+from tunesmith.data.conversation import Conversation, Dropped
 from tunesmith.data.decontaminate import Prompts
 from tunesmith.data.hub import resolve_commit
 from tunesmith.data.read import conversations
@@ -22,14 +23,17 @@ from tunesmith.data.signed import SignedRows, SignedWriter, sign
 from tunesmith.data.split import HELD_OUT, TRAIN, Fates, fates
 from tunesmith.decides import data_needs, data_needs_now, read_prompts, source_files, sources_of
 from tunesmith.errors import DataError
+from tunesmith.files import DROPPED
 from tunesmith.recipe import Clean, Recipe, Source
 from tunesmith.record import Proof, Record, made_from, read_record
 from tunesmith.runs import Run, commit_stage
+from tunesmith.tokens.listed import wheres_of
 from tunesmith.tokens.mask import CUT, NO_SYSTEM, REFUSED, Encoded, Refused, mask_proof
 from tunesmith.tokens.parts import encode_parts
 from tunesmith.tokens.prompts import refuse_long_prompts
-from tunesmith.tokens.spool import BATCH_ROWS, Spool, Written, wheres, write_split
-from tunesmith.tokens.tally import Tally
+from tunesmith.tokens.report import report
+from tunesmith.tokens.spool import BATCH_ROWS, Spool, Written, neither, write_split
+from tunesmith.tokens.tally import Tally, beginning, first_words
 from tunesmith.tokens.tokenizer import embedding_rows, load_tokenizer
 from tunesmith.weights.locate import LocatedBase
 
@@ -67,7 +71,7 @@ def prepare(recipe: Recipe, run: Run, base: LocatedBase, prompts: Sequence[str] 
         lambda _: proofs,
     )  # fmt: skip
     if done:
-        _report(record.counts)
+        report(recipe, run, base.folder, lambda line: say(f"prepare: {line}" if line[:1] != " " else line))
     return record, done
 
 
@@ -75,14 +79,19 @@ def _write(
     draft: Path, recipe: Recipe, base: LocatedBase, prompts: Sequence[str], proofs: list[Proof]
 ) -> dict[str, Any]:
     """Make the files of the data folder; returns the counts. That of the mask is added to the proofs."""
-    tally, spool = Tally(), draft / "spool"
+    with (draft / DROPPED).open("w", encoding="utf-8") as file:
+        return _written(draft, recipe, base, prompts, proofs, Tally(file))
+
+
+def _written(
+    draft: Path, recipe: Recipe, base: LocatedBase, prompts: Sequence[str], proofs: list[Proof], tally: Tally
+) -> dict[str, Any]:
+    spool = draft / "spool"
     signed, first_held = _spooled(spool, recipe, base, prompts, tally)
     proofs.append(_check_proved(tally, len(signed.read_N)))
     say(f"prepare: {proofs[-1]}")
     decided = _decided(signed, first_held, recipe, tally)
-    for where, fate in zip(wheres(spool), decided.what_N, strict=True):
-        if fate not in (TRAIN, HELD_OUT):
-            tally.drop(where, fate)
+    _drop_decided(spool, decided, tally)
     written = write_split(spool, draft, decided.what_N, decided.clusters_N.tolist())
     shutil.rmtree(spool)
     _check_left(written, tally)
@@ -138,7 +147,8 @@ def _rows(source: Source, rules: Clean, asked: Prompts, tally: Tally) -> Iterato
     while batch := list(islice(cleaned, BATCH_ROWS)):
         for row, hit in zip(batch, asked.hits([row.turns for row in batch]), strict=True):
             if hit:
-                tally.drop(row.where, hit[0])
+                reason, prompt = hit
+                tally.drop(row.where, reason, first_words(row.turns), beginning(prompt))
             else:
                 yield row
 
@@ -150,9 +160,22 @@ def _cleaned(source: Source, rules: Clean, tally: Tally) -> Iterator[Conversatio
         cleaned, changes = clean(row, rules) if isinstance(row, Conversation) else (row, [])
         tally.changed.update(changes)
         if not isinstance(cleaned, Conversation):
-            tally.drop(row.where, cleaned.reason)
+            tally.drop(row.where, cleaned.reason, cleaned.words or _words(row))
         else:
             yield cleaned
+
+
+def _words(row: Conversation | Dropped) -> str:
+    """How a row begins."""
+    return first_words(row.turns) if isinstance(row, Conversation) else row.words
+
+
+def _drop_decided(spool: Path, decided: Fates, tally: Tally) -> None:
+    """Count and list the rows of the spool that are not used, each with the row that it is dropped for."""
+    kept = wheres_of(spool, np.unique(decided.by_N).tolist())
+    for row, conversation in neither(spool, decided.what_N):
+        by = kept.get(int(decided.by_N[row]), "")  # none for NOBODY
+        tally.drop(conversation.where, decided.what_N[row], first_words(conversation.turns), by)
 
 
 def _encoded(
@@ -163,7 +186,7 @@ def _encoded(
     for row, item in encode_parts(tokenizer, batch, recipe):
         refused = item if isinstance(item, Refused) else _beyond(tokenizer, known_ids, item)
         if refused:
-            tally.drop(row.where, refused.reason)
+            tally.drop(row.where, refused.reason, first_words(row.turns))
             if refused.detail:
                 kind = next(kind for kind in UNPROVED if refused.reason.startswith(kind))
                 tally.unproved[kind] += 1
@@ -214,13 +237,3 @@ def _check_left(written: Written, tally: Tally) -> None:
                 f"no row with supervised tokens is left to {what}. Dropped: {tally.reasons()}",
                 fix="correct the rows named, or add conversations that end with an answer",
             )
-
-
-def _report(counts: dict[str, Any]) -> None:
-    """What came in, what was kept and why the rest was not."""
-    names = ("read", "train_rows", "held_out_rows", "tokens", "supervised_tokens", "longest")
-    text = "prepare: {:,} rows read, {:,} to train on, {:,} held out; {:,} tokens, {:,} supervised, longest {:,}"
-    say(text.format(*(counts[name] for name in names)))
-    for name in ("dropped", "changed"):
-        if counts[name]:
-            say(f"  {name}: {', '.join(f'{n:,} {reason}' for reason, n in counts[name].items())}")

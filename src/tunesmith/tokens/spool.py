@@ -16,7 +16,7 @@ from tunesmith.data.conversation import Conversation, Turn
 from tunesmith.data.split import HELD_OUT, TRAIN
 from tunesmith.tokens.mask import CUT, Encoded
 from tunesmith.tokens.rows import RowWriter, map_rows
-from tunesmith.tokens.texts import ROWS
+from tunesmith.tokens.texts import ROWS, conversation_of
 
 BATCH_ROWS = 256  # rows of a row group
 TEXT, NUMBER = pyarrow.string(), pyarrow.int64()
@@ -108,10 +108,12 @@ def write_split(spool: Path, folder: Path, fates: Sequence[str], clusters: Seque
     return found
 
 
-def wheres(spool: Path) -> Iterator[str]:
-    """Where each row of the spool was read."""
-    for _, batch in _batches(spool, ["where"]):
-        yield from batch["where"].to_pylist()
+def neither(spool: Path, fates: Sequence[str]) -> Iterator[tuple[int, Conversation]]:
+    """The rows of the spool that are neither trained on nor held out, each with its number."""
+    for first, batch in _batches(spool, ["where", "messages"]):
+        numbers = [row for row in range(first, first + len(batch)) if fates[row] not in (TRAIN, HELD_OUT)]
+        rows = batch.take(pyarrow.array([row - first for row in numbers], NUMBER)).to_pylist()
+        yield from zip(numbers, map(conversation_of, rows), strict=True)
 
 
 def _batches(spool: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[int, pyarrow.Table]]:

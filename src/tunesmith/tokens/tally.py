@@ -1,13 +1,23 @@
-"""What becomes of the rows that are read: counted by reason, with examples."""
+"""What becomes of the rows that are read: counted by reason; each that is dropped is a line of dropped.jsonl."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TextIO
+
+from tunesmith.data.conversation import Turn
+from tunesmith.json_file import json_line
+from tunesmith.printable import visible
+
+WORDS = 80  # letters of a dropped row that are kept: a line of a terminal
 
 
 @dataclass
 class Tally:
     """What is counted on the way from the files to the rows."""
 
+    listed: TextIO
+    """Where each row that is dropped is written at once, so that memory does not grow with them."""
     read: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -17,13 +27,32 @@ class Tally:
     first_unproved: dict[str, str] = field(default_factory=dict)
     """Kind -> the first row, with what was found."""
 
-    def drop(self, where: str, reason: str) -> None:
-        """Count a row that is not used; the first three of a reason are named."""
+    def drop(self, where: str, reason: str, words: str = "", of: str = "") -> None:
+        """Count and list a row that is not used; the first three of a reason are named.
+
+        `words`: how it begins. `of`: where the row was read that it is dropped for, or the prompt that it asks.
+        """
         self.dropped[reason] += 1
         if self.dropped[reason] <= 3:
             self.examples.setdefault(reason, []).append(where)
+        line = {"where": where, "reason": reason, "words": beginning(words)}
+        self.listed.write(json_line(line | {"of": of} if of else line))
 
     def reasons(self) -> str:
         """Why rows were dropped, how many, and where the first ones are."""
         named = (f"{reason}: {n} ({', '.join(self.examples[reason])})" for reason, n in self.dropped.items())
         return "; ".join(named) or "none"
+
+
+def first_words(turns: Sequence[Turn]) -> str:
+    """What the user says first; of a row without one, what is said first."""
+    texts = [turn.text for turn in turns if turn.role == "user"] or [turn.text for turn in turns]
+    return texts[0] if texts else ""
+
+
+def beginning(text: str) -> str:
+    """The first letters of a text in one line, which steers no terminal."""
+    start = text.lstrip()[: 4 * WORDS]
+    line = visible(" ".join(start.split()))
+    whole = len(line) <= WORDS and len(start) < 4 * WORDS
+    return line if whole else line[: WORDS - 1].rstrip() + "\N{HORIZONTAL ELLIPSIS}"

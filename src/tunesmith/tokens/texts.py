@@ -25,10 +25,11 @@ def texts_of(data: Path, split: str) -> Iterator[Conversation]:
             if split not in splits:
                 continue
             rows = table.read_row_group(group, wanted).to_pylist()
-            yield from (_conversation(row) for row, of in zip(rows, splits, strict=True) if of == split)
+            yield from (conversation_of(row) for row, of in zip(rows, splits, strict=True) if of == split)
 
 
-def _conversation(row: dict[str, Any]) -> Conversation:
+def conversation_of(row: dict[str, Any]) -> Conversation:
+    """The conversation of a row of a table."""
     turns = tuple(
         Turn(one["role"], one["content"], one.get("trained") is not False, one.get("reasoning") or "",
              one.get("calls") or "")
