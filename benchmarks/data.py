@@ -60,7 +60,9 @@ def main() -> None:
             if not data.exists():
                 write_data(data, rows, given.folder / "data" / "instruct", base)
             ways = WAYS[:2] if given.no_peers else WAYS
-            found.append({"rows": rows, "bytes": data.stat().st_size} | {way: measured(way, data, base) for way in ways})
+            found.append(
+                {"rows": rows, "bytes": data.stat().st_size} | {way: measured(way, data, base) for way in ways}
+            )
             print(table(found[-1]), flush=True)
         if len(found) > 1:
             print(f"\nseconds of prepare grow as rows to the power of {slope(found):.2f}")

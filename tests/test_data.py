@@ -152,8 +152,8 @@ def test_a_suffix_in_capitals(tmp_path, suffix):
         (lambda p: p.write_text("a,b\n"), "head.csv", "holds no rows"),
         (
             lambda p: p.write_text("x"),
-            "notes.txt",
-            "notes.txt is of no known kind\n.*.json, .jsonl, .ndjson, .csv, .tsv, .parquet",
+            "notes.doc",
+            "notes.doc is of no known kind\n.*.json, .jsonl, .ndjson, .csv, .tsv, .parquet",
         ),
         (lambda p: p.write_text("x"), "bad.parquet", "is not a whole Parquet file"),
         (lambda p: p.write_text('{"a": 1}'), "columns.jsonl", "has the columns a"),

@@ -116,7 +116,7 @@ CASES = {
         "rows.jsonl.gz is compressed\n  fix: unpack it",
     ),
     "rows by another name": (
-        write("rows.txt", "{}"), (*PREPARE, "--set", "data.sources.0.path=rows.txt"), 3,
+        write("rows.tx", "{}"), (*PREPARE, "--set", "data.sources.0.path=rows.tx"), 3,
         "is of no known kind\n  fix: rename it if it is one of .json",
     ),
     "a folder of no run to clean": (None, ("clean", "."), 5, "\n  fix: name a run, such as runs/NAME; `"),

@@ -16,7 +16,8 @@ from tunesmith.errors import DataError
 from tunesmith.files import is_clutter
 from tunesmith.json_file import OTHER_JSON
 
-KINDS = (".json", ".jsonl", ".ndjson", ".parquet", ".csv", ".tsv", ".arrow", ".feather")
+CHAT = ".txt"
+KINDS = (".json", ".jsonl", ".ndjson", ".parquet", ".csv", ".tsv", ".arrow", ".feather", CHAT)
 PACKED = {".gz": "gzip", ".zst": "zstd"}
 """Suffix -> the name that pyarrow has for the compression."""
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
@@ -94,7 +95,7 @@ def _by_names(folder: Path, split: str) -> Found:
         name = path.relative_to(folder)
         if path.is_dir() or any(part.startswith(".") or is_clutter(part) for part in name.parts):
             continue
-        if kind_of(path).suffix and path.name not in NOTES:
+        if kind_of(path).suffix not in ("", CHAT) and path.name not in NOTES:  # a .txt in a folder is mostly a note
             splits[_split_of(name)].append(path)
         else:
             left["of no known kind"].append(str(name))
@@ -103,7 +104,9 @@ def _by_names(folder: Path, split: str) -> Found:
         if splits:
             raise _no_split(folder, split, list(splits))
         holds = f"only {_few(left['of no known kind'])}" if left else "no files"
-        raise DataError(f"{folder} is a folder that holds {holds}", fix=f"name one with files of {', '.join(KINDS)}")
+        raise DataError(
+            f"{folder} is a folder that holds {holds}", fix=f"name one with files of {', '.join(KINDS[:-1])}"
+        )
     for other, paths in splits.items():
         if other != wanted:
             left[f"of the split {other}" if other else "of no split"] += [str(p.relative_to(folder)) for p in paths]

@@ -12,6 +12,11 @@ from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, mode
 from tunesmith.values import Every, EverySteps, Section, TimeShare, cadence, date_text, switch_text
 
 GgufType = Literal["F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M"]
+SourceFormat = Literal[
+    "auto", "sharegpt", "messages", "self-instruct", "alpaca", "prompt-completion", "question-answer",
+    "chatgpt", "telegram", "whatsapp",
+]  # fmt: skip
+SpeakerRole = Literal["system", "user", "assistant", "tool"]
 Dedup = Literal["off", "exact", "words", "near"]
 TrainOn = Literal["all", "last"]
 TooLong = Literal["cut", "split", "drop"]
@@ -27,15 +32,23 @@ class Columns(Section):
     messages: str | None = None
     """Messages: the list of messages."""
     instruction: str | None = None
-    """Alpaca: the task."""
+    """Alpaca, self-instruct: the task."""
     input: str | None = None
-    """Alpaca: what the task is about; may be empty."""
+    """Alpaca, question-answer: what it is about; may be empty."""
     output: str | None = None
     """Alpaca: the answer."""
     prompt: str | None = None
     """Prompt-completion: what the user says."""
     completion: str | None = None
     """Prompt-completion: the answer."""
+    question: str | None = None
+    """Question-answer: what the user says."""
+    answer: str | None = None
+    """Question-answer: the answer."""
+    reasoning: str | None = None
+    """Formats with one answer a row: what was thought before it."""
+    tools: str | None = None
+    """Any format: the tools that the assistant may call."""
     system: str | None = None
     """Any format: the system prompt of the row."""
 
@@ -44,10 +57,10 @@ class Source(Section):
     """One place that conversations come from."""
 
     path: Annotated[str, Field(min_length=1)]
-    """A file, glob or folder (JSON, JSONL, Parquet, CSV, TSV, Arrow, also as .gz or .zst; relative to the recipe file),
-    or the id of a data set on the Hub."""
-    format: Literal["auto", "sharegpt", "messages", "alpaca", "prompt-completion"] = "auto"
-    """How a row holds its conversation; `auto` decides by the columns of the first row."""
+    """A file, glob or folder (JSON, JSONL, Parquet, CSV, TSV, Arrow, WhatsApp's .txt, also as .gz or .zst; relative to
+    the recipe file), or the id of a data set on the Hub."""
+    format: SourceFormat = "auto"
+    """How a row holds its conversation; `auto` decides by the columns of each row, first as what the first row is."""
     split: str = "train"
     """Split of a data set on the Hub, where it may be a part, as in train[:1000], or of a folder laid out as one."""
     config: str | None = None
@@ -102,6 +115,8 @@ class DataConfig(Section):
 
     sources: Annotated[tuple[Source, ...], Field(min_length=1)]
     """Where the conversations come from; at least one."""
+    roles: dict[str, SpeakerRole] = Field(default={})
+    """Who the speakers are, by their names in the data, as in {Ann: user, Bob: assistant}; chats of people need it."""
     dedup: Annotated[Dedup, BeforeValidator(switch_text)] = "near"
     """Remove conversations that say the same: `exact` to the letter, but for the kind and number of spaces and Unicode
     form; `words` also without case, punctuation and system prompts; `near` where 8 of 10 runs of three words are the

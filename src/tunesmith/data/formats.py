@@ -1,153 +1,149 @@
-"""ShareGPT, messages, Alpaca and prompt-completion rows become turns; what does not fit gives the reason."""
+"""Rows of every format become conversations; what does not fit gives the reason."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-from tunesmith.data.conversation import Role, Turn
-from tunesmith.data.keys import DECODER, key_twice
-from tunesmith.data.meaning import why_not_row, why_not_turn
-from tunesmith.errors import DataError
-from tunesmith.recipe import Source
+from tunesmith.data.calls import decoded, tools_of
+from tunesmith.data.chatgpt import chatgpt_turns
+from tunesmith.data.chats import WHATSAPP, spoken
+from tunesmith.data.columns import EXPORTS, FORMATS, Names, Row, cell, missing_column, unused_columns
+from tunesmith.data.conversation import Conversation, Dropped, Role, Turn
+from tunesmith.data.meaning import NoTurns, why_not_row
+from tunesmith.data.noted import Noted
+from tunesmith.data.speakers import Roles
+from tunesmith.data.telegram import telegram_chats, telegram_conversations
+from tunesmith.data.turns import listed, messages_in, text_of, unused_keys
+from tunesmith.data.unread import words_of
 
-FORMATS = {
-    "sharegpt": ("conversations",),
-    "messages": ("messages",),
-    "alpaca": ("instruction", "output"),
-    "prompt-completion": ("prompt", "completion"),
-}
-"""Format -> the columns it needs, in the order in which `auto` tries them."""
-ROLES: dict[str, Role] = {
-    **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("human", "user"), "user"),
-    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bing", "bard", "model"), "assistant"),
-    **dict.fromkeys(("function_call", "observation", "tool", "function"), "tool"),
-}
-"""Who speaks, in any case -> the role."""
 PAIR: tuple[Role, Role] = ("user", "assistant")
-
-Row = Mapping[str, Any]
-Names = dict[str, str]
-
-
-class _NoTurns(Exception):  # noqa: N818 (a reason on its way up, not a failure)
-    """Why a row is no conversation."""
+NO_HISTORY = "its history is not a list of questions with their answers"
+NO_INSTANCES = "its instances are not a list of inputs with their outputs"
+NO_MESSAGES = "a chat without messages that have words"
 
 
-def column_names(source: Source) -> Names:
-    """Column of the format -> column of the source."""
-    columns = source.columns
-    return {name: getattr(columns, name) or name for name in type(columns).model_fields}
+def read_row(
+    row: Row, form: str, names: Names, where: str, roles: Roles, noted: Noted
+) -> Iterator[Conversation | Dropped]:
+    """What a row of a format holds: one conversation, or several (instances, an export), or why there is none."""
+    noted.formats[form] += 1
+    noted.unused.update(unused_columns(row, form, names))
+    reason = why_not_row(row, names.values())
+    if reason is None and form in FORMATS and (missing := missing_column(row, form, names)):
+        reason = f"nothing in column {missing}"
+    if reason:
+        yield Dropped(where, reason, words_of(row))
+    elif form == "telegram":
+        yield from _telegram(row, where, roles, noted)
+    elif form == "self-instruct":
+        yield from _instances(row, names, where)
+    else:
+        yield _one(row, form, names, where, roles, noted)
 
 
-def format_of(row: Row, source: Source, where: str) -> str:
-    """The format of a source, decided by the columns of a row. Raises DataError if none fits."""
-    names = column_names(source)
-    wanted = FORMATS if source.format == "auto" else {source.format: FORMATS[source.format]}
-    if found := _form(row, wanted, names):
-        return found
-    known = "; ".join(f"{form}: {' and '.join(names[need] for need in needs)}" for form, needs in wanted.items())
-    fix = "name its columns in the recipe, such as data.sources[].columns: {output: answer}"
-    for key, value in row.items():
-        if isinstance(value, list) and value and isinstance(value[0], dict) and _form(value[0], wanted, names):
-            fix = f'the rows are in the list "{key}": write that list alone to a file, and name it in the recipe'
-    raise DataError(
-        f"{source.path} has the columns {', '.join(map(str, row)) or '(none)'}. A conversation needs {known}",
-        fix=fix,
-        where=where,
-    )
-
-
-def _form(row: Row, wanted: Mapping[Any, tuple[str, ...]], names: Names) -> str | None:
-    """The first format whose columns a row has; better one with something in them, as tables pad columns with null."""
-    for is_there in (lambda column: row.get(column) is not None, row.__contains__):
-        for form, needs in wanted.items():
-            if all(is_there(names[need]) for need in needs):
-                return form
-    return None
-
-
-def to_turns(row: Row, form: str, names: Names) -> tuple[Turn, ...] | str:
-    """The turns of a row, or the reason why it has none."""
-    missing = [names[need] for need in FORMATS[form] if row.get(names[need]) is None]
-    if missing:
-        return f"nothing in column {missing[0]}"
-    if reason := why_not_row(row, names.values()):
-        return reason
-    first, last = (row[names[need]] for need in (FORMATS[form][0], FORMATS[form][-1]))
+def _one(row: Row, form: str, names: Names, where: str, roles: Roles, noted: Noted) -> Conversation | Dropped:
     try:
-        if form == "alpaca":
-            task, context = _text(first), _text(row.get(names["input"]) or "")
-            asked = "\n\n".join(part for part in (task, context) if part.strip())
-            turns = [*_earlier(row.get("history")), Turn("user", asked), Turn("assistant", _text(last))]
-        elif form == "prompt-completion":
-            turns = _part(first, "user") + _part(last, "assistant")
-        else:
-            turns = _listed(first)
-        system = _text(row.get(names["system"]) or "")
-    except _NoTurns as reason:
-        return str(reason)
-    if system.strip() and not (turns and turns[0].role == "system"):
-        turns.insert(0, Turn("system", system))
-    return tuple(turns)
+        if form in EXPORTS:
+            return Conversation(tuple(_exported(row, form, roles, noted)), where)
+        turns = _turns(row, form, names, roles, noted)
+        tools = tools_of(cell(row, names["tools"]))
+        return Conversation(tuple(_with_system(turns, row, names)), where, tools)
+    except NoTurns as reason:
+        return Dropped(where, str(reason), words_of(row))
+
+
+def _turns(row: Row, form: str, names: Names, roles: Roles, noted: Noted) -> list[Turn]:
+    """The turns of a row with one conversation in its columns."""
+    first, last = (cell(row, names[need]) for need in (FORMATS[form][0], FORMATS[form][-1]))
+    if form == "prompt-completion":
+        return _context(_part(first, "user", roles)) + _thought(_part(last, "assistant", roles), row, names)
+    if form in ("alpaca", "question-answer"):
+        asked = _asked(first, cell(row, names["input"]))
+        answer = _thought([Turn("assistant", text_of(last))], row, names)
+        return [*_earlier(cell(row, names["history"])), Turn("user", asked), *answer]
+    messages = messages_in(first)
+    noted.unused.update(f"{names[FORMATS[form][0]][0]}[].{key}" for key in unused_keys(messages))
+    return listed(messages, roles)
+
+
+def _context(prompt: list[Turn]) -> list[Turn]:
+    """The turns of a prompt; its answers are not to be learned, as only the completion is (TRL)."""
+    return [replace(turn, trained=False) if turn.role == "assistant" else turn for turn in prompt]
+
+
+def _asked(task: Any, context: Any) -> str:
+    """A task and what it is about; either may be empty."""
+    return "\n\n".join(part for part in (text_of(task), text_of(context or "")) if part.strip())
+
+
+def _thought(answer: list[Turn], row: Row, names: Names) -> list[Turn]:
+    """The answer with what the row's own column says was thought before it."""
+    reasoning = cell(row, names["reasoning"])
+    if not reasoning or not answer or answer[-1].reasoning:
+        return answer
+    return [*answer[:-1], replace(answer[-1], reasoning=text_of(reasoning))]
+
+
+def _with_system(turns: list[Turn], row: Row, names: Names) -> list[Turn]:
+    """The turns, after the row's system prompt where they have none."""
+    system = text_of(cell(row, names["system"]) or "")
+    return [Turn("system", system), *turns] if system.strip() and not _has_system(turns) else turns
+
+
+def _has_system(turns: list[Turn]) -> bool:
+    return bool(turns) and turns[0].role == "system"
 
 
 def _earlier(history: Any) -> list[Turn]:
-    """Questions and answers before an Alpaca row's own: LLaMA-Factory's list of pairs; CSV holds it as JSON text."""
-    if not history:
-        return []
-    pairs = _decoded(history)
+    """Questions and answers before a row's own: LLaMA-Factory's list of pairs; CSV holds it as JSON text."""
+    pairs = decoded(history, NO_HISTORY) if history else []
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == len(PAIR) for pair in pairs):
-        raise _NoTurns("its history is not a list of questions with their answers")
-    return [Turn(role, _text(text)) for pair in pairs for role, text in zip(PAIR, pair, strict=True)]
+        raise NoTurns(NO_HISTORY)
+    return [Turn(role, text_of(text)) for pair in pairs for role, text in zip(PAIR, pair, strict=True)]
 
 
-def _part(value: Any, role: Role) -> list[Turn]:
+def _part(value: Any, role: Role, roles: Roles) -> list[Turn]:
     """A prompt or completion: a text, or TRL's list of messages."""
-    return [Turn(role, value)] if isinstance(value, str) else _listed(value)
+    return [Turn(role, value)] if isinstance(value, str) else listed(value, roles)
 
 
-def _listed(turns: Any) -> list[Turn]:
-    """A list of {from, value} or {role, content}; CSV holds it as JSON text."""
-    turns = _decoded(turns)
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise _NoTurns("turns are not a list of messages")
-    return [_turn(turn) for turn in turns]
-
-
-def _decoded(value: Any) -> Any:
-    """What a cell holds as JSON text."""
-    if not isinstance(value, str):
-        return value
+def _instances(row: Row, names: Names, where: str) -> Iterator[Conversation | Dropped]:
+    """Self-instruct: one task, with several inputs and their outputs."""
     try:
-        found = DECODER.decode(value)
-    except (ValueError, RecursionError):
-        raise _NoTurns("turns are not valid JSON") from None
-    if twice := key_twice(found):
-        raise _NoTurns(twice)
-    return found
+        task, instances = (cell(row, names[need]) for need in FORMATS["self-instruct"])
+        instances = decoded(instances, NO_INSTANCES)
+        if not isinstance(instances, list) or not all(isinstance(one, dict) for one in instances) or not instances:
+            raise NoTurns(NO_INSTANCES)
+    except NoTurns as reason:
+        yield Dropped(where, str(reason), words_of(row))
+        return
+    for number, one in enumerate(instances, 1):
+        place = f"{where}, instance {number}" if len(instances) > 1 else where
+        try:
+            turns = [Turn("user", _asked(task, one.get("input"))), Turn("assistant", text_of(one.get("output")))]
+            yield Conversation(tuple(_with_system(turns, row, names)), place)
+        except NoTurns as reason:
+            yield Dropped(place, str(reason), words_of(row))
 
 
-def _turn(turn: Row) -> Turn:
-    speaker = _either(turn, "from", "role")  # tables and mixed files pad the other one's keys with null
-    role = ROLES.get(speaker.strip().casefold()) if isinstance(speaker, str) else None
-    if role is None:
-        raise _NoTurns(f"unknown role {json.dumps(speaker, default=str)[:40]}")
-    if reason := why_not_turn(turn, role):
-        raise _NoTurns(reason)
-    return Turn(role, _text(_either(turn, "value", "content")))
+def _exported(row: Row, form: str, roles: Roles, noted: Noted) -> list[Turn]:
+    """A conversation of ChatGPT's or WhatsApp's export."""
+    if form == "chatgpt":
+        return chatgpt_turns(row, noted.changed)
+    noted.changed.update(row["left_out"])
+    return spoken(row[WHATSAPP], roles, noted.changed)
 
 
-def _either(turn: Row, key: str, other: str) -> Any:
-    return turn.get(other) if turn.get(key) is None else turn[key]
-
-
-def _text(value: Any) -> str:
-    """A text, or a list of text parts put together."""
-    if isinstance(value, list):
-        if not all(isinstance(part, dict) and part.get("type") == "text" for part in value):
-            raise _NoTurns("a turn holds something other than text")
-        value = "".join(_text(part.get("text") or part.get("value")) for part in value)
-    if not isinstance(value, str):
-        raise _NoTurns("a turn holds something other than text")
-    return value
+def _telegram(row: Row, where: str, roles: Roles, noted: Noted) -> Iterator[Conversation | Dropped]:
+    """Every conversation of every chat of an export."""
+    for chat, messages in telegram_chats(row):
+        part = None
+        for part in telegram_conversations(messages, noted.changed):
+            place = f"{where}, {chat}{part[0].place}"
+            try:
+                turns = spoken(((said.speaker, said.text) for said in part), roles, noted.changed)
+                yield Conversation(tuple(turns), place)
+            except NoTurns as reason:
+                yield Dropped(place, str(reason), words_of(part[0].text))
+        if part is None:
+            yield Dropped(f"{where}, {chat}".rstrip(", "), NO_MESSAGES)

@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tunesmith.data.formats import Row
+from tunesmith.data.columns import Row
 from tunesmith.data.keys import DECODER, key_twice, objects_in
 from tunesmith.data.not_text import refuse_no_text, refuse_no_text_here
 from tunesmith.data.opened import Lines, opened

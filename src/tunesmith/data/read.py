@@ -6,15 +6,19 @@ from itertools import chain, islice
 from pathlib import Path
 
 from tunesmith.console import say
+from tunesmith.data.columns import Row, column_names, format_of
 from tunesmith.data.conversation import Conversation, Dropped
 from tunesmith.data.csv_rows import csv_rows
-from tunesmith.data.formats import Row, column_names, format_of, to_turns
 from tunesmith.data.hub import hub_tables
 from tunesmith.data.json_rows import NO_OBJECT, json_rows
+from tunesmith.data.judged import judged
+from tunesmith.data.noted import Noted
 from tunesmith.data.opened import Damaged
+from tunesmith.data.speakers import Roles
 from tunesmith.data.tables import arrow_rows, parquet_rows, table_rows
 from tunesmith.data.unread import Numbered, Unread, words_of
-from tunesmith.data_files import PACKED, folder_files, kind_of, said
+from tunesmith.data.whatsapp import whatsapp_rows
+from tunesmith.data_files import CHAT, PACKED, folder_files, kind_of, said
 from tunesmith.decides import refuse_missing, source_files
 from tunesmith.errors import DataError
 from tunesmith.recipe import Source
@@ -23,16 +27,14 @@ FETCH = "delete it from the cache of `datasets`, so that it is fetched again"
 OTHER_PACKED = (".xz", ".bz2", ".lz4", ".zip", ".7z", ".rar", ".tar", ".tgz")
 
 
-def conversations(source: Source) -> Iterator[Conversation | Dropped]:
-    """Every row of a source, in order. Raises DataError if the source is missing, empty or of no known format."""
-    names, form = column_names(source), ""
-    for where, row in rows_of(source):
-        if isinstance(row, Unread):
-            yield Dropped(where, str(row), row.words)
-            continue
-        form = form or format_of(row, source, where)
-        turns = to_turns(row, form, names)
-        yield Dropped(where, turns, words_of(row)) if isinstance(turns, str) else Conversation(turns, where)
+def conversations(
+    source: Source, roles: Roles | None = None, noted: Noted | None = None
+) -> Iterator[Conversation | Dropped]:
+    """Every row of a source, in order. Raises DataError if the source is missing, empty or of no known format.
+
+    `roles`: the recipe's data.roles; `noted` gets what is seen on the way and is no reason to drop a row.
+    """
+    return judged(rows_of(source), source, roles or {}, noted or Noted())
 
 
 def rows_of(source: Source) -> Iterator[tuple[str, Row | Unread]]:
@@ -99,19 +101,12 @@ def _unwrapped(path: Path, rows: Numbered, source: Source) -> Numbered:
 
 def _list_of_rows(wrapper: Row, source: Source) -> str:
     """The key whose list holds rows, where the object itself is none and one list does; "" otherwise."""
-    if _is_row(wrapper, source):
+    names = column_names(source)
+    if format_of(wrapper, source, names):
         return ""
     lists = [key for key, value in wrapper.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
-    found = [key for key in lists if _is_row(wrapper[key][0], source)]
+    found = [key for key in lists if format_of(wrapper[key][0], source, names)]
     return found[0] if len(found) == 1 else ""
-
-
-def _is_row(row: Row, source: Source) -> bool:
-    try:
-        format_of(row, source, "")
-    except DataError:
-        return False
-    return True
 
 
 def _of_no_kind(path: Path) -> DataError:
@@ -129,5 +124,6 @@ READERS: dict[str, Callable[[Path], Numbered]] = {
     **dict.fromkeys((".csv", ".tsv"), csv_rows),
     ".parquet": parquet_rows,
     **dict.fromkeys((".arrow", ".feather"), arrow_rows),
+    CHAT: whatsapp_rows,
 }
 """Suffix -> the reader of its kind; those of data_files.KINDS."""

@@ -9,8 +9,8 @@ import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
 
+from tunesmith.data.columns import Row
 from tunesmith.data.csv_rows import refuse_twice
-from tunesmith.data.formats import Row
 from tunesmith.data.opened import opened_whole
 from tunesmith.data.unread import BAD_TEXT, Numbered, Unread
 from tunesmith.errors import DataError, ResourceError

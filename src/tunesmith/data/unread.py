@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from tunesmith.data.formats import Row
+from tunesmith.data.columns import Row
 
 BAD_TEXT = "not valid UTF-8"
 FIRST_WORDS = 80  # letters of a dropped row that are kept to find it by

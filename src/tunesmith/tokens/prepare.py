@@ -6,7 +6,7 @@ Then duplicates and the split are known, by what is left of each row after the c
 
 import shutil
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from tunesmith.data.clean import clean
 from tunesmith.data.conversation import Conversation, Dropped
 from tunesmith.data.decontaminate import Prompts
 from tunesmith.data.hub import resolve_commit
+from tunesmith.data.noted import Noted
 from tunesmith.data.read import conversations
 from tunesmith.data.signed import SignedRows, SignedWriter, sign
 from tunesmith.data.split import HELD_OUT, TRAIN, Fates, fates
 from tunesmith.decides import data_needs, data_needs_now, read_prompts, source_files, sources_of
 from tunesmith.errors import DataError
 from tunesmith.files import DROPPED
-from tunesmith.recipe import Clean, Recipe, Source
+from tunesmith.recipe import DataConfig, Recipe, Source
 from tunesmith.record import Proof, Record, made_from, read_record
 from tunesmith.runs import Run, commit_stage
 from tunesmith.tokens.listed import wheres_of
@@ -106,7 +107,9 @@ def _written(
         "supervised_tokens": written.supervised,
         "longest": written.longest,
         "cut": written.cut,
-        "changed": dict(tally.changed),
+        "changed": dict(sum((noted.changed for noted in tally.sources.values()), tally.changed)),
+        "formats": {path: dict(noted.formats) for path, noted in tally.sources.items()},
+        "unused": {path: dict(noted.unused) for path, noted in tally.sources.items() if noted.unused},
         "dropped": dict(tally.dropped.most_common()),
         "examples": tally.examples,
         "revisions": {s.path: resolve_commit(s) for s in sources_of(recipe) if not source_files(s)},
@@ -130,9 +133,8 @@ def _spooled(
         progress("prepare", None, unit="rows") as advance,
     ):
         for index, source in enumerate(sources_of(recipe)):
-            say(f"reading {source.path}")
             first_held = len(signed) if index == len(recipe.data.sources) else first_held
-            rows = _rows(source, recipe.data.clean, asked, tally)
+            rows = _rows(source, recipe.data, asked, tally)
             while batch := list(islice(rows, BATCH_ROWS)):  # tokenised at once, in threads
                 encoded = _encoded(tokenizer, known_ids, batch, recipe, tally)
                 spool.add(encoded)
@@ -141,9 +143,9 @@ def _spooled(
         return signed.rows(), first_held
 
 
-def _rows(source: Source, rules: Clean, asked: Prompts, tally: Tally) -> Iterator[Conversation]:
+def _rows(source: Source, data: DataConfig, asked: Prompts, tally: Tally) -> Iterator[Conversation]:
     """The rows of a source, cleaned; those that are broken or hold an evaluation prompt are counted."""
-    cleaned = _cleaned(source, rules, tally)
+    cleaned = _cleaned(source, data, tally)
     while batch := list(islice(cleaned, BATCH_ROWS)):
         for row, hit in zip(batch, asked.hits([row.turns for row in batch]), strict=True):
             if hit:
@@ -153,11 +155,15 @@ def _rows(source: Source, rules: Clean, asked: Prompts, tally: Tally) -> Iterato
                 yield row
 
 
-def _cleaned(source: Source, rules: Clean, tally: Tally) -> Iterator[Conversation]:
+def _cleaned(source: Source, data: DataConfig, tally: Tally) -> Iterator[Conversation]:
     """The rows of a source, cleaned; those that are broken are counted."""
-    for row in conversations(source):
+    noted = tally.sources.setdefault(source.path, Noted())
+    rows = conversations(source, data.roles, noted)
+    first = next(rows, None)
+    say(f"reading {source.path} as {noted.form or 'no known format'}")
+    for row in chain([first] if first else [], rows):
         tally.read += 1
-        cleaned, changes = clean(row, rules) if isinstance(row, Conversation) else (row, [])
+        cleaned, changes = clean(row, data.clean) if isinstance(row, Conversation) else (row, [])
         tally.changed.update(changes)
         if not isinstance(cleaned, Conversation):
             tally.drop(row.where, cleaned.reason, cleaned.words or _words(row))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TextIO
 
 from tunesmith.data.conversation import Turn
+from tunesmith.data.noted import Noted
 from tunesmith.json_file import json_line
 from tunesmith.printable import visible
 
@@ -22,6 +23,8 @@ class Tally:
     dropped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
     changed: Counter[str] = field(default_factory=Counter)
+    sources: dict[str, Noted] = field(default_factory=dict)
+    """Path of a source -> what was seen in it."""
     unproved: Counter[str] = field(default_factory=Counter)
     """Kind, a key of UNPROVED in prepare.py -> rows."""
     first_unproved: dict[str, str] = field(default_factory=dict)
