@@ -248,7 +248,7 @@ class _Text:
             except json.JSONDecodeError as error:
                 if not _is_cut(error, self.text) or self._ended:
                     raise self.fault(error.msg, error.pos) from None
-                if len(self.text) - self.place > ROW_BYTES:
+                if len(self.text) - self.place >= ROW_BYTES:
                     raise self.fault(TOO_LONG, self.place, "no list of rows") from None
             except (ValueError, RecursionError) as error:
                 reason = "brackets too deep" if isinstance(error, RecursionError) else str(error)
@@ -285,7 +285,7 @@ class _Text:
         self.line += lines
         self._column = len(behind) - behind.rfind("\n") if lines else self._column + len(behind)
         self._bytes += len(_bytes(behind))
-        piece = self._lines.read(max(PIECE_BYTES, min(len(self.text), ROW_BYTES)))
+        piece = self._lines.read(max(PIECE_BYTES, min(len(self.text), ROW_BYTES - len(self.text))))
         self._ended = not piece
         if self.tried is not None:
             self.tried.append(piece)

@@ -1,5 +1,6 @@
 """Arrow tables in, rows out: damage is an error that says from which row on, a cell that is no text a bad row."""
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from tunesmith.errors import DataError, ResourceError
 
 BATCH_ROWS = 1000
 PAGE_BYTES = 1 << 20  # read of a column at once; without it Parquet holds whole columns of a group of rows
+ABSURD = re.compile(r"of size \d{14}")  # 10 TB of memory are asked for by a damaged length
 ARROW_FILE = b"ARROW1"
 AGAIN = "fetch or write it again"
 BAD_CELL = "a cell that cannot be read"
@@ -82,7 +84,7 @@ def damage_named(name: str, what: str, fix: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        if isinstance(error, MemoryError) or "thread" in reason:
+        if (isinstance(error, MemoryError) and not ABSURD.search(reason)) or "thread" in reason:
             raise ResourceError(f"{name} cannot be read: {reason}", fix="free some memory") from error
         if isinstance(error, NotImplementedError):
             newer = "write it again with another compression or encoding, or update pyarrow"
