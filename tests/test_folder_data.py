@@ -34,22 +34,16 @@ def put(folder, *files):
 
 
 def test_every_file_of_a_known_kind_is_read_and_the_others_are_named(tmp_path, capsys):
-    put(
-        tmp_path,
-        "b.jsonl",
-        "a/c.ndjson",
-        "a/b.JSON",
-        "notes.txt",
-        "a/more.pdf",
-        ".hidden.jsonl",
-        ".git/x.json",
-        "._b.json",
-    )
+    put(tmp_path, "b.jsonl", "a/c.ndjson", "a/b.JSON", "notes.txt", "a/more.pdf")
+    put(tmp_path, ".hidden.jsonl", ".git/x.json", "._b.json")
+    put(tmp_path, "runs/one/manifest.json", "runs/one/metrics.jsonl", "runs/one/data/rows.jsonl")
     put(tmp_path, *(f"z{number}.md" for number in range(9)))
     found = [("a/b.JSON:1", "a/b.JSON"), ("a/c.ndjson:1", "a/c.ndjson"), ("b.jsonl:1", "b.jsonl")]
     assert answers(tmp_path) == found
     said = capsys.readouterr().err
-    assert "not read are files of no known kind: a/more.pdf, notes.txt, z0.md, z1.md, z2.md and 6 more" in said
+    assert (
+        "not read are files of no known kind: a/more.pdf, notes.txt, z0.md, z1.md, z2.md and 6 more; of a run" in said
+    )
     assert said.count("not read") == 1
 
 

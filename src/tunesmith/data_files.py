@@ -5,6 +5,7 @@ such as data/train-00000-of-00001.parquet), or any other, of which every file of
 """
 
 import json
+import os
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from tunesmith.errors import DataError
-from tunesmith.files import is_clutter
+from tunesmith.files import RECORD, is_clutter
 from tunesmith.json_file import OTHER_JSON
 
 CHAT = ".txt"
@@ -31,6 +32,7 @@ SPLITS = {
 }
 """A word in the name of a file or folder -> its split, as `datasets` has it (its guide "Structure your repository")."""
 WORD = re.compile("[a-z]+")
+OF_A_RUN = {RECORD, "manifest.json"}
 FEW = 5  # names that are said of many
 
 
@@ -91,26 +93,41 @@ def said(left: dict[str, list[str]]) -> str:
 def _by_names(folder: Path, split: str) -> Found:
     """Every file of a known kind below the folder; where their names tell splits, those of this one."""
     splits, left = defaultdict[str, list[Path]](list), defaultdict[str, list[str]](list)
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if path.is_dir() or any(part.startswith(".") or is_clutter(part) for part in name.parts):
-            continue
-        if kind_of(path).suffix not in ("", CHAT) and path.name not in NOTES:  # a .txt in a folder is mostly a note
-            splits[_split_of(name)].append(path)
+    for name in _names_below(folder, left["of a run"]):
+        if kind_of(name).suffix not in ("", CHAT) and name.name not in NOTES:  # a .txt is mostly a note
+            splits[_split_of(name)].append(folder / name)
         else:
             left["of no known kind"].append(str(name))
     wanted = split if split in splits else ""
     if wanted not in splits:
         if splits:
             raise _no_split(folder, split, list(splits))
-        holds = f"only {_few(left['of no known kind'])}" if left else "no files"
+        holds = "only " * any(left.values()) + (_few([*left["of no known kind"], *left["of a run"]]) or "no files")
         raise DataError(
             f"{folder} is a folder that holds {holds}", fix=f"name one with files of {', '.join(KINDS[:-1])}"
         )
     for other, paths in splits.items():
         if other != wanted:
             left[f"of the split {other}" if other else "of no split"] += [str(p.relative_to(folder)) for p in paths]
-    return Found(splits[wanted], dict(left))
+    return Found(splits[wanted], {why: names for why, names in left.items() if names})
+
+
+def _names_below(folder: Path, runs: list[str]) -> list[Path]:
+    """The files below a folder, sorted, none of them hidden; `runs` gets the folders that are ours, which are no data."""
+    names = []
+    for place, below, files in os.walk(folder):
+        here = Path(place).relative_to(folder)
+        if any(file in OF_A_RUN for file in files):
+            runs.append(f"{here}/")
+            below.clear()
+            continue
+        below[:] = [name for name in below if not _is_hidden(name)]
+        names += [here / name for name in files if not _is_hidden(name)]
+    return sorted(names)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or is_clutter(name)
 
 
 def _split_of(name: Path) -> str:

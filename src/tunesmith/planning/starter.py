@@ -74,7 +74,7 @@ def answers_from(data: str | None, base: str | None, name: str | None, ask: bool
     if data is None:
         if not ask:
             what = "init needs conversations to make a recipe for"
-            raise RecipeError(what, fix="name a file (JSON, JSONL, Parquet, CSV) or a data set of the Hub: init FILE")
+            raise RecipeError(what, fix="name a file, a folder or a data set of the Hub: init DATA")
         data = _asked("Conversations (file or Hub data set)", "", _refuse_data)
     else:
         _refuse_data(data)
