@@ -41,9 +41,7 @@ def test_every_file_of_a_known_kind_is_read_and_the_others_are_named(tmp_path, c
     found = [("a/b.JSON:1", "a/b.JSON"), ("a/c.ndjson:1", "a/c.ndjson"), ("b.jsonl:1", "b.jsonl")]
     assert answers(tmp_path) == found
     said = capsys.readouterr().err
-    assert (
-        "not read are files of no known kind: a/more.pdf, notes.txt, z0.md, z1.md, z2.md and 6 more; of a run" in said
-    )
+    assert "files of a run: runs/one/; of no known kind: a/more.pdf, notes.txt, z0.md, z1.md, z2.md and 6 more" in said
     assert said.count("not read") == 1
 
 

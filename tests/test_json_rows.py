@@ -1,5 +1,6 @@
 """JSON files of every shape: each byte is in a row, between rows, in a line named as dropped, or in an error."""
 
+import itertools
 import json
 import re
 
@@ -258,3 +259,27 @@ def test_every_row_is_read_or_lies_in_what_is_named(tmp_path_factory, parts, tex
         if spans[n][0] < len(content) and not any(a <= spans[n][1] and spans[n][0] < b for a, b in named)
     ]
     assert len(lost) <= len(found) - len(numbers) <= 1, "but a row whose keys were damaged is read"
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.text(max_size=9), min_size=1, max_size=6), st.lists(st.tuples(st.integers(0, 999), st.sampled_from(
+    [b'"', b"{", b"}", b"[", b"]", b",", b":", b"\\", b"x", b"7", b" ", b"\xff", b"\0"])), max_size=4))  # fmt: skip
+def test_every_byte_of_a_file_of_lines_is_accounted_for(tmp_path_factory, texts, changes):
+    """Bytes of the lines of rows, of bad lines, of blank lines, and unread ones are those of the file."""
+    content = bytearray(b"".join(json.dumps({"n": n, "text": text}).encode() + b"\n" for n, text in enumerate(texts)))
+    for place, byte in changes:
+        if content[place % len(content)] != ord("\n"):
+            content[place % len(content)] = byte[0]
+    path, unread, seen = tmp_path_factory.mktemp("ledger") / "x.jsonl", 0, set[int]()
+    path.write_bytes(content)
+    try:
+        for line, _ in json_rows(path):
+            seen.add(line)
+    except DataError as error:
+        if not (found := UNREAD.search(str(error))):
+            assert "is not UTF-8 text" in str(error)
+            return
+        unread = int(found[1].replace(",", ""))
+    ends = list(itertools.accumulate(len(line) + 1 for line in bytes(content).split(b"\n")[:-1]))
+    before = {number for number, end in enumerate(ends, 1) if end <= len(content) - unread}
+    assert before <= seen, "a line before what is unread is in no row and not named"

@@ -113,7 +113,7 @@ def _by_names(folder: Path, split: str) -> Found:
 
 
 def _names_below(folder: Path, runs: list[str]) -> list[Path]:
-    """The files below a folder, sorted, none of them hidden; `runs` gets the folders that are ours, which are no data."""
+    """The files below a folder, sorted, no hidden ones; `runs` gets the folders that are ours, which are no data."""
     names = []
     for place, below, files in os.walk(folder):
         here = Path(place).relative_to(folder)
