@@ -195,7 +195,7 @@ ROWS: dict[str, Row] = {
     "an image among the parts": lambda w: (
         {"messages": [{"role": "user", "content": [{"type": "text", "text": w.q}, {"type": "image_url"}]},
                       {"role": "assistant", "content": w.a}]},
-        dropped("other than text")),
+        dropped("pictures")),
     # keys and roles
     "keys padded with null": null_keys,
     "text in parts": lambda w: (

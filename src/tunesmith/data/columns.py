@@ -117,6 +117,12 @@ def missing_column(row: Row, form: str, names: Names) -> str | None:
     return next((names[need][0] for need in FORMATS[form] if cell(row, names[need]) is None), None)
 
 
+def half_there(row: Row, form: str, names: Names) -> str | None:
+    """What is missing in a row that has some of a format's columns, as the reason to drop it."""
+    there = any(cell(row, names[need]) is not None for need in FORMATS[form])
+    return f"nothing in column {missing_column(row, form, names)}" if there else None
+
+
 def unused_columns(row: Row, form: str, names: Names) -> Iterator[str]:
     """The columns of a row that say something and are not read in this format."""
     if form in EXPORTS:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from tunesmith.data.columns import Row, column_names, format_of, is_of, no_format
+from tunesmith.data.columns import FORMATS, Names, Row, column_names, format_of, half_there, is_of, no_format
 from tunesmith.data.conversation import Conversation, Dropped
 from tunesmith.data.formats import read_row
 from tunesmith.data.meaning import why_not_row
@@ -33,7 +33,7 @@ def judged(rows: Placed, source: Source, roles: Roles, noted: Noted) -> Iterator
             waiting.clear()
             yield from read_row(row, own, names, where, roles, noted)
             continue
-        dropped = _dropped(row, where)
+        dropped = _dropped(row, where, form, names)
         if form:
             yield dropped
             continue
@@ -47,8 +47,9 @@ def judged(rows: Placed, source: Source, roles: Roles, noted: Noted) -> Iterator
     yield from waiting
 
 
-def _dropped(row: Row | Unread, where: str) -> Dropped:
-    """A row without a format; why that is may be known, as of preference pairs."""
+def _dropped(row: Row | Unread, where: str, form: str, names: Names) -> Dropped:
+    """A row without a format; why that is may be known, as of preference pairs, or of half a row of the source's."""
     if isinstance(row, Unread):
         return Dropped(where, str(row), row.words)
-    return Dropped(where, why_not_row(row, ()) or NO_FORMAT, words_of(row))
+    reason = why_not_row(row, ()) or (form in FORMATS and half_there(row, form, names)) or NO_FORMAT
+    return Dropped(where, reason, words_of(row))

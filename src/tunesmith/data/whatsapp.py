@@ -53,8 +53,8 @@ def whatsapp_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    with opened(path) as file:
-        yield from io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape")
+    with opened(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape") as text:
+        yield from text
 
 
 def _head(line: str) -> tuple[Head, str] | None:
