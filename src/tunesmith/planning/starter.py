@@ -32,7 +32,7 @@ base: {base}  # Hub id[@revision], folder, GGUF file, or builtin:smollm2-135m-in
 data:
   sources:
     - path: {data}  # JSON, JSONL, Parquet or CSV (a glob is fine), or the id of a data set on the Hub
-      format: auto  # sharegpt, messages, alpaca, prompt-completion; auto looks at the first row
+      format: auto  # sharegpt, messages, alpaca, question-answer, ...; auto looks at the columns
   held_out: {fitted.held_out:g}  # {why[held_out]}
 lora:
   rank: {fitted.rank}  # {why[rank]}
