@@ -143,6 +143,23 @@ def test_a_damaged_row_with_objects_in_it_is_lost_alone(tmp_path, bad):
     assert {row for row in found if isinstance(row, str)} <= {BAD_JSON, NO_OBJECT} and len(found) > 2
 
 
+@pytest.mark.parametrize(
+    ("line", "count"),
+    [
+        ('{"prompt": "a", "completion": "b"\0{"prompt": "c", "completion": "d"}\0{"prompt": "e"}', 3),
+        ('mpt": "a"}, {"prompt": "b"}, {"prompt": "c"}]', 3),
+        ('{"prompt": "a", "comp{"prompt": "b", "completion": "c"}', 2),
+        ('{"prompt": "\\"}, {\\"prompt\\": 1", "completion": "c"', 1),
+        ('{"prompt": [{"role": "a"}, {"role": "b"}, "completion": "c"', 1),
+    ],
+)
+@pytest.mark.parametrize("first", [0, 1])
+def test_rows_that_a_lost_line_end_joined_are_counted_one_by_one(tmp_path, line, count, first):
+    """Seventeen rows were one `not valid JSON`."""
+    found = rows_of(tmp_path / "x.jsonl", "\n".join([*LINES[:first], line]).encode())
+    assert found == [*ROWS[:first], *[BAD_JSON] * count]
+
+
 @pytest.mark.parametrize("make", [
     "\n".join, lambda lines: "[" + ",".join(lines) + "]", lambda lines: "[\n" + ",\n".join(lines) + "\n]", "".join,
 ])  # fmt: skip

@@ -30,6 +30,7 @@ ARRAY_BYTES = 1 << 20  # an array in a longer line is not held
 ROW_BYTES = 64 << 20  # a row of 50 MB can be read; as Python's objects it takes some ten times that
 CUT_TAIL = 12  # characters of what the end of a piece can cut in two, the longest an escaped pair: \ud83d\ude00
 BESIDE = re.compile(r'\}[\s,]*(?=\{\s*")')  # one object after the other; inside a text the quote would be \\"
+OPENS = re.compile(r'\{\s*("(?:[^"\\]|\\.)*")\s*:')  # an object, and its first key
 NEXT = re.compile(r'\{\s*"')
 BEGINNING = 4096  # bytes of a line in which its first words are looked for
 TOO_LONG = f"a row of more than {ROW_BYTES >> 20} MiB"
@@ -44,7 +45,7 @@ def json_rows(path: Path) -> Numbered:
     """
     refuse_no_text(path)
     with opened(path) as file:
-        lines, number, by_line = Lines(path, file), 0, False
+        lines, number, by_line, key = Lines(path, file), 0, False, ""
         while line := lines.readline(ARRAY_BYTES):
             number += 1
             is_long = _goes_on(line, ARRAY_BYTES) and not ARRAY_OPENS.match(line)
@@ -60,6 +61,7 @@ def json_rows(path: Path) -> Numbered:
                 continue
             found = _line_values(line)
             if isinstance(found, list):
+                key = key or next((next(iter(row), "") for row in found if isinstance(row, dict)), "")
                 by_line = by_line or any(isinstance(row, dict) for row in found)
                 yield from ((number, row) for row in found)
                 continue
@@ -69,7 +71,20 @@ def json_rows(path: Path) -> Numbered:
             if rows is not None:
                 yield from rows
                 return
-            yield number, Unread(found.reason, _words(line))
+            for _ in range(_rows_begun(line, key)):
+                yield number, Unread(found.reason, _words(line))
+
+
+def _rows_begun(line: bytes, key: str) -> int:
+    """How many rows begin in a damaged line, at least one: a line end that is lost makes one line of two.
+
+    `key`: the first key of the rows before; where none of it is in the line, that of the line's own first object.
+    """
+    text = line.decode(errors="replace").strip()
+    keys = [found[1] for found in OPENS.finditer(text)]
+    known = json.dumps(key, ensure_ascii=False)
+    begun = keys.count(known) or keys.count(next(iter(keys), ""))
+    return max(1, begun + (begun > 0 and text[:1] not in ("{", "[")))  # the end of another one comes first
 
 
 def _goes_on(line: bytes, limit: int) -> bool:
