@@ -7,32 +7,16 @@ Each rule is on alone (its field of data.clean at its default, or at the value b
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 from tunesmith.data.clean import clean
 from tunesmith.data.conversation import Conversation, Dropped
 from tunesmith.data.read import conversations
-from tunesmith.errors import DataError
-from tunesmith.recipe import Clean, Columns, Source
+from tunesmith.recipe import Clean, Source
 
 TRIED = {name: True for name, field in Clean.model_fields.items() if isinstance(field.default, bool)}
 TRIED |= {"min_answer": 20, "max_characters": 10_000}
 OFF = Clean.model_validate({name: False if value is True else None for name, value in TRIED.items()})
-ANSWERS = ("output", "response", "answer", "completion")
-
-
-def rows_of(path: Path) -> Iterator[Conversation | Dropped]:
-    """The rows of a set, whatever its answers are called."""
-    for name in ANSWERS:
-        try:
-            yield from conversations(Source(path=str(path), columns=Columns(output=name, completion=name)))
-        except DataError as error:
-            if "has the columns" not in error.what:
-                raise
-        else:
-            return
-    print(f"{path.name}: not read, for its columns are of no form that is known")
 
 
 def counted(rows: list[Conversation], rules: Clean) -> tuple[int, int, Counter[str]]:
@@ -56,7 +40,7 @@ def main(files: list[Path]) -> None:
     """Print a row for each set and rule that does anything."""
     print("| set | rows | rule | repaired | dropped | what |\n|---|---:|---|---:|---:|---|")
     for path in files:
-        read = list(rows_of(path))
+        read = list(conversations(Source(path=str(path))))
         rows = [row for row in read if isinstance(row, Conversation)]
         for name, value in TRIED.items():
             changed, dropped, what = counted(rows, OFF.model_copy(update={name: value}))
