@@ -122,7 +122,7 @@ def test_every_dropped_row_is_a_line_that_says_where_why_and_how_it_begins(odd):
     assert by_reason["no assistant turn"] == {"where": "x.jsonl:51", "reason": "no assistant turn",
                                               "words": "No answer at all"}  # fmt: skip
     assert by_reason["control characters"]["words"] == "rings \ufffd\ufffd[31m"
-    assert by_reason["text that is not valid Unicode"]["words"] == "half \ufffd"
+    assert by_reason["text that is not valid Unicode"]["words"] == "half \\ud83d"
     assert all(len(line["words"]) <= 80 for line in found)
 
 
