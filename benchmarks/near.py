@@ -157,7 +157,9 @@ def measure(rows: list[Conversation], same: Sequence[tuple[int, int]], other: Se
     print(
         f"\n{len(rows):,} rows, {np.mean([len(s) for s in sets]):.0f} shingles each; {len(truly)} pairs to be found\n"
     )
-    print("| way | found | merged | of these alike | other numbers merged | rows/s |\n|---|---|---|---|---|---|")
+    print(
+        "| way | found | merged | of these alike | other numbers merged | rows/s of a core |\n|---|---|---|---|---|---|"
+    )
     for name, method in METHODS.items():
         with tempfile.TemporaryDirectory() as folder:
             started = time.process_time()

@@ -49,9 +49,12 @@ def repeats(texts: Texts, left_N: NDArray[np.int64], train: Sequence[int], held:
     for _, found in _found(texts, left_N, of_train, grams):
         rows_G += np.bincount(found, minlength=len(rows_G))
     is_common = (rows_G > max(COMMON_ROWS, COMMON_SHARE * len(train))) | (np.diff(grams.starts_G1) > COMMON_HELD)
+    smallest_G = np.minimum.reduceat(grams.sizes_H[grams.rows_P], grams.starts_G1[:-1])
     hits: dict[int, tuple[float, int]] = {}
     for places, found in _found(texts, left_N, of_train, grams):
         telling = ~is_common[found]
+        hits_of = np.bincount(places[telling], minlength=len(of_train))
+        telling &= hits_of[places] >= CONTAINED * smallest_G[found]  # else the row cannot hold half of any
         for place, which, share in _shares(places[telling], found[telling], grams):
             row, by = int(of_train[place]), int(of_held[which])
             if share >= CONTAINED and share > hits.get(row, (0.0, 0))[0]:
