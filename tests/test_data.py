@@ -9,6 +9,7 @@ import itertools
 import json
 import lzma
 import random
+import re
 import zipfile
 import zlib
 
@@ -128,8 +129,13 @@ def test_an_open_quote_in_a_csv_is_an_error_with_its_line(tmp_path, text, line):
     """It would make one answer of all the rows below it."""
     path = tmp_path / "x.csv"
     path.write_bytes(text.encode())
-    with pytest.raises(DataError, match=rf"quote that opens a cell in line {line} is not closed.*\n.*fix: close it"):
+    with pytest.raises(
+        DataError, match=rf"quote that opens a cell in line {line} is not closed.*\n.*fix: close it"
+    ) as said:
         read(path, columns={"prompt": "a", "completion": "b"})
+    unread, first = re.search(r"and ([\d,]+) bytes, from line (\d+) on, cannot be read", str(said.value)).groups()
+    start = sum(len(each) for each in re.findall(r"[^\r\n]*(?:\r\n|\r|\n)", text)[: int(first) - 1])
+    assert int(unread) == len(text) - start and int(first) <= line
 
 
 @pytest.mark.parametrize("suffix", [".JSON", ".Jsonl", ".PARQUET", ".CSV"])

@@ -17,6 +17,7 @@ from tunesmith.errors import DataError
 BAD_CSV = "not as many cells as the header"
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 LINE_END = re.compile(r"\r\n|\r|\n")
+PIECE_LETTERS = 1 << 16
 csv.field_size_limit(2**31 - 1)  # conversations are longer than csv's 128 KiB
 
 
@@ -37,7 +38,8 @@ def csv_rows(path: Path) -> Numbered:
                 lines.clear()
                 yield ended, Unread(BAD_CSV, words_of(text.strip())) if text else row
         except csv.Error as error:
-            raise _bad_quote(path, ended + 1, "".join(lines), delimiter, error) from None
+            rest = sum(_size(piece) for piece in iter(lambda: file.read(PIECE_LETTERS), ""))
+            raise _bad_quote(path, ended + 1, "".join(lines), rest, delimiter, error) from None
 
 
 def refuse_twice(path: Path, columns: Sequence[str]) -> None:
@@ -64,8 +66,12 @@ def _noted(path: Path, file: TextIO, noted: list[str]) -> Iterator[str]:
         yield line
 
 
-def _bad_quote(path: Path, first_line: int, text: str, delimiter: str, error: csv.Error) -> DataError:
-    """The error for a row that starts in `first_line` and cannot be read; `text` is from there on."""
+def _size(text: str) -> int:
+    return len(text.encode(errors="surrogateescape"))
+
+
+def _bad_quote(path: Path, first_line: int, text: str, rest: int, delimiter: str, error: csv.Error) -> DataError:
+    """The error for a row that starts in `first_line` and cannot be read; `text` is from there on, then `rest`."""
     # a cell of RFC 4180, and what ends it
     cell = re.compile(rf'(?:"[^"]*(?:""[^"]*)*"|[^"{delimiter}\r\n][^{delimiter}\r\n]*|)(?:{delimiter}|\r\n|\r|\n)')
     place = 0
@@ -74,7 +80,8 @@ def _bad_quote(path: Path, first_line: int, text: str, delimiter: str, error: cs
     line = first_line + len(LINE_END.findall(text, 0, place))
     return DataError(
         f"{path}: the quote that opens a cell in line {line} is not closed where the cell ends ({error}), so that "
-        "nobody can know where this row ends, and nothing from there on can be read",
+        f"nobody can know where this row ends, and {_size(text) + rest:,} bytes, from line {first_line} on, cannot be "
+        "read",
         fix='close it; a quote inside a cell is written twice, as in "say ""hi"" to her"',
         where=f"{path.name}, line {line}",
     )
