@@ -36,7 +36,7 @@ def test_a_wrong_outcome_is_seen():
 @pytest.mark.parametrize("name", fuzz_data.FORMS)
 def test_mutated_files_are_read_or_refused_by_name(tmp_path, name):
     rng = random.Random(name)
-    for _ in range(40):
+    for _ in range(25):
         content = fuzz_data.mutated(fuzz_data.FORMS[name](fuzz_data.rows_of(rng)), rng)
         what, word = fuzz_data.result_of(tmp_path / name, content)
         assert what in ("read", "refused"), f"{what}: {word}\n{content!r}"

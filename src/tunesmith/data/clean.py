@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from tunesmith.data.answers import cut_short, only_refuses
 from tunesmith.data.conversation import Conversation, Dropped, Turn
-from tunesmith.data.repairs import CONTROL, DECODED, NO_TEXT, OF_CODES, decoded, is_blank, tidied
+from tunesmith.data.repairs import DECODED, NO_TEXT, OF_CODES, decoded, has_control, is_blank, may_be_broken, tidied
 from tunesmith.recipe import Clean
 
 ALL = Clean()
@@ -59,7 +59,7 @@ def clean(conversation: Conversation, rules: Clean = ALL) -> tuple[Conversation 
 def _texts(turns: Sequence[Turn], rules: Clean, changes: list[str]) -> Turns:
     """Turns with texts that are put right."""
     found = list(turns)
-    if rules.mojibake and not all(turn.text.isascii() and turn.reasoning.isascii() for turn in turns):
+    if rules.mojibake and any(may_be_broken(turn.text) or may_be_broken(turn.reasoning) for turn in turns):
         if not any(OF_CODES.search(turn.text) for turn in turns):
             found = [replace(turn, text=decoded(turn.text), reasoning=decoded(turn.reasoning)) for turn in turns]
         if found != list(turns):
@@ -182,7 +182,7 @@ def _first_fault(turns: Turns, tools: str, rules: Clean) -> Fault | None:
             # it was decoded wrongly before it came here
             "text with replacement characters (U+FFFD)": rules.replacement and "\ufffd" in text,
             "text that is not valid Unicode": not text.isascii() and NO_TEXT.search(text),  # no tokenizer takes it
-            "control characters": rules.control and CONTROL.search(text),
+            "control characters": rules.control and has_control(text),
         }
         if reason := next((reason for reason, is_wrong in found.items() if is_wrong), None):
             return Fault(place, reason)

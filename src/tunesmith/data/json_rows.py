@@ -81,10 +81,12 @@ def _rows_begun(line: bytes, key: str) -> int:
     `key`: the first key of the rows before; where none of it is in the line, that of the line's own first object.
     """
     text = line.decode(errors="replace").strip()
-    keys = [found[1] for found in OPENS.finditer(text)]
-    known = json.dumps(key, ensure_ascii=False)
-    begun = keys.count(known) or keys.count(next(iter(keys), ""))
-    return max(1, begun + (begun > 0 and text[:1] not in ("{", "[")))  # the end of another one comes first
+    found = list(OPENS.finditer(text))
+    if not found:
+        return 1
+    keys = [opened[1] for opened in found]
+    ends_another = "}" in text[: found[0].start()]
+    return (keys.count(json.dumps(key, ensure_ascii=False)) or keys.count(keys[0])) + ends_another
 
 
 def _goes_on(line: bytes, limit: int) -> bool:

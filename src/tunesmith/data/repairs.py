@@ -2,7 +2,9 @@
 
 import re
 
-CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")  # all but tab and line ends
+CONTROL = bytes({*range(0x20), 0x7F} - {*b"\t\n\r"})  # all below U+0080 but tab and line ends
+C1 = re.compile(r"[\x80-\x84\x86-\x9f]")  # all above but NEL, a line end
+C1_LEAD = b"\xc2"  # of U+0080 to U+00BF in UTF-8
 NO_TEXT = re.compile("[\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")  # half a character, and what Unicode gives no meaning
 VISIBLE = re.compile(
     # White_Space and Default_Ignorable_Code_Point of Unicode's DerivedCoreProperties.txt, and the blank of Braille
@@ -17,9 +19,11 @@ LINE_ENDS = "vertical tabs and form feeds made line ends"
 MARKS = "byte order marks and NUL at the ends of a text removed"
 
 AT_END = "\0\ufeff"
-MAY_BE_BROKEN = re.compile("[\x80-\u04ff\u2000-\u25ff\uf000-\uf8ff\ufb00-\ufb06]{2}|[\x80-\x84\x86-\x9f]|\xc3 ")
+LETTER = "[\x80-\u04ff\u2000-\u25ff\uf000-\uf8ff\ufb00-\ufb06]"
+MAY_BE_BROKEN = re.compile(rf"{LETTER}(?:{LETTER}|(?<=[\x80-\x84\x86-\x9f])|(?<=\xc3) )")
 """What all text has that was decoded with a wrong 8-bit code: two of its letters in a row, a C1 control, or "à" whose
-second byte became a space. U+0085 alone is a line end. On 10 MB of Chinese 0.5 s, ftfy's own rule 3.6 s."""
+second byte became a space. U+0085 alone is a line end. One class of letters comes first, since re
+looks for that ten times faster than for alternatives."""
 ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")  # ECMA-48: CSI, OSC, C1
 # "\frac" in JSON that was written by hand is a form feed and "rac": LaTeX's and AMS's commands that start with b or f
 OF_LATEX = re.compile(
@@ -39,10 +43,21 @@ def is_blank(text: str) -> bool:
     return VISIBLE.search(text) is None
 
 
+def has_control(text: str) -> bool:
+    """True if a text has a control character that is no tab or line end. Seven times faster than a pattern for all."""
+    data = text.encode(errors="surrogatepass")
+    return len(data.translate(None, CONTROL)) < len(data) or (C1_LEAD in data and C1.search(text) is not None)
+
+
+def may_be_broken(text: str) -> bool:
+    """True if a text has what all text has that was decoded with the wrong code; seldom if it was not."""
+    return not text.isascii() and MAY_BE_BROKEN.search(text) is not None
+
+
 def tidied(text: str) -> tuple[str, list[str]]:
     """The text without what a terminal or a page had in it, and the names of what was done."""
     changes: list[str] = []
-    if not CONTROL.search(text) and "\ufeff" not in text:
+    if not has_control(text) and "\ufeff" not in text:
         return text, changes
     if (found := text.lstrip("\ufeff").rstrip(AT_END)) != text:
         changes.append(MARKS)
@@ -67,7 +82,7 @@ def decoded(text: str) -> str:
 
     The encoding alone: quotes, ligatures, widths, HTML and the form of letters stay. Code stays.
     """
-    if text.isascii() or not MAY_BE_BROKEN.search(text):
+    if not may_be_broken(text):
         return text
     import ftfy
 
