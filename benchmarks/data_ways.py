@@ -6,6 +6,7 @@ The last line it prints is JSON: seconds, stages, and what the way has to say. I
 """
 
 import json
+import os
 import sys
 import time
 from functools import partial
@@ -30,9 +31,9 @@ def prepared(data: Path, base: Path, place: Path) -> dict[str, Any]:
     """Ours."""
     recipe = Recipe(name="speed", base="speed", data={"sources": [{"path": str(data)}], "held_out": 0.01})
     run, located = Run(place / "run"), LocatedBase("speed", base, "digest", None, None)
-    started = time.monotonic()
+    started, started_cpu = time.monotonic(), cpu_s()
     record, _ = prepare(recipe, run, located)
-    seconds = time.monotonic() - started
+    seconds, spent = time.monotonic() - started, cpu_s() - started_cpu
     prepare(recipe, run, located)
     again_s = time.monotonic() - started - seconds
     truth = [json.loads(line) for line in data.with_suffix(".truth.jsonl").read_text().splitlines()]
@@ -40,7 +41,7 @@ def prepared(data: Path, base: Path, place: Path) -> dict[str, Any]:
     found = [not all(f"{data.name}:{pair[key]}" in kept for key in ("row", "of")) for pair in truth]
     counts = record.counts
     return {
-        "seconds": seconds, "stages": counts.get("seconds", {}), "tokens": counts["tokens"], "kept": counts["kept"],
+        "seconds": seconds, "cpu_s": spent, "stages": counts.get("seconds", {}), "tokens": counts["tokens"], "kept": counts["kept"],
         "again_s": again_s, "planted": len(truth), "planted_found": sum(found),
     }  # fmt: skip
 
@@ -48,21 +49,28 @@ def prepared(data: Path, base: Path, place: Path) -> dict[str, Any]:
 def encoded(data: Path, base: Path, place: Path) -> dict[str, Any]:
     """The least there is to do: the rendered texts to ids, with all cores."""
     tokenizer = AutoTokenizer.from_pretrained(base)
-    seconds, tokens, texts = 0.0, 0, list[str]()
+    seconds, spent, tokens, texts = 0.0, 0.0, 0, list[str]()
     with data.open() as file:
         for number, line in enumerate(file, 1):
             texts.append(tokenizer.apply_chat_template(_messages(json.loads(line)), tokenize=False))
             if number % BATCH == 0:
-                found, spent = _timed(tokenizer, texts)
-                seconds, tokens, texts = seconds + spent, tokens + found, []
-    found, spent = _timed(tokenizer, texts)
-    return {"seconds": seconds + spent, "stages": {}, "tokens": tokens + found}
+                more = _timed(tokenizer, texts)
+                tokens, seconds, spent = tokens + more[0], seconds + more[1], spent + more[2]
+                texts = []
+    more = _timed(tokenizer, texts)
+    return {"seconds": seconds + more[1], "cpu_s": spent + more[2], "stages": {}, "tokens": tokens + more[0]}
 
 
-def _timed(tokenizer: Any, texts: list[str]) -> tuple[int, float]:
-    started = time.monotonic()
+def _timed(tokenizer: Any, texts: list[str]) -> tuple[int, float, float]:
+    started, started_cpu = time.monotonic(), cpu_s()
     found = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
-    return sum(len(one) for one in found), time.monotonic() - started
+    return sum(len(one) for one in found), time.monotonic() - started, cpu_s() - started_cpu
+
+
+def cpu_s() -> float:
+    """Of this process, its threads, and the processes it started that have ended."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
 
 
 def mapped(data: Path, base: Path, place: Path, *, prefixes: bool) -> dict[str, Any]:
@@ -76,13 +84,14 @@ def mapped(data: Path, base: Path, place: Path, *, prefixes: bool) -> dict[str, 
         + "{% else %}" + other + "{% endif %}{% endfor %}"
     )  # fmt: skip
     make = partial(_by_prefixes if prefixes else _by_mask, tokenizer=tokenizer, template=None if prefixes else marked)
-    started = time.monotonic()
+    started, started_cpu = time.monotonic(), cpu_s()
     rows = load_dataset("json", data_files=str(data), split="train", cache_dir=str(place))
     read_s = time.monotonic() - started
     features = Features({"input_ids": Sequence(Value("int32")), "mask": Sequence(Value("int8"))})
     made = rows.map(make, num_proc=usable_cores(), remove_columns=rows.column_names, features=features)
     seconds = time.monotonic() - started
-    return {"seconds": seconds, "stages": {"read": read_s, "map": seconds - read_s}, "kept": len(made)}
+    stages = {"read": read_s, "map": seconds - read_s}
+    return {"seconds": seconds, "cpu_s": cpu_s() - started_cpu, "stages": stages, "kept": len(made)}
 
 
 def _by_mask(row: dict[str, Any], *, tokenizer: Any, template: str) -> dict[str, Any]:

@@ -5,56 +5,37 @@ Then duplicates and the split are known, by what is left of each row after the c
 """
 
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from tunesmith.console import progress, say
-from tunesmith.data.clean import clean
-from tunesmith.data.conversation import Conversation, Dropped
 from tunesmith.data.decontaminate import Prompts
 from tunesmith.data.hub import resolve_commit
 from tunesmith.data.noted import Noted
 from tunesmith.data.read import conversations
-from tunesmith.data.signed import SignedRows, SignedWriter, sign
+from tunesmith.data.signed import SignedRows, SignedWriter
 from tunesmith.data.split import HELD_OUT, TRAIN, Fates, fates
 from tunesmith.decides import data_needs, data_needs_now, read_prompts, source_files, sources_of
 from tunesmith.errors import DataError
 from tunesmith.files import DROPPED
-from tunesmith.recipe import DataConfig, Recipe, Source
+from tunesmith.machine import usable_cores
+from tunesmith.recipe import Recipe
 from tunesmith.record import Proof, Record, made_from, read_record
 from tunesmith.runs import Run, commit_stage
+from tunesmith.tokens.batch import UNPROVED, Job, Maker, Rows
 from tunesmith.tokens.listed import wheres_of
-from tunesmith.tokens.mask import CUT, NO_SYSTEM, REFUSED, Encoded, Refused, mask_proof
-from tunesmith.tokens.parts import encode_parts
+from tunesmith.tokens.mask import CUT, mask_proof
 from tunesmith.tokens.prompts import refuse_long_prompts
 from tunesmith.tokens.report import report
 from tunesmith.tokens.spool import BATCH_ROWS, Spool, Written, neither, write_split
-from tunesmith.tokens.tally import Tally, beginning, first_words
-from tunesmith.tokens.tokenizer import embedding_rows, load_tokenizer
+from tunesmith.tokens.tally import Tally, first_words
+from tunesmith.tokens.workers import make_all
 from tunesmith.weights.locate import LocatedBase
-
-BEYOND = "a token beyond the base's embeddings"
-UNPROVED = {
-    NO_SYSTEM: (
-        "the chat template takes no system prompt, which {} have",
-        "take the system prompts out of these rows, or use a base whose template takes one",
-    ),
-    REFUSED: ("the chat template refuses {}", "correct these rows as it says, or use another base"),
-    BEYOND: (
-        "the tokenizer makes tokens that the base has no embeddings for in {}",
-        "fetch or save the base and its tokenizer again from one place; or take what makes the token out of these rows",
-    ),
-    "": (
-        "the chat template does not show where the answers are in {}, so what would be trained on is not proved",
-        "use another base, or correct its chat template or these rows",
-    ),
-}
-"""Kind, which is the start of the reason to drop a row -> what is wrong where many rows have it, and the fix."""
 
 
 def prepare(recipe: Recipe, run: Run, base: LocatedBase, prompts: Sequence[str] | None = None) -> tuple[Record, bool]:
@@ -122,58 +103,37 @@ def _spooled(
     """Every row that can be used, as tokens in `folder`; what they are compared by, and the first row of a held-out
     source.
     """
-    tokenizer, asked = load_tokenizer(base.folder), Prompts(prompts, nearly=recipe.data.decontaminate)
-    known_ids = embedding_rows(base.folder)
+    job, is_held = Job(recipe, base.folder, Prompts(prompts, nearly=recipe.data.decontaminate)), list[bool]()
+    maker = Maker(job)
     if prompts and recipe.export.gguf:  # else nothing is asked
-        refuse_long_prompts(tokenizer, base.folder, recipe, prompts)
-    first_held = 0
+        refuse_long_prompts(maker.tokenizer, base.folder, recipe, prompts)
+    first_held, started_s = 0, time.monotonic()
     with (
         Spool(folder) as spool,
         SignedWriter(folder / "shingles") as signed,
         progress("prepare", None, unit="rows") as advance,
     ):
-        for index, source in enumerate(sources_of(recipe)):
-            first_held = len(signed) if index == len(recipe.data.sources) else first_held
-            rows = _rows(source, recipe.data, asked, tally)
-            while batch := list(islice(rows, BATCH_ROWS)):  # tokenised at once, in threads
-                encoded = _encoded(tokenizer, known_ids, batch, recipe, tally)
-                spool.add(encoded)
-                signed.add(sign([(row, item.turns) for row, item in encoded], recipe.data.dedup))
-                advance(len(batch), "")
+        made = make_all(maker, job, _batches(recipe, is_held, tally), usable_cores())
+        for number, batch in enumerate(made):
+            spool.add(batch.packed)
+            signed.add(batch.signed)
+            tally.add(batch.tally)
+            first_held = first_held if is_held[number] else len(signed)
+            advance(batch.tally.read, f"{tally.read / (time.monotonic() - started_s):,.0f} rows/s")
         return signed.rows(), first_held
 
 
-def _rows(source: Source, data: DataConfig, asked: Prompts, tally: Tally) -> Iterator[Conversation]:
-    """The rows of a source, cleaned; those that are broken or hold an evaluation prompt are counted."""
-    cleaned = _cleaned(source, data, tally)
-    while batch := list(islice(cleaned, BATCH_ROWS)):
-        for row, hit in zip(batch, asked.hits([row.turns for row in batch]), strict=True):
-            if hit:
-                reason, prompt = hit
-                tally.drop(row.where, reason, first_words(row.turns), beginning(prompt))
-            else:
-                yield row
-
-
-def _cleaned(source: Source, data: DataConfig, tally: Tally) -> Iterator[Conversation]:
-    """The rows of a source, cleaned; those that are broken are counted."""
-    noted = tally.sources.setdefault(source.path, Noted())
-    rows = conversations(source, data.roles, noted)
-    first = next(rows, None)
-    say(f"reading {source.path} as {noted.form or 'no known format'}")
-    for row in chain([first] if first else [], rows):
-        tally.read += 1
-        cleaned, changes = clean(row, data.clean) if isinstance(row, Conversation) else (row, [])
-        tally.changed.update(changes)
-        if not isinstance(cleaned, Conversation):
-            tally.drop(row.where, cleaned.reason, cleaned.words or _words(row))
-        else:
-            yield cleaned
-
-
-def _words(row: Conversation | Dropped) -> str:
-    """How a row begins."""
-    return first_words(row.turns) if isinstance(row, Conversation) else row.words
+def _batches(recipe: Recipe, is_held: list[bool], tally: Tally) -> Iterator[Rows]:
+    """The rows of all sources as they are read; `is_held` gets whether a batch is of a held-out source, for each."""
+    for index, source in enumerate(sources_of(recipe)):
+        noted = tally.sources.setdefault(source.path, Noted())
+        rows = conversations(source, recipe.data.roles, noted)
+        first = list(islice(rows, 1))
+        say(f"reading {source.path} as {noted.form or 'no known format'}")
+        rows = chain(first, rows)
+        while batch := list(islice(rows, BATCH_ROWS)):
+            is_held.append(index >= len(recipe.data.sources))
+            yield batch
 
 
 def _drop_decided(spool: Path, decided: Fates, tally: Tally) -> None:
@@ -182,34 +142,6 @@ def _drop_decided(spool: Path, decided: Fates, tally: Tally) -> None:
     for row, conversation in neither(spool, decided.what_N):
         by = kept.get(int(decided.by_N[row]), "")  # none for NOBODY
         tally.drop(conversation.where, decided.what_N[row], first_words(conversation.turns), by)
-
-
-def _encoded(
-    tokenizer: PreTrainedTokenizerBase, known_ids: int | None, batch: list[Conversation], recipe: Recipe, tally: Tally
-) -> list[tuple[Conversation, Encoded]]:
-    """A batch as tokens, without the rows that the template refuses or the base has no embeddings for."""
-    encoded = []
-    for row, item in encode_parts(tokenizer, batch, recipe):
-        refused = item if isinstance(item, Refused) else _beyond(tokenizer, known_ids, item)
-        if refused:
-            tally.drop(row.where, refused.reason, first_words(row.turns))
-            if refused.detail:
-                kind = next(kind for kind in UNPROVED if refused.reason.startswith(kind))
-                tally.unproved[kind] += 1
-                tally.first_unproved.setdefault(kind, f"{row.where}: {refused.reason}: {refused.detail}"[:600])
-        elif isinstance(item, Encoded):
-            tally.changed.update(change for change in item.changes if change != CUT)  # of those that are written
-            encoded.append((row, item))
-    return encoded
-
-
-def _beyond(tokenizer: PreTrainedTokenizerBase, known_ids: int | None, item: Encoded) -> Refused | None:
-    """Why the base cannot read a row; in training it would be an IndexError, hours later."""
-    highest = max(item.ids)
-    if known_ids is None or highest < known_ids:
-        return None
-    token = tokenizer.convert_ids_to_tokens(highest)
-    return Refused(BEYOND, f"{token!r} is token {highest}, and the last embedding is that of {known_ids - 1}")
 
 
 def _decided(signed: SignedRows, first_held: int, recipe: Recipe, tally: Tally) -> Fates:

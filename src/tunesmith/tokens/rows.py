@@ -93,6 +93,13 @@ class RowWriter:
         self._append("offsets", [self.tokens])
         self._append("answer_bytes", [answer_bytes])
 
+    def add_all(self, tokens_T: Array, supervised_T: Array, lengths_N: Array, answer_bytes_N: Array) -> None:
+        """Append N rows, T tokens together."""
+        self._append("offsets", self.tokens + np.cumsum(lengths_N))
+        self._append("tokens", tokens_T)
+        self._append("supervised", supervised_T)
+        self._append("answer_bytes", answer_bytes_N)
+
     def _append(self, name: str, values: Sequence[int] | Array) -> None:
         self._files[name].write(np.asarray(values, COLUMNS[name]).tobytes())
         self._counts[name] += len(values)

@@ -6,16 +6,18 @@ into tokens before the split is known. Memory holds one batch of rows.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 
 from tunesmith.data.conversation import Conversation, Turn
 from tunesmith.data.split import HELD_OUT, TRAIN
 from tunesmith.tokens.mask import CUT, Encoded
-from tunesmith.tokens.rows import RowWriter, map_rows
+from tunesmith.tokens.rows import Array, RowWriter, map_rows
 from tunesmith.tokens.texts import ROWS, conversation_of
 
 BATCH_ROWS = 256  # rows of a row group
@@ -27,6 +29,17 @@ MESSAGES = pyarrow.list_(
 WORDS = {"where": TEXT, "messages": MESSAGES, "tools": TEXT}
 SPOOLED = pyarrow.schema(WORDS | {"tokens": NUMBER, "supervised": NUMBER, "cut": pyarrow.bool_()})
 SCHEMA = pyarrow.schema(WORDS | {"split": TEXT} | dict.fromkeys(("tokens", "supervised", "cluster"), NUMBER))
+
+
+class Packed(NamedTuple):
+    """A batch of N rows, T tokens together. Can be sent to another process."""
+
+    tokens_T: Array
+    supervised_T: Array
+    lengths_N: Array
+    answer_bytes_N: Array
+    table: pyarrow.Table
+    """Of SPOOLED."""
 
 
 class Spool:
@@ -44,15 +57,26 @@ class Spool:
         self._table.close()
         self._tokens.__exit__(*error)
 
-    def add(self, rows: Sequence[tuple[Conversation, Encoded]]) -> None:
-        """Append a batch; of a conversation that was cut only what is left is kept."""
-        written = []
-        for row, item in rows:
-            self._tokens.add(item.ids, item.supervised, item.answer_bytes)
-            messages = [_cells(turn) for turn in item.turns]
-            cells = (row.where, messages, row.tools or None, len(item.ids), sum(item.supervised), CUT in item.changes)
-            written.append(dict(zip(SPOOLED.names, cells, strict=True)))
-        self._table.write_table(pyarrow.Table.from_pylist(written, SPOOLED))
+    def add(self, batch: Packed) -> None:
+        """Append a batch."""
+        self._tokens.add_all(batch.tokens_T, batch.supervised_T, batch.lengths_N, batch.answer_bytes_N)
+        self._table.write_table(batch.table)
+
+
+def packed(rows: Sequence[tuple[Conversation, Encoded]]) -> Packed:
+    """A batch as a spool takes it; of a conversation that was cut only what is left is kept."""
+    written = []
+    for row, item in rows:
+        messages = [_cells(turn) for turn in item.turns]
+        cells = (row.where, messages, row.tools or None, len(item.ids), sum(item.supervised), CUT in item.changes)
+        written.append(dict(zip(SPOOLED.names, cells, strict=True)))
+    return Packed(
+        np.fromiter(chain.from_iterable(item.ids for _, item in rows), np.int32),
+        np.fromiter(chain.from_iterable(item.supervised for _, item in rows), np.bool_),
+        np.array([len(item.ids) for _, item in rows], np.int64),
+        np.array([item.answer_bytes for _, item in rows], np.int64),
+        pyarrow.Table.from_pylist(written, SPOOLED),
+    )
 
 
 def _cells(turn: Turn) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TextIO
+from io import StringIO
+from typing import TextIO, cast
 
 from tunesmith.data.conversation import Turn
 from tunesmith.data.noted import Noted
@@ -11,6 +12,7 @@ from tunesmith.json_file import json_line
 from tunesmith.printable import visible
 
 WORDS = 80  # letters of a dropped row that are kept: a line of a terminal
+EXAMPLES = 3
 
 
 @dataclass
@@ -31,15 +33,27 @@ class Tally:
     """Kind -> the first row, with what was found."""
 
     def drop(self, where: str, reason: str, words: str = "", of: str = "") -> None:
-        """Count and list a row that is not used; the first three of a reason are named.
+        """Count and list a row that is not used; the first EXAMPLES of a reason are named.
 
         `words`: how it begins. `of`: where the row was read that it is dropped for, or the prompt that it asks.
         """
         self.dropped[reason] += 1
-        if self.dropped[reason] <= 3:
+        if self.dropped[reason] <= EXAMPLES:
             self.examples.setdefault(reason, []).append(where)
         line = {"where": where, "reason": reason, "words": beginning(words)}
         self.listed.write(json_line(line | {"of": of} if of else line))
+
+    def add(self, later: "Tally") -> None:
+        """Add what was counted of the rows after these, listed in memory. The sources are the reader's to note."""
+        self.read += later.read
+        self.listed.write(cast(StringIO, later.listed).getvalue())
+        for reason, places in later.examples.items():
+            self.examples[reason] = [*self.examples.get(reason, ()), *places][:EXAMPLES]
+        self.dropped.update(later.dropped)
+        self.changed.update(later.changed)
+        self.unproved.update(later.unproved)
+        for kind, row in later.first_unproved.items():
+            self.first_unproved.setdefault(kind, row)
 
     def reasons(self) -> str:
         """Why rows were dropped, how many, and where the first ones are."""

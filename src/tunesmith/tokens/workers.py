@@ -1,0 +1,168 @@
+"""Batches made by several processes, and what they become in the order of the batches, as if one had made them.
+
+A process imports for seconds before it makes anything, so that this one makes the first batches, and goes on until
+another is ready. Each is `python -m tunesmith.tokens.worker`: a forked one would have the locks of the tokenizer's
+threads but not the threads, and those of multiprocessing import the user's script once more. They end as their pipe
+closes, however this process ends.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from multiprocessing import Pipe
+from multiprocessing.connection import wait
+from typing import Any
+
+from tunesmith.errors import ResourceError
+from tunesmith.tokens.batch import Job, Made, Maker, Rows
+
+ALONE_BATCHES = 8  # 2,048 rows: what one process makes in the seconds that others need to start
+IN_FLIGHT = 2  # batches that a worker has: the one it makes, and the next
+AHEAD = 4  # batches for each worker that may be sent or wait: behind a slow one the others do not pile up
+READY = "ready"
+
+
+def make_all(maker: Maker, job: Job, batches: Iterable[Rows], workers: int) -> Iterator[Made]:
+    """What each batch becomes, in order. After ALONE_BATCHES batches `workers` processes make them (1: this one alone).
+
+    Raises what the reader or a batch raises, after what comes before it is given; ResourceError if a worker is killed.
+    """
+    left = iter(batches)
+    yield from map(maker.make, left if workers == 1 else islice(left, ALONE_BATCHES))
+    for first in left:
+        with _Pool(job, workers) as pool:
+            for batch in chain([first], _caught(left)):
+                if isinstance(batch, Exception):
+                    yield from pool.rest()
+                    raise batch
+                if pool.is_ready():
+                    yield from pool.put(batch)
+                else:
+                    yield maker.make(batch)
+            yield from pool.rest()
+
+
+def _caught(batches: Iterator[Rows]) -> Iterator[Rows | Exception]:
+    """The batches, and last of all what the reader raises."""
+    try:
+        yield from batches
+    except Exception as error:  # raised by make_all
+        yield error
+
+
+class _Worker:
+    """A process that makes batches, seen from here."""
+
+    def __init__(self, job: Job) -> None:
+        self.connection, theirs = Pipe()
+        self.is_ready, self.numbers = False, deque[int]()
+        """The numbers of the batches that it has."""
+        command = [sys.executable, "-P", "-m", "tunesmith.tokens.worker", str(theirs.fileno())]
+        alone = os.environ | {"TOKENIZERS_PARALLELISM": "false"}  # each worker is a core's
+        with theirs:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=alone,
+                start_new_session=True,  # Ctrl+C in the terminal is for us to act on
+            )  # fmt: skip
+        self.send(job)
+
+    def send(self, what: Any) -> None:
+        try:
+            self.connection.send(what)
+        except OSError:
+            raise self._ended() from None
+
+    def receive(self) -> Any:
+        try:
+            return self.connection.recv()
+        except (EOFError, OSError):
+            raise self._ended() from None
+
+    def end(self) -> None:
+        self.connection.close()
+        self._process.kill()  # it has nothing to save
+        self._process.wait()
+
+    def _ended(self) -> ResourceError:
+        code = self._process.wait()
+        how = f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
+        return ResourceError(
+            f"a process that makes rows into tokens ended with {how}",
+            fix="run the same command again; if memory was short, close other programs first",
+        )
+
+
+class _Pool:
+    """Workers, and what they have made. Use as a context manager."""
+
+    def __init__(self, job: Job, workers: int) -> None:
+        self._workers = list[_Worker]()
+        self._sent = self._given = 0
+        self._made: dict[int, Made | Exception] = {}
+        try:
+            for _ in range(workers):
+                self._workers.append(_Worker(job))
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __enter__(self) -> "_Pool":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for worker in self._workers:
+            worker.end()
+
+    def is_ready(self) -> bool:
+        """Whether any worker can make batches."""
+        self._receive(0)
+        return any(worker.is_ready for worker in self._workers)
+
+    def put(self, rows: Rows) -> Iterator[Made]:
+        """Hand a batch to a worker as soon as one has room; gives what is made meanwhile and is next in order."""
+        while not (worker := self._free()):
+            self._receive(None)
+            yield from self._in_order()
+        worker.numbers.append(self._sent)
+        self._sent += 1
+        worker.send(rows)
+        self._receive(0)
+        yield from self._in_order()
+
+    def rest(self) -> Iterator[Made]:
+        """Wait for all that was put."""
+        yield from self._in_order()
+        while self._given < self._sent:
+            self._receive(None)
+            yield from self._in_order()
+
+    def _free(self) -> _Worker | None:
+        room = [worker for worker in self._workers if worker.is_ready and len(worker.numbers) < IN_FLIGHT]
+        if not room or self._sent - self._given >= AHEAD * len(self._workers):
+            return None
+        return min(room, key=lambda worker: len(worker.numbers))
+
+    def _receive(self, timeout_s: float | None) -> None:
+        """Take what the workers have sent, waiting for one of them."""
+        by_connection = {worker.connection: worker for worker in self._workers}
+        for connection in wait(list(by_connection), timeout_s):
+            worker = by_connection[connection]  # type: ignore[index]
+            found = worker.receive()
+            if worker.numbers:
+                self._made[worker.numbers.popleft()] = found
+            elif found == READY:
+                worker.is_ready = True
+            else:
+                raise found
+
+    def _in_order(self) -> Iterator[Made]:
+        while self._given in self._made:
+            found = self._made.pop(self._given)
+            self._given += 1
+            if isinstance(found, Exception):
+                raise found
+            yield found
