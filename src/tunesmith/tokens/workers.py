@@ -34,7 +34,7 @@ def make_all(maker: Maker, job: Job, batches: Iterable[Rows], workers: int) -> I
     left = iter(batches)
     yield from map(maker.make, left if workers == 1 else islice(left, ALONE_BATCHES))
     for first in left:
-        with _Pool(job, workers) as pool:
+        with Pool(job, workers) as pool:
             for batch in chain([first], _caught(left)):
                 if isinstance(batch, Exception):
                     yield from pool.rest()
@@ -96,7 +96,7 @@ class _Worker:
         )
 
 
-class _Pool:
+class Pool:
     """Workers, and what they have made. Use as a context manager."""
 
     def __init__(self, job: Job, workers: int) -> None:
@@ -110,7 +110,7 @@ class _Pool:
             self.__exit__()
             raise
 
-    def __enter__(self) -> "_Pool":
+    def __enter__(self) -> "Pool":
         return self
 
     def __exit__(self, *error: object) -> None:
