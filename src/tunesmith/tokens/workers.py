@@ -70,6 +70,11 @@ class _Worker:
             )  # fmt: skip
         self.send(job)
 
+    @property
+    def pid(self) -> int:
+        """Number of the process."""
+        return self._process.pid
+
     def send(self, what: Any) -> None:
         try:
             self.connection.send(what)
@@ -100,12 +105,12 @@ class Pool:
     """Workers, and what they have made. Use as a context manager."""
 
     def __init__(self, job: Job, workers: int) -> None:
-        self._workers = list[_Worker]()
+        self.workers = list[_Worker]()
         self._sent = self._given = 0
         self._made: dict[int, Made | Exception] = {}
         try:
             for _ in range(workers):
-                self._workers.append(_Worker(job))
+                self.workers.append(_Worker(job))
         except BaseException:
             self.__exit__()
             raise
@@ -114,13 +119,13 @@ class Pool:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for worker in self._workers:
+        for worker in self.workers:
             worker.end()
 
     def is_ready(self) -> bool:
         """Whether any worker can make batches."""
         self._receive(0)
-        return any(worker.is_ready for worker in self._workers)
+        return any(worker.is_ready for worker in self.workers)
 
     def put(self, rows: Rows) -> Iterator[Made]:
         """Hand a batch to a worker as soon as one has room; gives what is made meanwhile and is next in order."""
@@ -141,14 +146,14 @@ class Pool:
             yield from self._in_order()
 
     def _free(self) -> _Worker | None:
-        room = [worker for worker in self._workers if worker.is_ready and len(worker.numbers) < IN_FLIGHT]
-        if not room or self._sent - self._given >= AHEAD * len(self._workers):
+        room = [worker for worker in self.workers if worker.is_ready and len(worker.numbers) < IN_FLIGHT]
+        if not room or self._sent - self._given >= AHEAD * len(self.workers):
             return None
         return min(room, key=lambda worker: len(worker.numbers))
 
     def _receive(self, timeout_s: float | None) -> None:
         """Take what the workers have sent, waiting for one of them."""
-        by_connection = {worker.connection: worker for worker in self._workers}
+        by_connection = {worker.connection: worker for worker in self.workers}
         for connection in wait(list(by_connection), timeout_s):
             worker = by_connection[connection]  # type: ignore[index]
             found = worker.receive()
