@@ -124,7 +124,7 @@ def _add_stage(stage: Stage) -> None:
     ) -> None:  # fmt: skip
         _do([stage], recipe, changes, run_dir, How(fresh, yes, fork, bits))
 
-    app.command(stage.verb, help=stage.says)(train if stage.verb == "train" else command)
+    app.command(stage.verb, help=stage.says, hidden=stage.scores)(train if stage.verb == "train" else command)
 
 
 for _stage in STAGES:

@@ -32,8 +32,9 @@ AUTOS = ("micro_batch_tokens", "precision", "recompute")
 """Fields of `train` that may say `auto`: decided once, on the machine that trains, and kept in the run's recipe."""
 OUTSIDE = {"stop_after", "recompute", "micro_batch_tokens", "deterministic", "sample"}
 """Fields of `train` outside the mathematics: when to pause, what to show, how the same sums are computed here."""
-AS_READ = {"path", "streaming"}
-"""Fields of a source that change no row: a file is known by its bytes, so that a moved one is the same."""
+OUTSIDE_ROWS = {"path", "streaming", "weight"}
+"""Fields of a source that change no row: a file is known by its bytes, so that a moved one is the same, and training
+alone repeats rows."""
 COMMIT = re.compile("[0-9a-f]{40}")
 FILE = re.compile(r"(?i)\.(jsonl?|ndjson|parquet|arrow|feather|csv|tsv|txt|xlsx|ya?ml|gz|bz2|xz|zst|zip|7z)$|[*?\[\\ ]")
 """What a path to files looks like, where an id of the Hub does not."""
@@ -86,25 +87,55 @@ def _named_sources(recipe: Recipe) -> dict[str, Source]:
 def data_settings(recipe: Recipe) -> dict[str, Any]:
     """The settings alone, without a look at the files."""
     settings: dict[str, Any] = {
-        "data": _plain(recipe.data, exclude={"sources": {"__all__": AS_READ}}),
+        "data": _plain(recipe.data, exclude={"sources": {"__all__": OUTSIDE_ROWS}, "select": True}),
         "max_length": recipe.train.max_length,
         "system": recipe.chat.system,
         "seed": recipe.seed,
     }
     if isinstance(recipe.data.held_out, Source):
-        for name in AS_READ:
+        for name in OUTSIDE_ROWS:
             settings["data"]["held_out"].pop(name)
     return settings
 
 
 def trained_settings(recipe: Recipe) -> dict[str, Any]:
-    """Every field that changes the mathematics of training."""
-    return {"lora": _plain(recipe.lora), "train": _plain(recipe.train, exclude=OUTSIDE), "seed": recipe.seed}
+    """Every field that changes the mathematics of training, and which of the rows it is given."""
+    settings = {"lora": _plain(recipe.lora), "train": _plain(recipe.train, exclude=OUTSIDE), "seed": recipe.seed}
+    chosen: dict[str, Any] = {}
+    if recipe.data.select:
+        chosen["select"] = _plain(recipe.data.select, exclude={"like"})  # known by its bytes, an input of the scores
+    if any(source.weight != 1 for source in recipe.data.sources):
+        chosen["weights"] = [source.weight for source in recipe.data.sources]
+    return settings | ({"data": chosen} if chosen else {})
 
 
 def run_settings(recipe: Recipe) -> dict[str, Any]:
     """The same, and what decides the rows: what two runs differ in."""
-    return data_settings(recipe) | trained_settings(recipe)
+    rows, trained = data_settings(recipe), trained_settings(recipe)
+    return rows | trained | {"data": rows["data"] | trained.get("data", {})}
+
+
+def scores_needs(recipe: Recipe, run: Run, base_digest: str) -> Needs:
+    """score: the rows, and the base or the examples that they are measured with; how many are kept is for train.
+
+    Examples whose file is no longer on this machine are as they were where the run's own recipe names the same file.
+    """
+    select = recipe.data.select
+    assert select is not None  # else the stage is left out
+    settings, inputs = {"data": {"select": {"by": select.by}}}, {"data": _made(run.data)}
+    if not select.like:
+        return settings, inputs | {"base": base_digest}
+    standing, source = read_record(run.scores), examples_of(select.like)
+    if standing and "like" in standing.inputs and not source_files(source) and run.recipe.exists():
+        begun = kept_recipe(run).data.select
+        if begun and begun.like == select.like:
+            return settings, inputs | {"like": standing.inputs["like"]}
+    return settings, inputs | {"like": source_digest(source)}
+
+
+def examples_of(path: str) -> Source:
+    """What rows are to be like, as something that can be read."""
+    return Source(path=path)
 
 
 def adapter_needs(recipe: Recipe, run: Run, base_digest: str) -> Needs:
@@ -112,7 +143,9 @@ def adapter_needs(recipe: Recipe, run: Run, base_digest: str) -> Needs:
     settings = trained_settings(recipe)
     ancestor = read_record(run.ancestor)
     begun = {"ancestor": output_digest(ancestor)} if ancestor else {}
-    return settings, {"base": base_digest, "data": _made(run.data)} | begun
+    select = recipe.data.select
+    scored = {"scores": _made(run.scores)} if select and select.scored else {}
+    return settings, {"base": base_digest, "data": _made(run.data)} | scored | begun
 
 
 def model_needs(recipe: Recipe, run: Run, base_digest: str) -> Needs:

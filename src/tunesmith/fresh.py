@@ -91,7 +91,7 @@ def _trained(run: Run) -> list[Path]:
     Raises ResumeError if one of them is, or holds, what tunesmith did not make.
     """
     found = []
-    for folder in reversed([folder for folder in run.stage_folders if folder != run.data]):
+    for folder in reversed([folder for folder in run.stage_folders if folder not in (run.data, run.scores)]):
         if os.path.lexists(folder):
             refuse_to_replace(folder)
             found.append(folder)

@@ -112,7 +112,7 @@ def _state(run: Run, recipe: Recipe | None, records: dict[str, Record | None]) -
     if recipe and (old := stale(recipe, run, STAGES[-1].verb)):
         more = f", and {len(old) - 1} more" if len(old) > 1 else ""
         return "old", f"not what its recipe says: {old[0]}{more}"
-    wanted = [stage for stage in STAGES if not recipe or recipe.export.gguf or not stage.gguf]
+    wanted = [stage for stage in STAGES if (stage.is_wanted(recipe) if recipe else not stage.scores)]
     done = [stage for stage in wanted if records[stage.folder]]
     if wanted[-1] in done:
         return "finished", "finished"

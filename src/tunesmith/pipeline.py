@@ -18,6 +18,7 @@ from tunesmith.decides import (
     read_prompts,
     sources_of,
     stands,
+    trained_settings,
 )
 from tunesmith.ending import ending
 from tunesmith.errors import BaseError, RecipeError
@@ -94,15 +95,16 @@ def run_stages(
             mirror.fetch()
         if (now := as_begun(asked, run)) != begun:  # another process began it while the base was fetched
             recipe, base = _with_base(asked, now, run, made)
-        _refuse_without_gguf(stages, recipe)
+        _refuse_unwanted(stages, recipe)
         if _wanted(stages, recipe)[-1].folder == run.evaluation.name and not prompts_kept(recipe, run):
             read_prompts(recipe)  # what is wrong with them is said now, not after hours of training
         if anew:
             _look_ahead(stages[0], recipe, run, base)
             anew.agree(mirror)
         for index, stage in enumerate(stages):
-            if not _wanted([stage], recipe):
-                say(f"{stage.verb:<9} left out: no GGUF was asked for")
+            if not stage.is_wanted(recipe):
+                if stage.gguf:
+                    say(f"{stage.verb:<9} left out: no GGUF was asked for")
                 continue
             if anew and stage.folder == run.adapter.name:
                 recipe = _without_training(anew, stages[index:], recipe, asked, run, base)
@@ -191,13 +193,16 @@ def _all_stand(stages: Sequence[Stage], recipe: Recipe, run: Run, base_digest: s
 
 
 def _wanted(stages: Sequence[Stage], recipe: Recipe) -> list[Stage]:
-    """The stages that this recipe asks for: without GGUF files the run ends with the merged model."""
-    return [stage for stage in stages if recipe.export.gguf or not stage.gguf]
+    """The stages that this recipe asks for."""
+    return [stage for stage in stages if stage.is_wanted(recipe)]
 
 
-def _refuse_without_gguf(stages: Sequence[Stage], recipe: Recipe) -> None:
-    """A verb that makes or needs GGUF files has nothing to do where the recipe asks for none."""
+def _refuse_unwanted(stages: Sequence[Stage], recipe: Recipe) -> None:
+    """A verb that makes or needs GGUF files has nothing to do where the recipe asks for none, nor has `score`."""
     if not _wanted(stages, recipe):
+        if stages[0].scores:
+            fix = "write `data: {select: {by: difficulty}}` in the recipe, or likeness"
+            raise RecipeError("data.select asks for no scores, so there is nothing to score", fix=fix)
         fix = "name types in the recipe, as in `export: {gguf: [F16, Q8_0, Q4_K_M]}`"
         raise RecipeError(f"no GGUF was asked for, which {stages[0].verb} needs: export.gguf is empty", fix=fix)
 
@@ -222,6 +227,8 @@ def _refuse_other_training(
         return
     if stage.folder == run.data.name and not stands(stage, recipe, run, base.digest):
         keep_rows_of_checkpoints(run, data_needs_now(recipe, base.digest), sources_of(recipe))
+    if stage.folder == run.scores.name:  # which would be made for nothing
+        refuse_other_settings(run.checkpoints, {"settings": trained_settings(recipe)})
     if stage.folder == run.adapter.name:
         settings, inputs = stage.load_decides()(recipe, run, base.digest)
         refuse_other_settings(run.checkpoints, {"settings": settings, "inputs": inputs})

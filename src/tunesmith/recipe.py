@@ -73,6 +73,8 @@ class Source(Section):
     """Columns with other names than the format's."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Use only the first rows of this source."""
+    weight: Annotated[float, Field(gt=0, le=100)] = 1
+    """How often an epoch trains on each row of this source: 2 is twice, 0.5 a random half of them."""
 
 
 def _share_or_source(value: Any) -> str:
@@ -110,6 +112,30 @@ class Clean(Section):
     """A row with more characters is cut after the last answer that fits, or dropped; null: none is too long."""
 
 
+class SelectConfig(Section):
+    """Which of the training rows are trained on; the others stay in data/, and held-out rows are never left out."""
+
+    by: Literal["random", "longest", "difficulty", "likeness"]
+    """`random`; `longest`: those with the most tokens to train on; `difficulty`: those whose question helps the base
+    least to the answer (IFD); `likeness`: those most like the examples in data.select.like."""
+    keep: Annotated[float, Field(gt=0, le=1)] | Annotated[int, Field(ge=2)] = 0.5
+    """How many are kept: a share of the training rows up to 1, or a number of rows from 2 on."""
+    like: Annotated[str, Field(min_length=1)] | None = None
+    """For likeness: a file of examples of what the chatbot is for, in any form that a source may have."""
+
+    @property
+    def scored(self) -> bool:
+        """Whether it takes a number for each row, which the stage `score` makes."""
+        return self.by in ("difficulty", "likeness")
+
+    @model_validator(mode="after")
+    def _like_fits(self) -> "SelectConfig":
+        if (self.by == "likeness") != (self.like is not None):
+            there = "names no file" if self.like is None else f"is {self.like}"
+            raise ValueError(f"select.by is {self.by} and select.like {there}: likeness, and nothing else, takes one")
+        return self
+
+
 class DataConfig(Section):
     """Which conversations, and how they are cleaned and split."""
 
@@ -134,6 +160,8 @@ class DataConfig(Section):
         Annotated[Share, Tag("share")] | Annotated[Source, Tag("source")], Discriminator(_share_or_source)
     ] = 0.01
     """Share of the duplicate clusters that is kept out of training to measure the loss, or a source of its own."""
+    select: SelectConfig | None = None
+    """Train on a part of the training rows only, chosen by one of four rules; null trains on all."""
     date: Annotated[str, BeforeValidator(date_text), Field(pattern=r"^\d{4}-\d{2}-\d{2}$")] = "2026-01-01"
     """The day, as YYYY-MM-DD, that a chat template that states a date gets: data never depend on the clock."""
 

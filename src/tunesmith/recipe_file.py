@@ -181,6 +181,9 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
     held_out = data.held_out
     if not isinstance(held_out, float):
         held_out = held_out.model_copy(update={"path": anchor(held_out.path)})
+    select = data.select
+    if select and select.like:
+        select = select.model_copy(update={"like": anchor(select.like)})
     prompts = recipe.evaluate.prompts
     mirror = recipe.checkpoint.mirror
     if mirror and "://" not in mirror:  # it need not be there yet
@@ -189,7 +192,7 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
     return recipe.model_copy(
         update={
             "publish": recipe.publish.model_copy(update={"licence_files": licence_files}),
-            "data": data.model_copy(update={"sources": sources, "held_out": held_out}),
+            "data": data.model_copy(update={"sources": sources, "held_out": held_out, "select": select}),
             "base": anchor(recipe.base),
             "checkpoint": recipe.checkpoint.model_copy(update={"mirror": mirror}),
             "evaluate": recipe.evaluate.model_copy(

@@ -82,7 +82,7 @@ def need_room(needs: Sequence[Need]) -> None:
 
 def fullest_bytes(recipe: Recipe, run: Run, base: LocatedBase) -> int:
     """Bytes that all stages of a recipe take of the disks at their fullest, beside what is there now."""
-    stages = [stage for stage in STAGES if recipe.export.gguf or not stage.gguf]
+    stages = [stage for stage in STAGES if stage.is_wanted(recipe)]
     return _fullest([need for stage in stages for need in disk_needs(stage, recipe, run, base)])
 
 

@@ -69,7 +69,7 @@ class Run:
         self.path = path
         self._file = file
         self.recipe = path / "recipe.yaml"
-        self.data, self.adapter, self.model, self.gguf, self.evaluation = self.stage_folders
+        self.data, self.scores, self.adapter, self.model, self.gguf, self.evaluation = self.stage_folders
         self.checkpoints = path / "checkpoints"
         self.ancestor = path / "ancestor"
         """The adapter that a fork began with."""

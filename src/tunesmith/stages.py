@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from tunesmith.recipe import Recipe
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -25,6 +27,14 @@ class Stage:
     """One line of help."""
     gguf: bool = False
     """Whether it makes or needs GGUF files: left out where the recipe asks for none."""
+    scores: bool = False
+    """Whether it scores rows: left out where the recipe selects none by a score, and then not spoken of."""
+
+    def is_wanted(self, recipe: Recipe) -> bool:
+        """Whether the recipe asks for it: without GGUF files a run ends with the merged model."""
+        if self.scores:
+            return recipe.data.select is not None and recipe.data.select.scored
+        return bool(recipe.export.gguf) or not self.gguf
 
     def load_decides(self) -> Callable[..., Any]:
         """The function that `decides` names."""
@@ -40,6 +50,11 @@ STAGES = (
         verb="prepare", folder="data",
         decides="tunesmith.decides:data_needs", work="tunesmith.tokens.prepare:prepare",
         says="Conversations to clean token rows.",
+    ),
+    Stage(
+        verb="score", folder="scores",
+        decides="tunesmith.decides:scores_needs", work="tunesmith.training.score:score",
+        says="A number for each training row, for data.select.", scores=True,
     ),
     Stage(
         verb="train", folder="adapter",

@@ -15,13 +15,16 @@ from tunesmith.record import Record, made_from, output_digest, read_record
 from tunesmith.runs import Run, checkpoint_folders
 from tunesmith.stages import STAGES, Stage, stage_of
 
-NAMES = {"system": "chat.system", "date": "data.date", "max_length": "train.max_length"}
+NAMES = {"system": "chat.system", "date": "data.date", "max_length": "train.max_length",
+         "data.weights": "data.sources[].weight"}  # fmt: skip
 """Settings of a stage that the recipe calls otherwise."""
 INPUTS = {
     "base": "base: other weights, another tokenizer or chat template",
     "data": "data/: other rows",
     "ancestor": "ancestor/: other weights to begin with (--fork)",
     "prompts": "evaluate.prompts: other prompts",
+    "scores": "scores/: other scores of the rows",
+    "like": "data.select.like: other examples",
 }
 """Input of a stage -> what is said where it is another one."""
 WAYS_OUT = (
@@ -49,22 +52,26 @@ def stale(recipe: Recipe, run: Run, verb: str, but: Collection[str] = ()) -> lis
 
 def cut_from_training(run: Run) -> bool:
     """Whether the model, the GGUF or the answers that stand are of another adapter than the one that stands."""
-    after = [record for stage, record in _standing(run, "evaluate") if stage.folder not in ("data", "adapter")]
+    after = [
+        record for stage, record in _standing(run, "evaluate") if stage.folder not in ("data", "scores", "adapter")
+    ]
     return any(set(_cut(run, record)) - {"data/"} for record in after)
 
 
 def may_be_kept(recipe: Recipe, run: Run, last: Stage) -> bool:
     """Whether recipe.yaml may say `recipe` once the stage `last` stands: it is what all stages up to it were made with.
 
-    After prepare alone, not where a training has begun: it may refuse the new data, and would then say so too late.
+    After prepare or score alone, not where a training has begun: it may refuse the new data, and would then say so too late.
     """
-    if last.verb == "prepare" and (read_record(run.adapter) or checkpoint_folders(run.checkpoints)):
+    if last.verb in ("prepare", "score") and (read_record(run.adapter) or checkpoint_folders(run.checkpoints)):
         return False
     return not any(settings_differ(stage, record, recipe, run) for stage, record in _standing(run, last.verb))
 
 
 def settings_differ(stage: Stage, record: Record, recipe: Recipe, run: Run) -> dict[str, str]:
     """Each setting that a stage was made with and the recipe has otherwise: its name -> both values in words."""
+    if stage.scores and not stage.is_wanted(recipe):
+        return {}  # nobody reads them now
     try:
         if stage.folder == run.data.name:
             settings = data_settings(recipe)

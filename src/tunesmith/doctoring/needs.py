@@ -185,7 +185,7 @@ def _disk(recipe: Recipe, run: Run, here: _Here) -> Finding:
 
 def _to_come(recipe: Recipe, run: Run) -> list[Stage]:
     """The stages from the first that does not stand."""
-    wanted = [stage for stage in STAGES if recipe.export.gguf or not stage.gguf]
+    wanted = [stage for stage in STAGES if stage.is_wanted(recipe)]
     done = [read_record(run.path / stage.folder) is not None for stage in wanted]
     return wanted[done.index(False) :] if False in done else []
 

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tunesmith.model.attention import Packing
+from tunesmith.model.attention import Packing, has_varlen_kernel
 from tunesmith.model.lora import mix
+from tunesmith.recipe import TrainConfig
 from tunesmith.tokens.pack import pack
 from tunesmith.tokens.rows import TokenRows
 
@@ -95,6 +96,15 @@ class Batching:
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array.astype(np.int64)).to(self.device, non_blocking=True)
+
+
+def batching_for(train: TrainConfig, longest: int, device: torch.device) -> Batching:
+    """How rows of at most `longest` tokens are batched here, once each `auto` of `train` is decided."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(train.precision, torch.float32)
+    kernel = has_varlen_kernel(device, dtype) and not train.deterministic
+    micro = train.micro_batch_tokens
+    assert isinstance(micro, int)
+    return Batching(max(micro, longest), train.max_length, device, kernel, static=kernel)
 
 
 def supervised_in(rows: TokenRows, chosen: Sequence[int]) -> int:

@@ -8,6 +8,7 @@ Shapes: S supervised positions, C of them in a chunk, D hidden width, V vocabula
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tunesmith.model.base import Head
@@ -62,3 +63,14 @@ def loss_sum(hidden_SD: Tensor, head: Head, targets_S: Tensor) -> Tensor:
     loss = _HeadLoss.apply(hidden_SD, head, targets_S)
     assert isinstance(loss, Tensor)
     return loss
+
+
+@torch.no_grad()
+def losses(hidden_SD: Tensor, head: Head, targets_S: Tensor) -> Tensor:
+    """The same position by position: nats [S]."""
+    rows = max(1, CHUNK_BYTES // (4 * head.weight_VD.shape[0]))
+    parts = [
+        F.cross_entropy(head.logits(hidden_SD[start : start + rows]), targets_S[start : start + rows], reduction="none")
+        for start in range(0, len(targets_S), rows)
+    ]
+    return torch.cat(parts) if parts else targets_S.new_zeros(0, dtype=torch.float32)

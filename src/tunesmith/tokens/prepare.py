@@ -103,7 +103,7 @@ def _spooled(
     """Every row that can be used, as tokens in `folder`; what they are compared by, and the first row of a held-out
     source.
     """
-    job, is_held = Job(recipe, base.folder, Prompts(prompts, nearly=recipe.data.decontaminate)), list[bool]()
+    job, sources = Job(recipe, base.folder, Prompts(prompts, nearly=recipe.data.decontaminate)), list[int]()
     maker = Maker(job)
     if prompts and recipe.export.gguf:  # else nothing is asked
         refuse_long_prompts(maker.tokenizer, base.folder, recipe, prompts)
@@ -113,18 +113,18 @@ def _spooled(
         SignedWriter(folder / "shingles") as signed,
         progress("prepare", None, unit="rows") as advance,
     ):
-        made = make_all(maker, job, _batches(recipe, is_held, tally), usable_cores())
+        made = make_all(maker, job, _batches(recipe, sources, tally), usable_cores())
         for number, batch in enumerate(made):
-            spool.add(batch.packed)
+            spool.add(batch.packed, sources[number])
             signed.add(batch.signed)
             tally.add(batch.tally)
-            first_held = first_held if is_held[number] else len(signed)
+            first_held = first_held if sources[number] == len(recipe.data.sources) else len(signed)
             advance(batch.tally.read, f"{tally.read / (time.monotonic() - started_s):,.0f} rows/s")
         return signed.rows(), first_held
 
 
-def _batches(recipe: Recipe, is_held: list[bool], tally: Tally) -> Iterator[Rows]:
-    """The rows of all sources as they are read; `is_held` gets whether a batch is of a held-out source, for each."""
+def _batches(recipe: Recipe, sources: list[int], tally: Tally) -> Iterator[Rows]:
+    """The rows of all sources as they are read; `sources` gets the number of each batch's source."""
     for index, source in enumerate(sources_of(recipe)):
         noted = tally.sources.setdefault(source.path, Noted())
         rows = conversations(source, recipe.data.roles, noted)
@@ -132,7 +132,7 @@ def _batches(recipe: Recipe, is_held: list[bool], tally: Tally) -> Iterator[Rows
         say(f"reading {source.path} as {noted.form or 'no known format'}")
         rows = chain(first, rows)
         while batch := list(islice(rows, BATCH_ROWS)):
-            is_held.append(index >= len(recipe.data.sources))
+            sources.append(index)
             yield batch
 
 

@@ -37,6 +37,17 @@ class TokenRows:
         """Tokens of each row."""
         return np.diff(self.offsets_N1)
 
+    @property
+    def supervised_N(self) -> Array:  # noqa: N802 (its shape)
+        """Supervised tokens of each row."""
+        before_T1 = np.concatenate([[0], np.cumsum(self.supervised_T[: self.offsets_N1[-1]])])
+        return np.diff(before_T1[self.offsets_N1])
+
+    def slice(self, first: int, end: int) -> "TokenRows":
+        """The rows from `first` to before `end`, numbered from 0."""
+        offsets_N1, answer_bytes_N = self.offsets_N1[first : end + 1], self.answer_bytes_N[first:end]
+        return replace(self, offsets_N1=offsets_N1, answer_bytes_N=answer_bytes_N)
+
     def spread(self) -> list[int]:
         """The numbers of all rows, in an order whose every start has rows from all parts of the data."""
         return np.argsort(np.arange(len(self)) * GOLDEN % 1, kind="stable").tolist()
@@ -51,10 +62,7 @@ def load_rows(data_folder: Path) -> tuple[TokenRows, TokenRows]:
     if not isinstance(train, int) or not 0 <= train <= len(rows):
         what = f"record.json says {train} training rows, and there are {len(rows)} rows"
         raise DataError(what, fix=made_anew(data_folder), where=str(data_folder))
-    return (
-        replace(rows, offsets_N1=rows.offsets_N1[: train + 1], answer_bytes_N=rows.answer_bytes_N[:train]),
-        replace(rows, offsets_N1=rows.offsets_N1[train:], answer_bytes_N=rows.answer_bytes_N[train:]),
-    )
+    return rows.slice(0, train), rows.slice(train, len(rows))
 
 
 def map_rows(folder: Path) -> TokenRows:

@@ -26,9 +26,11 @@ MESSAGES = pyarrow.list_(
     pyarrow.struct({"role": TEXT, "content": TEXT, "trained": pyarrow.bool_(), "reasoning": TEXT, "calls": TEXT})
 )
 """`trained` is null for all but answers, and so are the others where there are none; `calls` is JSON."""
-WORDS = {"where": TEXT, "messages": MESSAGES, "tools": TEXT}
-SPOOLED = pyarrow.schema(WORDS | {"tokens": NUMBER, "supervised": NUMBER, "cut": pyarrow.bool_()})
-SCHEMA = pyarrow.schema(WORDS | {"split": TEXT} | dict.fromkeys(("tokens", "supervised", "cluster"), NUMBER))
+WORDS, SOURCE = {"where": TEXT, "messages": MESSAGES, "tools": TEXT}, {"source": pyarrow.int32()}
+"""`source` is its number among those of the recipe."""
+MADE = pyarrow.schema(WORDS | {"tokens": NUMBER, "supervised": NUMBER, "cut": pyarrow.bool_()})
+SPOOLED = pyarrow.schema([*MADE, *pyarrow.schema(SOURCE)])
+SCHEMA = pyarrow.schema(WORDS | SOURCE | {"split": TEXT} | dict.fromkeys(("tokens", "supervised", "cluster"), NUMBER))
 
 
 class Packed(NamedTuple):
@@ -39,7 +41,7 @@ class Packed(NamedTuple):
     lengths_N: Array
     answer_bytes_N: Array
     table: pyarrow.Table
-    """Of SPOOLED."""
+    """Of MADE."""
 
 
 class Spool:
@@ -57,10 +59,11 @@ class Spool:
         self._table.close()
         self._tokens.__exit__(*error)
 
-    def add(self, batch: Packed) -> None:
-        """Append a batch."""
+    def add(self, batch: Packed, source: int) -> None:
+        """Append a batch of one source."""
         self._tokens.add_all(batch.tokens_T, batch.supervised_T, batch.lengths_N, batch.answer_bytes_N)
-        self._table.write_table(batch.table)
+        numbers = pyarrow.array([source] * len(batch.table), SPOOLED.field("source").type)
+        self._table.write_table(batch.table.append_column(SPOOLED.field("source"), numbers))
 
 
 def packed(rows: Sequence[tuple[Conversation, Encoded]]) -> Packed:
@@ -69,13 +72,13 @@ def packed(rows: Sequence[tuple[Conversation, Encoded]]) -> Packed:
     for row, item in rows:
         messages = [_cells(turn) for turn in item.turns]
         cells = (row.where, messages, row.tools or None, len(item.ids), sum(item.supervised), CUT in item.changes)
-        written.append(dict(zip(SPOOLED.names, cells, strict=True)))
+        written.append(dict(zip(MADE.names, cells, strict=True)))
     return Packed(
         np.fromiter(chain.from_iterable(item.ids for _, item in rows), np.int32),
         np.fromiter(chain.from_iterable(item.supervised for _, item in rows), np.bool_),
         np.array([len(item.ids) for _, item in rows], np.int64),
         np.array([item.answer_bytes for _, item in rows], np.int64),
-        pyarrow.Table.from_pylist(written, SPOOLED),
+        pyarrow.Table.from_pylist(written, MADE),
     )
 
 

@@ -20,7 +20,7 @@ from tunesmith.model.batch import Batching, supervised_in
 from tunesmith.model.loss import loss_sum
 from tunesmith.recipe import Recipe
 from tunesmith.runs import Run, checkpoint_name
-from tunesmith.tokens.rows import TokenRows
+from tunesmith.tokens.rows import Array, TokenRows
 from tunesmith.training.device import peak_memory_bytes
 from tunesmith.training.metrics import DIGEST, Metrics
 from tunesmith.training.sample import Sampler
@@ -53,6 +53,8 @@ class Job:
     """What must be the same on resume."""
     conditions: dict[str, Any]
     """What must be the same for the same bits, beside the recipe."""
+    selected: Array | None = None
+    """Numbers of the rows of an epoch, one as often as it is trained on; None: every row once."""
 
 
 def fit(job: Job, state: TrainState, watch: StopWatch, saver: Saver, sampler: Sampler | None = None) -> None:

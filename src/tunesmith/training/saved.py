@@ -177,7 +177,7 @@ def refuse_other_settings(folder: Path, decides: dict[str, Any]) -> None:
     """Raise ResumeError if no checkpoint in `folder` that can be read began with what `decides` now, naming each
     difference to the newest.
 
-    Asked before torch is loaded: an `auto` that is not decided yet is looked at, and named, when training begins, and
+    Without "inputs" in `decides` they are not looked at. Asked before torch is loaded: an `auto` that is not decided yet is looked at, and named, when training begins, and
     so is what cannot be read here.
     """
     newest: tuple[Path, dict[str, Any], dict[str, Any]] | None = None
@@ -189,7 +189,7 @@ def refuse_other_settings(folder: Path, decides: dict[str, Any]) -> None:
         except (OSError, *OTHER_JSON):
             continue
         settings = decides["settings"] | {"train": decides["settings"]["train"] | undecided}
-        now = decides | {"settings": settings}
+        now = {"inputs": was["inputs"]} | decides | {"settings": settings}
         if not refuse_others(checkpoint, was, now):
             return
         newest = newest or (checkpoint, was, now)

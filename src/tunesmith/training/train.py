@@ -16,9 +16,8 @@ from tunesmith.console import say, warn
 from tunesmith.decides import adapter_needs
 from tunesmith.errors import ResourceError, ResumeError
 from tunesmith.model.adapter import save_adapter, set_adapter, without_adapter
-from tunesmith.model.attention import has_varlen_kernel
 from tunesmith.model.base import load_base, recompute_layers, refuse_odd_numbers
-from tunesmith.model.batch import Batching, supervised_in
+from tunesmith.model.batch import batching_for, supervised_in
 from tunesmith.model.lora import attach, refuse_unmergeable
 from tunesmith.proof.compiling import prove_compiling
 from tunesmith.proof.packing import prove_packing
@@ -26,7 +25,8 @@ from tunesmith.recipe import Recipe, TrainConfig
 from tunesmith.record import Proof, Record, damaged_file, read_record
 from tunesmith.runs import Run, checkpoint_folders, checkpoint_name, commit_stage, write_manifest
 from tunesmith.tokens.order import FEW_STEPS, more_steps, rows_of_epoch
-from tunesmith.tokens.rows import TokenRows, load_rows
+from tunesmith.tokens.rows import Array, TokenRows, load_rows
+from tunesmith.tokens.selected import selected_rows, selection_counts, selection_in_words
 from tunesmith.tokens.tokenizer import load_tokenizer
 from tunesmith.training.checkpoint import is_as_trained, resume
 from tunesmith.training.device import conditions, peak_memory_bytes, pick_device, set_determinism
@@ -58,6 +58,8 @@ def train(recipe: Recipe, run: Run, base: LocatedBase) -> tuple[Record, bool]:
     def work(draft: Path) -> dict[str, Any]:
         _refuse_other_base(run, base)
         job = prepare_job(recipe, run, device, decides={"settings": settings, "inputs": inputs})
+        if job.selected is not None:
+            say(f"train: {selection_in_words(selection_counts(recipe, job.rows, job.selected))}")
         _warn_of_few_steps(job)
         with StopWatch(recipe.train.stop_after) as watch:
             with _full_memory_named(job):
@@ -201,16 +203,13 @@ def prepare_job(recipe: Recipe, run: Run, device: torch.device, decides: dict[st
     """Rows, their order, and how they are batched here."""
     set_determinism(recipe.train)
     rows, held_out = load_rows(run.data)
-    steps = _plan(rows, recipe.train, recipe.seed)
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.train.precision, torch.float32)
-    kernel = has_varlen_kernel(device, dtype) and not recipe.train.deterministic
-    micro = recipe.train.micro_batch_tokens
-    assert isinstance(micro, int)
-    batching = Batching(max(micro, int(rows.lengths_N.max())), recipe.train.max_length, device, kernel, static=kernel)
+    selected = selected_rows(recipe, run, rows)
+    steps = _plan(rows, recipe.train, recipe.seed, selected)
+    batching = batching_for(recipe.train, int(rows.lengths_N.max()), device)
     return Job(
         recipe, run, rows, held_out, steps, batching,
         replace(batching, capacity=max(batching.capacity, int(held_out.lengths_N.max()))),
-        decides, conditions(recipe.train, device),
+        decides, conditions(recipe.train, device), selected,
     )  # fmt: skip
 
 
@@ -218,15 +217,21 @@ def _warn_of_few_steps(job: Job) -> None:
     if len(job.steps) < FEW_STEPS:
         recipe, rows = job.recipe, job.rows
         longest = max(int(rows.lengths_N.max()), int(job.held_out.lengths_N.max()))  # a longer one would be cut
-        fix = more_steps(recipe.train, longest, lambda other: len(_plan(rows, other, recipe.seed)))
+        fix = more_steps(recipe.train, longest, lambda other: len(_plan(rows, other, recipe.seed, job.selected)))
         warn(f"{len(job.steps)} steps teach next to nothing, {FEW_STEPS} to 60 are a start; {fix}")
 
 
-def _plan(rows: TokenRows, train: TrainConfig, seed: int) -> list[Sequence[int]]:
-    """The rows of every optimizer step of the run: a function of the data, the seed and tokens_per_step."""
+def _plan(rows: TokenRows, train: TrainConfig, seed: int, selected: Array | None = None) -> list[Sequence[int]]:
+    """The rows of every optimizer step of the run: a function of the data, the seed and tokens_per_step.
+
+    `selected`: the row numbers of an epoch, one as often as it is trained on; None: every row once.
+    """
     steps: list[Sequence[int]] = []
+    lengths_N = rows.lengths_N if selected is None else rows.lengths_N[selected]
     for epoch in range(math.ceil(train.epochs)):
-        of_epoch = rows_of_epoch(rows.lengths_N.tolist(), train.tokens_per_step, seed, epoch)
+        of_epoch = rows_of_epoch(lengths_N.tolist(), train.tokens_per_step, seed, epoch)
+        if selected is not None:
+            of_epoch = [selected[step].tolist() for step in of_epoch]
         share = min(1.0, train.epochs - epoch)
         steps += of_epoch[: max(1, round(share * len(of_epoch)))]
     return [step for step in steps if supervised_in(rows, step)]
@@ -320,6 +325,7 @@ def _take_best(job: Job, state: TrainState, base: LocatedBase, draft: Path) -> d
         "steps_not_finite": at.not_finite,
         "notes": at.notes,
         "ancestor": _ancestry(job.run, at),
+        "selected": selection_counts(recipe, job.rows, job.selected),
         "base_revision": base.revision,
         "peak_memory_bytes": peak_memory_bytes(job.batching.device),
         "device": job.conditions["device"],
