@@ -61,7 +61,8 @@ def cut_from_training(run: Run) -> bool:
 def may_be_kept(recipe: Recipe, run: Run, last: Stage) -> bool:
     """Whether recipe.yaml may say `recipe` once the stage `last` stands: it is what all stages up to it were made with.
 
-    After prepare or score alone, not where a training has begun: it may refuse the new data, and would then say so too late.
+    After prepare or score alone, not where a training has begun: it may refuse the new data, and would then say so too
+    late.
     """
     if last.verb in ("prepare", "score") and (read_record(run.adapter) or checkpoint_folders(run.checkpoints)):
         return False

@@ -177,8 +177,8 @@ def refuse_other_settings(folder: Path, decides: dict[str, Any]) -> None:
     """Raise ResumeError if no checkpoint in `folder` that can be read began with what `decides` now, naming each
     difference to the newest.
 
-    Without "inputs" in `decides` they are not looked at. Asked before torch is loaded: an `auto` that is not decided yet is looked at, and named, when training begins, and
-    so is what cannot be read here.
+    Without "inputs" in `decides` they are not looked at. Asked before torch is loaded: an `auto` that is not decided
+    yet is looked at, and named, when training begins, and so is what cannot be read here.
     """
     newest: tuple[Path, dict[str, Any], dict[str, Any]] | None = None
     for checkpoint in reversed(checkpoint_folders(folder)):
