@@ -63,7 +63,7 @@ def merged(tiny_base, tmp_path_factory):
     """A recipe, and the folder of its run up to the merged model."""
     folder = tmp_path_factory.mktemp("merged")
     path = write_project(folder, tiny_base, export="{gguf: [F16, Q8_0, Q4_K_M], positions: 4}")
-    assert run_stages(read_recipe(path), Run(folder / "run"), STAGES[:3]).done
+    assert run_stages(read_recipe(path), Run(folder / "run"), STAGES[:4]).done
     return path, folder / "run"
 
 

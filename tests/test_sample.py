@@ -28,7 +28,7 @@ from tunesmith.training.state import Progress
 FOREVER = float("inf")
 
 
-def trained(folder, base, *changes, stages=STAGES[:2]):
+def trained(folder, base, *changes, stages=STAGES[:3]):
     recipe = read_recipe(write_project(folder, base), changes)
     run = Run(folder / "run")
     run_stages(recipe, run, stages)

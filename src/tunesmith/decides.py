@@ -128,7 +128,8 @@ def scores_needs(recipe: Recipe, run: Run, base_digest: str) -> Needs:
     standing, source = read_record(run.scores), examples_of(select.like)
     if standing and "like" in standing.inputs and not source_files(source) and run.recipe.exists():
         begun = kept_recipe(run).data.select
-        if begun and begun.like == select.like:
+        then = begun.like if begun and begun.like else ""
+        if then == select.like or then.endswith(f"/{select.like.removeprefix('./')}"):
             return settings, inputs | {"like": standing.inputs["like"]}
     return settings, inputs | {"like": source_digest(source)}
 

@@ -66,14 +66,14 @@ def log_weights(texts: Callable[[], Iterable[str]], examples: Iterable[str]) -> 
     """How much more likely each of `texts` is among the `examples` than among the texts: a log ratio in nats [N].
 
     Hashed n-gram importance (DSIR, Xie et al. 2023, arXiv 2302.03169): words and pairs of words in BUCKETS buckets, two
-    bags of them. The paper has millions of examples, a user twenty: so a bucket starts with as many counts as the texts
-    give it of BUCKETS in all (a Dirichlet prior), and one that no example hits says little instead of ruling a row out.
+    bags of them. The paper has millions of examples, a user twenty: so what the examples have is mixed half and half
+    with what the texts have, and an n-gram that is in no example costs a row ln 2 instead of ruling it out.
     `texts` is called twice, so that memory holds one text at a time.
     """
     known: dict[str, int] = {}
     raw, target = (_counts(some, known) for some in (texts(), examples))
-    raw_share = (raw + 1) / (raw.sum() + BUCKETS)
-    ratio = np.log((target + BUCKETS * raw_share) / (target.sum() + BUCKETS)) - np.log(raw_share)
+    raw_share = (raw + 1) / (raw.sum() + BUCKETS)  # add-one: the logarithm of an empty bucket would be none
+    ratio = np.log((target / target.sum() + raw_share) / 2 / raw_share)
     return np.array([ratio[found].sum() for found in _ngrams(texts(), known)])
 
 

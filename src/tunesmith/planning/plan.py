@@ -11,7 +11,7 @@ from tunesmith.planning.look import MOST_ROWS, Look, look_at
 from tunesmith.planning.speed import Speed, known_speed
 from tunesmith.planning.steps import all_lengths, steps_of, tokens_in
 from tunesmith.planning.tokens import Tokens
-from tunesmith.recipe import Recipe, Source
+from tunesmith.recipe import Recipe, SelectConfig, Source
 from tunesmith.room import fullest_bytes
 from tunesmith.runs import Run
 
@@ -29,7 +29,7 @@ class Plan:
     train_rows: int
     held_out_rows: int
     tokens: int
-    """Tokens of one epoch."""
+    """Tokens of one epoch, of the rows that data.select leaves."""
     steps: int
     cut: int
     """Rows of those looked at that are longer than train.max_length."""
@@ -80,7 +80,9 @@ def plan_of(recipe: Recipe, run: Run, tokens: Tokens, looks: tuple[Look, ...], h
     left = max(usable - (0 if held_out else held_rows), 1) / max(usable, 1)
     longest = recipe.train.max_length
     counted = [min(n, longest) for n in all_lengths(looks)]
-    in_all = sum(tokens_in(look, longest) for look in looks)
+    weights = [source.weight for source in recipe.data.sources]
+    in_all = sum(tokens_in(look, longest) * weight for look, weight in zip(looks, weights, strict=True))
+    in_all *= share_selected(recipe.data.select, usable * left)
     base = tokens.base
     disk = None
     if base:
@@ -91,6 +93,13 @@ def plan_of(recipe: Recipe, run: Run, tokens: Tokens, looks: tuple[Look, ...], h
         steps_of(recipe.train, in_all * left, counted, recipe.seed),
         sum(n > longest for n in all_lengths(looks)), known_speed(base, run) if base else None, disk,
     )  # fmt: skip
+
+
+def share_selected(select: SelectConfig | None, rows: float) -> float:
+    """The share of the tokens that is left to train on: that of the rows, as nobody knows yet which ones they are."""
+    if select is None:
+        return 1.0
+    return min(1.0, select.keep / max(rows, 1)) if isinstance(select.keep, int) else select.keep
 
 
 def dropped(looks: Sequence[Look]) -> dict[str, list[str]]:

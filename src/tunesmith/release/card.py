@@ -24,6 +24,7 @@ from tunesmith.record import Proof, Record, read_record
 from tunesmith.release.licences import Terms
 from tunesmith.release.sources import base_name, from_hub, named, sources
 from tunesmith.runs import Run
+from tunesmith.tokens.selected import selection_in_words
 from tunesmith.training.metrics import Metrics, plot_losses
 from tunesmith.training.outcome import ancestor_of
 from tunesmith.weights import builtin
@@ -120,6 +121,7 @@ def write_card(published: Published, part: Part) -> str:
         sources=list(sources(recipe, records["data"])),
         data=records["data"].counts,
         trained=records["adapter"].counts,
+        selection_in_words=selection_in_words,
         ancestor=ancestor_of(records["adapter"].counts.get("ancestor"))[1],
         version=records["adapter"].versions["tunesmith"],
         proofs=list(proofs_of(run, part)),
