@@ -32,8 +32,8 @@ def plan_lines(plan: Plan, recipe: Recipe) -> Iterator[str]:
     if select := recipe.data.select:
         kept = f"{select.keep:,} of them" if isinstance(select.keep, int) else f"{select.keep:.0%} of them"
         yield f"  trained on by {select.by}: {kept}, and as many of their tokens, as nobody knows yet which ones"
-    counted = plan.exact and plan.held_out and not select
-    about = "" if counted else "about "  # a share that is held out is another one each time
+    is_sure = plan.exact and plan.held_out and not select
+    about = "" if is_sure else "about "  # a share that is held out is another one each time
     yield (
         f"steps: {about}{plan.steps:,} of {train.tokens_per_step:,} tokens, {train.epochs:g} "
         f"epoch{'' if train.epochs == 1 else 's'}; the held-out loss every {train.evaluate_every}"
