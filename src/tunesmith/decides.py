@@ -115,44 +115,20 @@ def run_settings(recipe: Recipe) -> dict[str, Any]:
     return rows | trained | {"data": rows["data"] | trained.get("data", {})}
 
 
-def scores_needs(recipe: Recipe, run: Run, base_digest: str) -> Needs:
-    """score: the rows, and the base or the examples that they are measured with; how many are kept is for train.
-
-    Examples whose file is no longer on this machine are as they were where the run's own recipe names the same file.
-    """
-    select = recipe.data.select
-    assert select is not None  # else the stage is left out
-    settings, inputs = {"data": {"select": {"by": select.by}}}, {"data": _made(run.data)}
-    if not select.like:
-        return settings, inputs | {"base": base_digest}
-    standing, source = read_record(run.scores), examples_of(select.like)
-    if standing and "like" in standing.inputs and not source_files(source) and run.recipe.exists():
-        begun = kept_recipe(run).data.select
-        then = begun.like if begun and begun.like else ""
-        if then == select.like or then.endswith(f"/{select.like.removeprefix('./')}"):
-            return settings, inputs | {"like": standing.inputs["like"]}
-    return settings, inputs | {"like": source_digest(source)}
-
-
-def examples_of(path: str) -> Source:
-    """What rows are to be like, as something that can be read."""
-    return Source(path=path)
-
-
 def adapter_needs(recipe: Recipe, run: Run, base_digest: str) -> Needs:
     """train: every field that changes the mathematics; cadence, keep and stop fields do not."""
     settings = trained_settings(recipe)
     ancestor = read_record(run.ancestor)
     begun = {"ancestor": output_digest(ancestor)} if ancestor else {}
     select = recipe.data.select
-    scored = {"scores": _made(run.scores)} if select and select.scored else {}
-    return settings, {"base": base_digest, "data": _made(run.data)} | scored | begun
+    scored = {"scores": made_digest(run.scores)} if select and select.scored else {}
+    return settings, {"base": base_digest, "data": made_digest(run.data)} | scored | begun
 
 
 def model_needs(recipe: Recipe, run: Run, base_digest: str) -> Needs:
     """merge: the adapter, the base, and what goes into the chat template."""
     settings = {"system": recipe.chat.system, "date": recipe.data.date}
-    return settings, {"base": base_digest, "adapter": _made(run.adapter)}
+    return settings, {"base": base_digest, "adapter": made_digest(run.adapter)}
 
 
 def gguf_needs(recipe: Recipe, run: Run, base_digest: str) -> Needs:
@@ -165,7 +141,7 @@ def gguf_needs(recipe: Recipe, run: Run, base_digest: str) -> Needs:
         "date": recipe.data.date,
         "seed": recipe.seed,
     }
-    return settings, {"model": _made(run.model), "data": _made(run.data)}
+    return settings, {"model": made_digest(run.model), "data": made_digest(run.data)}
 
 
 def evaluation_needs(recipe: Recipe, run: Run, base_digest: str) -> Needs:
@@ -174,7 +150,7 @@ def evaluation_needs(recipe: Recipe, run: Run, base_digest: str) -> Needs:
     Prompts whose file is no longer on this machine are as they were where the run's own recipe names the same file.
     """
     settings = {"evaluate": _plain(recipe.evaluate, exclude={"prompts"}), "system": recipe.chat.system}
-    inputs = {"base": base_digest, "gguf": _made(run.gguf), "data": _made(run.data)}
+    inputs = {"base": base_digest, "gguf": made_digest(run.gguf), "data": made_digest(run.data)}
     standing = read_record(run.evaluation)
     if standing and "prompts" in standing.inputs and _prompts_gone(recipe, run):
         as_they_were = inputs | {"prompts": standing.inputs["prompts"]}
@@ -401,7 +377,7 @@ def _may_be_on_hub(path: str) -> bool:
     return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", path)) and not FILE.search(path)
 
 
-def _made(folder: Path) -> str:
+def made_digest(folder: Path) -> str:
     """Digest of an earlier stage's outputs."""
     record = read_record(folder)
     if record is None:

@@ -53,7 +53,7 @@ STAGES = (
     ),
     Stage(
         verb="score", folder="scores",
-        decides="tunesmith.decides:scores_needs", work="tunesmith.training.score:score",
+        decides="tunesmith.tokens.selected:scores_needs", work="tunesmith.training.score:score",
         says="A number for each training row, for data.select.", scores=True,
     ),
     Stage(

@@ -1,4 +1,6 @@
-"""Which training rows a run trains on: what data.select keeps of them, each as often as its source's weight says."""
+"""Which training rows a run trains on: what data.select keeps of them, each as often as its source's weight says; and
+what decides the scores that it may take.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -8,15 +10,40 @@ import pyarrow.parquet
 
 from tunesmith.data.select import Array, alike_rows, difficult_rows, kept_count, longest_rows, random_rows, repeated
 from tunesmith.data.split import TRAIN
+from tunesmith.decides import Needs, kept_recipe, made_digest, source_digest, source_files
 from tunesmith.errors import DataError
 from tunesmith.files import fingerprint
-from tunesmith.recipe import Recipe, SelectConfig
-from tunesmith.record import made_anew
+from tunesmith.recipe import Recipe, SelectConfig, Source
+from tunesmith.record import made_anew, read_record
 from tunesmith.runs import Run
 from tunesmith.tokens.rows import TokenRows
 from tunesmith.tokens.texts import ROWS
 
 SCORES = "scores.npy"
+
+
+def scores_needs(recipe: Recipe, run: Run, base_digest: str) -> Needs:
+    """score: the rows, and the base or the examples that they are measured with; how many are kept is for train.
+
+    Examples whose file is no longer on this machine are as they were where the run's own recipe names the same file.
+    """
+    select = recipe.data.select
+    assert select is not None  # else the stage is left out
+    settings, inputs = {"data": {"select": {"by": select.by}}}, {"data": made_digest(run.data)}
+    if not select.like:
+        return settings, inputs | {"base": base_digest}
+    standing, source = read_record(run.scores), examples_of(select.like)
+    if standing and "like" in standing.inputs and not source_files(source) and run.recipe.exists():
+        begun = kept_recipe(run).data.select
+        then = begun.like if begun and begun.like else ""
+        if then == select.like or then.endswith(f"/{select.like.removeprefix('./')}"):
+            return settings, inputs | {"like": standing.inputs["like"]}
+    return settings, inputs | {"like": source_digest(source)}
+
+
+def examples_of(path: str) -> Source:
+    """What rows are to be like, as something that can be read."""
+    return Source(path=path)
 
 
 def selected_rows(recipe: Recipe, run: Run, rows: TokenRows) -> Array | None:

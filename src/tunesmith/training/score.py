@@ -18,7 +18,6 @@ from tunesmith.data.conversation import Conversation
 from tunesmith.data.read import conversations
 from tunesmith.data.select import log_weights
 from tunesmith.data.split import TRAIN
-from tunesmith.decides import examples_of, scores_needs
 from tunesmith.errors import DataError
 from tunesmith.model.base import head, hidden_states, load_base
 from tunesmith.model.batch import Batching, batching_for, supervised_in
@@ -27,7 +26,7 @@ from tunesmith.recipe import Recipe
 from tunesmith.record import Record
 from tunesmith.runs import Run, commit_stage
 from tunesmith.tokens.rows import Array, TokenRows, load_rows
-from tunesmith.tokens.selected import SCORES
+from tunesmith.tokens.selected import SCORES, examples_of, scores_needs
 from tunesmith.tokens.template import form_of, template_of
 from tunesmith.tokens.texts import texts_of
 from tunesmith.tokens.tokenizer import load_tokenizer
