@@ -12,10 +12,11 @@ import pytest
 
 LAYERS = (
     "printable", "command", "streams", "errors", "boundary", "console", "machine", "past", "values", "recipe",
-    "yaml_text", "recipe_problems", "recipe_file", "json_file", "files", "page", "stages", "record", "runs", "lock",
-    "data_files", "decides", "stale", "weights", "gguf", "data", "tokens", "model", "inference", "proof", "training",
-    "release", "evaluation", "study", "server", "room", "planning", "ending", "fresh", "pipeline", "fork", "inventory",
-    "doctoring", "doctor", "tidy", "checks", "verify", "fields", "api", "verbs", "cli", "__main__",
+    "recipe_defaults", "yaml_text", "recipe_problems", "recipe_file", "json_file", "files", "page", "stages",
+    "record", "runs", "lock", "data_files", "decides", "stale", "weights", "gguf", "data", "tokens", "model",
+    "inference", "proof", "training", "release", "evaluation", "study", "server", "room", "planning", "ending",
+    "fresh", "pipeline", "fork", "inventory", "doctoring", "doctor", "tidy", "checks", "verify", "fields", "api",
+    "verbs", "cli", "__main__",
 )  # fmt: skip
 SRC = Path(__file__).parents[1] / "src" / "tunesmith"
 FILES = [path for path in sorted(SRC.rglob("*.py")) if path.name != "__init__.py"]

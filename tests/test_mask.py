@@ -189,7 +189,7 @@ def test_rows_keep_what_was_trained_on_and_what_was_called(with_tools, tmp_path)
     made = [untrained(asks_weather(), 1), conversation("a", "b", system="S")]
     found = encode_all(with_tools, made, system=None, date=DATE)
     with Spool(tmp_path / "spool") as spool:
-        spool.add(packed(list(zip(made, found, strict=True))))
+        spool.add(packed(list(zip(made, found, strict=True))), 0)
     write_split(tmp_path / "spool", tmp_path, ["held_out", "train"], [0, 1])
     assert list(texts_of(tmp_path, "held_out")) == made[:1] and list(texts_of(tmp_path, "train")) == made[1:]
     assert [row.is_plain for row in made] == [False, True]
@@ -197,7 +197,7 @@ def test_rows_keep_what_was_trained_on_and_what_was_called(with_tools, tmp_path)
     (tmp_path / "plain").mkdir()
     asked = untrained(conversation("a", "b", "c", "d"), 1)
     with Spool(tmp_path / "spool2") as spool:
-        spool.add(packed([(asked, encode(with_tools, asked, system=None, date=DATE))]))
+        spool.add(packed([(asked, encode(with_tools, asked, system=None, date=DATE))]), 0)
     write_split(tmp_path / "spool2", tmp_path / "plain", ["held_out"], [0])
     (question,) = pick_asked(tmp_path / "plain")
     assert (question.question, question.expected, len(question.messages)) == ("c", "d", 3)

@@ -70,7 +70,7 @@ def test_two_workers_make_what_one_process_makes_in_order_and_a_killed_one_is_sa
     maker = Maker(job)
     expected = [told(made) for made in make_all(maker, job, batches(), 1)]
     fates = {"longer than max_length", "is an evaluation prompt", "not valid JSON"}
-    assert fates <= {reason for one in expected for reason in one[3].dropped}
+    assert fates <= {reason for one in expected for reason in one[3]["dropped"]}
     with ready(Pool(job, 2)) as pool:
         assert [told(made) for rows in batches() for made in pool.put(rows)] + [
             told(made) for made in pool.rest()

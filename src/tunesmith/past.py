@@ -49,7 +49,7 @@ def record_as_now(raw: dict[str, Any]) -> dict[str, Any]:
     settings = dict(raw["settings"])
     if isinstance(exported := settings.get("export"), dict):
         settings["export"] = {name: value for name, value in exported.items() if name != "prefixes"}
-    if isinstance(data := settings.get("data"), dict):
+    if isinstance(data := settings.get("data"), dict) and "sources" in data:  # else of rows that are made
         settings["data"] = DATA_BEFORE | data
     if begun_by(raw["versions"]) != "0.1":
         return raw | {"settings": settings}

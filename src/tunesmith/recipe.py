@@ -4,10 +4,9 @@ Fields are frozen pydantic models; the sentence under each field is also its tex
 Reading from YAML, with file and line in every problem, is in recipe_file.py.
 """
 
-from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from tunesmith.values import Every, EverySteps, Section, TimeShare, cadence, date_text, switch_text
 
@@ -374,39 +373,3 @@ class Recipe(Section):
                 f"evaluate.gguf is {self.evaluate.gguf}, which is not in export.gguf {list(self.export.gguf)}"
             )
         return self
-
-
-def sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The sections that a field of this type may hold."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in getattr(annotation, "__args__", ()):
-        yield from sections_in(inner)
-
-
-def without_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by section, as JSON holds them, without the fields that are at their default: what a fingerprint counts.
-
-    So a field that is added later, at its default, is no difference to a record that knows nothing of it.
-    """
-    return {name: _bare(value, Recipe.model_fields.get(name)) for name, value in settings.items()}
-
-
-def _bare(value: Any, field: Any) -> Any:
-    section = next(sections_in(field.annotation), None) if field else None
-    if section is None:
-        return value
-    if isinstance(value, list | tuple):
-        return [_bare(item, field) for item in value]
-    if not isinstance(value, Mapping):
-        return value
-    inner = {name: _bare(held, section.model_fields.get(name)) for name, held in value.items()}
-    return {name: held for name, held in inner.items() if held != _default(section.model_fields.get(name))}
-
-
-def _default(field: Any) -> Any:
-    """The default of a field as JSON holds it, bare; a section that is all defaults is empty. No default: undefined."""
-    value = field.default if field else ...
-    if isinstance(value, BaseModel):
-        return _bare(value.model_dump(mode="json"), field)
-    return list(value) if isinstance(value, tuple) else value

@@ -17,7 +17,8 @@ from tunesmith.command import NAME
 from tunesmith.console import say
 from tunesmith.errors import RecipeError
 from tunesmith.past import ANY, RETIRED
-from tunesmith.recipe import Recipe, without_defaults
+from tunesmith.recipe import Recipe
+from tunesmith.recipe_defaults import without_defaults
 from tunesmith.recipe_problems import place_of, report
 from tunesmith.values import NO_TEXT
 from tunesmith.yaml_text import Loc, Places, read_yaml

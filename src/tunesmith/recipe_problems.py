@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from tunesmith.errors import RecipeError
-from tunesmith.recipe import Recipe, sections_in
+from tunesmith.recipe import Recipe
+from tunesmith.recipe_defaults import sections_in
 from tunesmith.values import Section
 from tunesmith.yaml_text import Loc, Places
 

@@ -14,7 +14,7 @@ from tunesmith.boundary import why_unread
 from tunesmith.errors import ResumeError
 from tunesmith.files import DROPPED, RECORD, SAID_OF_FILES, digest_file, fingerprint
 from tunesmith.json_file import OTHER_JSON, json_object
-from tunesmith.recipe import without_defaults
+from tunesmith.recipe_defaults import without_defaults
 from tunesmith.stages import STAGES, stage_at
 
 

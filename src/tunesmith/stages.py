@@ -7,9 +7,10 @@ and imported when they are used: `--help` needs neither, and a stage that stands
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tunesmith.recipe import Recipe
+if TYPE_CHECKING:
+    from tunesmith.recipe import Recipe  # 0.3 s, and the help needs none
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Stage:
     scores: bool = False
     """Whether it scores rows: left out where the recipe selects none by a score, and then not spoken of."""
 
-    def is_wanted(self, recipe: Recipe) -> bool:
+    def is_wanted(self, recipe: "Recipe") -> bool:
         """Whether the recipe asks for it: without GGUF files a run ends with the merged model."""
         if self.scores:
             return recipe.data.select is not None and recipe.data.select.scored

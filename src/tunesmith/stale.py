@@ -10,7 +10,8 @@ from typing import Any
 
 from tunesmith.decides import Needs, as_begun, data_settings, kept_recipe
 from tunesmith.errors import RecipeError, ResumeError
-from tunesmith.recipe import Recipe, Source, without_defaults
+from tunesmith.recipe import Recipe, Source
+from tunesmith.recipe_defaults import without_defaults
 from tunesmith.record import Record, made_from, output_digest, read_record
 from tunesmith.runs import Run, checkpoint_folders
 from tunesmith.stages import STAGES, Stage, stage_of

@@ -3,8 +3,8 @@
 FD is its end of a pipe. It gets a Job, says that it is ready, then gets batches and answers each in order.
 """
 
+import copy
 import os
-import pickle
 import sys
 import traceback
 from multiprocessing.connection import Connection
@@ -51,7 +51,7 @@ def _feed(connection: Connection, batches: "SimpleQueue[Rows]") -> None:
 def _sendable(error: Exception) -> Exception:
     """The error, or one that says the same where it cannot be sent."""
     try:
-        pickle.loads(pickle.dumps(error))
+        copy.copy(error)  # made anew from its arguments, as on the other side
     except Exception:
         return RuntimeError("".join(traceback.format_exception(error)))
     return error
