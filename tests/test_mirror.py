@@ -245,6 +245,24 @@ def test_with_the_newest_comes_the_best(tmp_path):
     assert [one.partition(" ")[0] for one in got] == ["data", "step-000006", "step-000002", "recipe.yaml"]
 
 
+def test_scores_go_along(tmp_path):
+    """Made anew on another kind of machine they would have other bits, and other rows would be trained on."""
+    run, url = made_run(tmp_path / "run"), str(tmp_path / "there")
+
+    def work(draft):
+        (draft / "scores.npy").write_bytes(b"scores")
+        return {}
+
+    commit_stage(run.scores, {}, {}, work)
+    mirror = Mirror(url, run, NAME)
+    mirror.claim()
+    mirror.start()
+    assert mirror.close(20)
+    new = Run(tmp_path / "new")
+    assert [one.partition(" ")[0] for one in Mirror(url, new, NAME).fetch()] == ["data", "scores", "recipe.yaml"]
+    assert contents(new.scores) == contents(run.scores)
+
+
 def test_an_ancestor_goes_along(tmp_path):
     run = made_run(tmp_path / "run")
     (run.path / "ancestor").mkdir()

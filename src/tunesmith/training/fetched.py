@@ -22,7 +22,7 @@ from tunesmith.training.store import Result, Store, reason, within
 
 LIMIT_S = 120.0
 """How long a mirror may say nothing at all before it counts as one that cannot be reached."""
-RECIPE, DATA, ANCESTOR, CHECKPOINTS = "recipe.yaml", "data", "ancestor", "checkpoints"
+RECIPE, DATA, SCORES, ANCESTOR, CHECKPOINTS = "recipe.yaml", "data", "scores", "ancestor", "checkpoints"
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 AS = "as"
 """In an entry of a mirror's digests.json: the file's name there, where it took the place of another."""
@@ -76,7 +76,9 @@ def _fetch(store: Store, run: Run, got: list[str]) -> None:
     if f"{DATA}/{RECORD}" not in there and not steps:
         return None  # nothing yet that a run could go on with
     if f"{DATA}/{RECORD}" in there and not os.path.lexists(run.data):
-        _tried(run.data, lambda draft: _rows(store, draft), got, store)
+        _tried(run.data, lambda draft: _stage(store, DATA, draft), got, store)
+    if f"{SCORES}/{RECORD}" in there and not os.path.lexists(run.scores):
+        _tried(run.scores, lambda draft: _stage(store, SCORES, draft), got, store)
     if not is_own(run.data):
         _recipe(store, run, there, got)  # first: without either, the folder would not be known as ours
     if f"{ANCESTOR}/{DIGESTS}" in there and not os.path.lexists(run.ancestor):
@@ -173,19 +175,19 @@ def _digested(store: Store, folder: str, draft: Path) -> dict[str, dict[str, Any
     return digests
 
 
-def _rows(store: Store, draft: Path) -> None:
-    """Fetch data/ into `draft`. Raises Damaged."""
-    (draft / RECORD).write_bytes(asked_of(lambda: store.read(f"{DATA}/{RECORD}")) or b"")
+def _stage(store: Store, folder: str, draft: Path) -> None:
+    """Fetch data/ or scores/ into `draft`. Raises Damaged."""
+    (draft / RECORD).write_bytes(asked_of(lambda: store.read(f"{folder}/{RECORD}")) or b"")
     try:
         record = parsed(draft)
     except OTHER_JSON as error:
         raise Damaged(f"{RECORD} is damaged") from error
-    if record.stage != DATA:
+    if record.stage != folder:
         raise Damaged(f"{RECORD} is of the stage {record.stage}")
     for name in record.outputs:
-        _file(store, f"{DATA}/{name}", draft, name)
+        _file(store, f"{folder}/{name}", draft, name)
     if PROOFS in record.measured:
-        _file(store, f"{DATA}/{PROOFS}", draft, PROOFS)
+        _file(store, f"{folder}/{PROOFS}", draft, PROOFS)
     cut = (name for name, output in record.outputs.items() if (draft / name).stat().st_size != output["bytes"])
     if half := next(cut, None):
         raise Damaged(f"{half} has not the size that was written")

@@ -22,7 +22,7 @@ from tunesmith.errors import RecipeError, ResourceError, TunesmithError
 from tunesmith.files import DIGESTS, DRAFT, PROOFS, RECORD, beside, digest_folder, file_entry, remove
 from tunesmith.json_file import OTHER_JSON, json_object
 from tunesmith.recipe import Recipe
-from tunesmith.record import parsed
+from tunesmith.record import is_own, parsed
 from tunesmith.runs import Run, step_of
 from tunesmith.training import fetched
 from tunesmith.training.fetched import ANCESTOR, CHECKPOINTS, DATA, RECIPE, steps_in
@@ -249,7 +249,9 @@ class Mirror:
                 self._discard(offer)
 
     def _send_beginning(self) -> None:
-        """recipe.yaml, ancestor/ and data/, with its record last; what is there already is not sent again."""
+        """recipe.yaml, ancestor/, scores/ (another machine's would have other bits) and data/, with its record last; what
+        is there already is not sent again.
+        """
         run, files = self._run, dict[str, Source]()
         there = {*self._store.names()}
         recipe = run.recipe.read_bytes()
@@ -262,13 +264,14 @@ class Mirror:
             }  # fmt: skip
             files |= {f"{ANCESTOR}/{name}": ancestor / name for name in digests}
             files[f"{ANCESTOR}/{DIGESTS}"] = (json.dumps(digests, indent=1) + "\n").encode()
-        last = f"{DATA}/{RECORD}"
-        if self._store.read(last) != (run.data / RECORD).read_bytes():
-            if last in there:
-                self._store.delete([DATA], RECORD)
-                self._first_sent = set()
-            names = [*parsed(run.data).outputs, *([PROOFS] if (run.data / PROOFS).is_file() else [])]
-            files |= {f"{DATA}/{name}": run.data / name for name in [*names, RECORD]}
+        for stage in (run.scores, run.data) if is_own(run.scores) else (run.data,):
+            last = f"{stage.name}/{RECORD}"
+            if self._store.read(last) != (stage / RECORD).read_bytes():
+                if last in there:
+                    self._store.delete([stage.name], RECORD)
+                    self._first_sent = set()
+                names = [*parsed(stage).outputs, *([PROOFS] if (stage / PROOFS).is_file() else [])]
+                files |= {f"{stage.name}/{name}": stage / name for name in [*names, RECORD]}
         if files:
             self._store.put(files, last if last in files else [*files][-1], self._check, self._first_sent)
 
