@@ -47,18 +47,19 @@ def repeats(texts: Texts, left_N: NDArray[np.int64], train: Sequence[int], held:
         return {}
     rows_G = np.zeros(len(grams.hashes_G), np.int64)
     for _, found in _found(texts, left_N, of_train, grams):
-        rows_G += np.bincount(found, minlength=len(rows_G))
+        np.add.at(rows_G, found, 1)
     is_common = (rows_G > max(COMMON_ROWS, COMMON_SHARE * len(train))) | (np.diff(grams.starts_G1) > COMMON_HELD)
     smallest_G = np.minimum.reduceat(grams.sizes_H[grams.rows_P], grams.starts_G1[:-1])
     hits: dict[int, tuple[float, int]] = {}
     for places, found in _found(texts, left_N, of_train, grams):
         telling = ~is_common[found]
-        hits_of = np.bincount(places[telling], minlength=len(of_train))
-        telling &= hits_of[places] >= CONTAINED * smallest_G[found]  # else the row cannot hold half of any
+        nearby = places - places[:1]  # they are in order
+        runs_R = np.bincount(nearby, weights=telling)
+        telling &= runs_R[nearby] >= CONTAINED * smallest_G[found]  # else it cannot hold half of any
         for place, which, share in _shares(places[telling], found[telling], grams):
-            row, by = int(of_train[place]), int(of_held[which])
-            if share >= CONTAINED and share > hits.get(row, (0.0, 0))[0]:
-                hits[row] = share, by
+            row = int(of_train[place])
+            if share > hits.get(row, (0.0, 0))[0]:
+                hits[row] = share, int(of_held[which])
     return {row: by for row, (_, by) in sorted(hits.items())}
 
 
@@ -115,16 +116,17 @@ def _found(
 
 
 def _shares(places: NDArray[np.int64], found: NDArray[np.int64], grams: _Grams) -> Iterator[tuple[int, int, float]]:
-    """Training row, held-out row and the share of the latter's runs that the former holds, where it is any."""
+    """Training row, held-out row and the share of the latter's runs that the former holds: CONTAINED or more."""
     counts = np.diff(grams.starts_G1)[found]
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     held = grams.rows_P[np.repeat(grams.starts_G1[found], counts) + within]
     all_pairs = np.sort(np.repeat(places, counts) * len(grams.sizes_H) + held)
     pairs = different(all_pairs)
     shared = np.diff(np.append(np.searchsorted(all_pairs, pairs), len(all_pairs)))
-    for pair, number in zip(pairs.tolist(), shared.tolist(), strict=True):
-        place, which = divmod(pair, len(grams.sizes_H))
-        yield place, which, number / int(grams.sizes_H[which])
+    shares = shared / grams.sizes_H[pairs % len(grams.sizes_H)]
+    for pair in np.flatnonzero(shares >= CONTAINED):
+        place, which = divmod(int(pairs[pair]), len(grams.sizes_H))
+        yield place, which, float(shares[pair])
 
 
 class Prompts:
