@@ -172,7 +172,7 @@ TOKENS = (
     _m("a template that hides two answers is used", "tokens/mask.py",
        "limit = max(UNPROVED_SHARE, 1 / rows)", "limit = max(UNPROVED_SHARE, 2 / rows)",
        "test_prepare.py::test_a_template_that_hides_answers_is_refused_with_an_example"),
-    _m("an answer with weight 0 is trained on", "tokens/mask.py", "        if turn.trained:\n", "        if turn:\n",
+    _m("an answer that is context is trained on", "tokens/mask.py", "        if turn.trained:\n", "        if turn:\n",
        "test_mask.py::test_an_answer_that_is_not_trained_on_is_context_alone"),
     _m("train_on last trains on all", "tokens/mask.py", 'answers if train_on == "all" else', 'answers if train_on else',
        "test_mask.py::test_train_on_last_is_the_last_answer"),
