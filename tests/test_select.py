@@ -140,7 +140,8 @@ def test_an_answer_that_follows_from_its_question_is_easier_than_one_that_does_n
     opening = opening_ids(tokenizer, recipe, mixed)
     assert tokenizer.decode(opening).endswith("<|im_start|>assistant\n")
     found = difficulty(model, mixed, opening, batching)
-    assert found[:5].max() < 0.7 < 0.9 < found[5:].min(), found
+    right, wrong = found[:5], found[5:]
+    assert right.max() < 0.7 and wrong.min() > 0.9, found
     packed_alone = [difficulty(model, mixed.slice(row, row + 1), opening, batching)[0] for row in range(10)]
     assert np.allclose(found, packed_alone, atol=1e-4)
 

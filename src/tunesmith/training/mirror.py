@@ -249,7 +249,7 @@ class Mirror:
                 self._discard(offer)
 
     def _send_beginning(self) -> None:
-        """recipe.yaml, ancestor/, scores/ (another machine's would have other bits) and data/, with its record last; what
+        """recipe.yaml, ancestor/, scores/ (another machine's would have other bits), data/ with its record last; what
         is there already is not sent again.
         """
         run, files = self._run, dict[str, Source]()
