@@ -1825,7 +1825,19 @@ CRASH = (
     ),
 )
 
+SELECT = (
+    _m("rows whose question does not help are kept", "data/select.py", "np.flatnonzero(difficulty_N < LEAST_HELP)",
+       "np.arange(len(difficulty_N))", "test_select.py::test_the_most_difficult_are_kept_and_misled_ones_are_not"),
+    _m("half of the rows of a source is not half of them", "data/select.py", "round(part * len(here))", "len(here)",
+       "test_select.py::test_weights_repeat_rows_and_take_an_exact_part"),
+    _m("training reads all rows whatever was selected", "training/train.py",
+       "steps = _plan(rows, recipe.train, recipe.seed, selected)", "steps = _plan(rows, recipe.train, recipe.seed)",
+       "test_select.py::test_a_run_trains_on_the_rows_that_are_hardest_for_its_base"),
+    _m("scores do not go to the mirror", "training/mirror.py", "if is_own(run.scores)", "if False",
+       "test_mirror.py::test_scores_go_along"),
+)  # fmt: skip
+
 MUTANTS = [
     *DATA, *TOKENS, *WEIGHTS, *GGUF, *MODEL, *TRAINING, *PROOF, *RELEASE, *HOUSE, *SAFE,
-    *DOCTOR, *VERIFY, *MIRROR, *SURVIVAL, *LENT, *CRASH,
+    *DOCTOR, *VERIFY, *MIRROR, *SURVIVAL, *LENT, *CRASH, *SELECT,
 ]  # fmt: skip

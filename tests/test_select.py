@@ -62,7 +62,7 @@ def test_a_share_is_of_rows_and_a_number_is_a_number():
     assert [kept_count(keep, 100) for keep in (0.29, 1.0, 0.001, 7, 700)] == [29, 100, 1, 7, 100]
 
 
-def test_the_most_difficult_are_kept_and_what_its_question_makes_less_likely_is_not():
+def test_the_most_difficult_are_kept_and_misled_ones_are_not():
     found = np.array([0.5, 1.2, 0.9, 1.0, np.nan, 0.9, 0.99])
     assert difficult_rows(found, 3).tolist() == [2, 5, 6]
     assert difficult_rows(found, 6).tolist() == [0, 2, 5, 6]
