@@ -2,7 +2,8 @@
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from heapq import nsmallest
 from typing import NamedTuple
 
 import numpy as np
@@ -111,15 +112,16 @@ def _drop_leaks(found: Fates, rows: SignedRows, said_T: Places, held: set[int], 
             found.what_N[row], found.by_N[row] = reason, by
 
 
-def _held_out(rows: SignedRows, same: _Same, kept: list[int], share: float, seed: int) -> set[int]:
+def _held_out(rows: SignedRows, same: _Same, kept: Sequence[int], share: float, seed: int) -> set[int]:
     """The rows that are held out: whole clusters, each by the lowest signature in it."""
-    left = rows.left_N[kept]
-    names: dict[int, str] = {}
-    for cluster, digest in zip(same.said_T[left].tolist(), rows.said_T[left].tolist(), strict=True):
-        name = digest.ljust(rows.said_T.itemsize, b"\0").hex()
-        names[cluster] = min(name, names.get(cluster, name))
-    chosen = held_out_clusters(names.values(), share, seed)
-    return {row for row, text in zip(kept, left.tolist(), strict=True) if names[same.said_T[text]] in chosen}
+    rows_K = np.array(kept, np.int64)
+    clusters_K, said_K = same.said_T[rows.left_N[rows_K]], rows.said_T[rows.left_N[rows_K]]
+    order = np.lexsort((said_K, clusters_K))
+    lowest = order[np.diff(clusters_K[order], prepend=NOBODY) != 0]
+    names = [digest.ljust(said_K.itemsize, b"\0").hex() for digest in said_K[lowest].tolist()]
+    chosen = held_out_clusters(names, share, seed)
+    held = clusters_K[lowest[[name in chosen for name in names]]]
+    return set(rows_K[np.isin(clusters_K, held)].tolist())
 
 
 def held_out_clusters(signatures: Iterable[str], share: float, seed: int) -> set[str]:
@@ -134,7 +136,7 @@ def held_out_clusters(signatures: Iterable[str], share: float, seed: int) -> set
             f"data.held_out is {share:g} of {len(different)} different conversations, so none would be held out",
             fix=f"write {_rounded_up(1 / len(different))} or more" if len(different) > 1 else "add conversations",
         )
-    return set(sorted(different, key=lambda found: hashlib.sha256(f"{seed}:{found}".encode()).digest())[:number])
+    return set(nsmallest(number, different, lambda found: hashlib.sha256(f"{seed}:{found}".encode()).digest()))
 
 
 def _numbered(clusters_N: Places) -> Places:
