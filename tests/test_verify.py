@@ -136,7 +136,7 @@ def test_one_byte_of_any_file_of_the_manifest_is_red_with_its_name(run, files_on
     listed = sorted(json.loads(run.manifest.read_text())["files"])
     assert {Path(name).parts[0] for name in listed} >= {"data", "adapter", "model", "gguf", "evaluation", "recipe.yaml"}
     assert len(listed) > 30 and {"metrics.jsonl", "samples.jsonl", "loss.png", "gguf/record.json"} <= set(listed)
-    for name in listed:
+    for name in (name for name in listed if (run.path / name).stat().st_size):  # a list of no rows has no bytes
         for at in (0, None, -1):
             change(run.path / name, at)
             found = look(run.path)
@@ -331,7 +331,7 @@ def forge(run, folder):
     """Let the record of a stage, those of the stages after it, and the manifest say what its files are now."""
     said_as_written(folder)
     digest = output_digest(read_record(folder))
-    for later in run.stage_folders:
+    for later in (folder for folder in run.stage_folders if folder != run.scores):
         record = json.loads((later / "record.json").read_text())
         if folder.name in record["inputs"]:
             record["inputs"][folder.name] = digest
