@@ -15,6 +15,7 @@ from tunesmith.planning.check import check_plan
 from tunesmith.planning.plan import look_at_data, plan_of
 from tunesmith.planning.speed import known_speed, time_one_pass
 from tunesmith.planning.tokens import tokens_of
+from tunesmith.recipe import DataConfig
 from tunesmith.recipe_file import read_recipe
 from tunesmith.record import read_record
 from tunesmith.runs import Run
@@ -139,3 +140,13 @@ def test_speed_is_an_earlier_runs_or_one_timed_pass_and_never_guessed(tmp_path, 
     assert known_speed(base, run).tokens_per_s == 123 and "mine" in known_speed(base, run).source
     recipe = read_recipe(write_project(tmp_path, tiny_base))
     assert any("time: " in line and "mine had on this machine" in line for line in check_plan(recipe, run))
+
+
+def test_check_knows_who_speaks(tmp_path):
+    """Named speakers were rows that would be dropped, where prepare uses them."""
+    rows = [{"messages": [{"role": "Ann", "content": f"q{n}"}, {"role": "Bob", "content": f"a{n}"}]} for n in range(3)]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = [{"path": str(tmp_path / "x.jsonl")}]
+    data = DataConfig.model_validate({"sources": sources, "roles": {"Ann": "user", "Bob": "assistant"}})
+    found = look.look_at(data.sources[0], lambda rows: [len(row.turns) for row in rows], data, set())
+    assert (found.lengths, found.dropped) == ([2, 2, 2], {})

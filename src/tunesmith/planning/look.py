@@ -50,7 +50,7 @@ def look_at(source: Source, count: Count, data: DataConfig, seen: set[str], most
 
     Raises DataError for a source that is missing, empty or of no known format.
     """
-    look, rows, letters = Look(source.path), conversations(source), 0
+    look, rows, letters = Look(source.path), conversations(source, data.roles), 0
     while look.read < most and (batch := list(islice(rows, min(BATCH_ROWS, most - look.read)))):
         look.read += len(batch)
         letters += sum(letters_of(row) for row in batch if isinstance(row, Conversation))
