@@ -13,11 +13,11 @@ from typing import NamedTuple
 from tunesmith.data.answers import cut_short, only_refuses
 from tunesmith.data.conversation import Conversation, Dropped, Turn
 from tunesmith.data.repairs import DECODED, NO_TEXT, OF_CODES, decoded, has_control, is_blank, may_be_broken, tidied
+from tunesmith.data.unread import FIRST_WORDS
 from tunesmith.recipe import Clean
 
 ALL = Clean()
 BLANK_LINE = "\n\n"
-FIRST_CHARACTERS = 80
 CUT, LEAD_CUT = "cut before {}", "answers before the first question cut off: {}"
 MIDDLE = "system turn in the middle made the user's"
 JOINED = "turns of one speaker joined"
@@ -234,5 +234,5 @@ def _is_learned(turn: Turn) -> bool:
 
 def _first_words(turns: Sequence[Turn]) -> str:
     """How a row begins, printable."""
-    text = next((turn.text for turn in turns if turn.role != "system"), "")[:FIRST_CHARACTERS]
+    text = next((turn.text for turn in turns if turn.role != "system"), "")[:FIRST_WORDS]
     return text.encode(errors="backslashreplace").decode()

@@ -19,6 +19,7 @@ from unicodedata import normalize
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from tunesmith.data.clean import NOT_TRAINED
 from tunesmith.data.conversation import Conversation, Turn
 from tunesmith.recipe import TooLong, TrainOn
 from tunesmith.record import Proof
@@ -39,7 +40,6 @@ from tunesmith.tokens.template import Form, form_of, render_all, render_plain, r
 UNPROVED_SHARE = 0.01  # invariant 4; one row alone never refuses a template, or a set of 90 could not have a bad one
 NO_SYSTEM, REFUSED = "the template takes no system prompt", "the template refuses it"
 TOO_LONG = "longer than max_length"
-NO_ANSWER = "no answer in it is to be trained on"
 NO_TEXT = "an answer is not in the rendered text"
 NO_TOOLS = "the template leaves tool calls out"
 NO_REASONING = "the template leaves the reasoning out"
@@ -139,7 +139,7 @@ def encode_all(
 def _as_cut(item: Encoded | Refused) -> Encoded | Refused:
     if isinstance(item, Encoded):
         return item if CUT in item.changes else replace(item, changes=(*item.changes, CUT))
-    return Refused(TOO_LONG) if item.reason == NO_ANSWER else item
+    return Refused(TOO_LONG) if item.reason == NOT_TRAINED else item
 
 
 def _turns_that_fit(item: Encoded, max_length: int) -> int:
@@ -206,6 +206,10 @@ def _names(tools: list[Any] | None) -> list[str]:
     return [str(kind["name"]) for kind in kinds if isinstance(kind, dict) and "name" in kind]
 
 
+def _answers(turns: Sequence[Turn]) -> list[Turn]:
+    return [turn for turn in turns if turn.role == "assistant"]
+
+
 Group = list[tuple[Kind, int]]
 """What is marked of one answer, and where in the text."""
 
@@ -215,7 +219,7 @@ def _grouped(turns: Sequence[Turn], text: str, marked_text: str) -> list[Group]:
     marks = [
         (*whose_mark(match[0]), match.start() - number) for number, match in enumerate(ANY_MARK.finditer(marked_text))
     ]
-    answers = [turn for turn in turns if turn.role == "assistant"]
+    answers = _answers(turns)
     wanted = {
         "result": sum(2 for turn in turns if turn.role == "tool" and turn.text.strip()),
         "call": sum(2 * len(tool_calls(turn.calls)) for turn in answers if turn.calls),
@@ -234,10 +238,9 @@ def _grouped(turns: Sequence[Turn], text: str, marked_text: str) -> list[Group]:
 
 def _without_reasoning(groups: list[Group], turns: Sequence[Turn]) -> set[int]:
     """Numbers of the answers whose reasoning the template leaves out: trained on, they would teach not to reason."""
-    answers = [turn for turn in turns if turn.role == "assistant"]
     return {
         number
-        for number, (turn, group) in enumerate(zip(answers, groups, strict=True))
+        for number, (turn, group) in enumerate(zip(_answers(turns), groups, strict=True))
         if turn.reasoning.strip() and all(kind != "reasoning" for kind, _ in group)
     }
 
@@ -248,7 +251,7 @@ def _trained(turns: Sequence[Turn], lost: set[int], train_on: TrainOn) -> tuple[
     wanted = {number for number in (answers if train_on == "all" else answers[-1:]) if turns[number].trained}
     found = wanted - {answers[number] for number in lost}
     if not found:
-        raise Refused(NO_REASONING if wanted else NO_ANSWER)
+        raise Refused(NO_REASONING if wanted else NOT_TRAINED)
     return tuple(
         replace(turn, trained=False) if turn.role == "assistant" and number not in found else turn
         for number, turn in enumerate(turns)
@@ -257,8 +260,8 @@ def _trained(turns: Sequence[Turn], lost: set[int], train_on: TrainOn) -> tuple[
 
 def _spans(form: Form, text: str, groups: list[Group], turns: Sequence[Turn]) -> Iterator[Span]:
     """From the end of the generation prompt to the start of the end-of-turn token, for each answer."""
-    answers, previous = [turn for turn in turns if turn.role == "assistant"], 0
-    for turn, group in zip(answers, groups, strict=True):
+    previous = 0
+    for turn, group in zip(_answers(turns), groups, strict=True):
         first, last = group[0][1], group[-1][1]
         header, end = text.rfind(form.header, previous, first), text.find(form.end, last)
         if header < 0:
@@ -293,8 +296,7 @@ def _proved(tokenizer: PreTrainedTokenizerBase, form: Form, drawn: _Drawn, encod
     text, ids = drawn.text, encoding.ids
     decode = partial(tokenizer.backend_tokenizer.decode, skip_special_tokens=False)
     supervised, ends, answer_bytes = [False] * len(ids), list[int](), 0
-    answers = [turn for turn in drawn.turns if turn.role == "assistant"]
-    for (start, end), turn in zip(drawn.spans, answers, strict=True):
+    for (start, end), turn in zip(drawn.spans, _answers(drawn.turns), strict=True):
         first, stop = encoding.char_to_token(start), encoding.char_to_token(end)
         if first is None or stop is None or _starts_at(encoding, first) < start or _starts_at(encoding, stop) != end:
             raise Refused("a token crosses the border of an answer", f"answer {text[start:end]!r} in {text!r}")

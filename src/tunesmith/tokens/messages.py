@@ -40,9 +40,8 @@ def tools_of(conversation: Conversation) -> list[Any] | None:
 
 def everything_in(conversation: Conversation) -> str:
     """All texts of a conversation; those in JSON without its escapes, as a template may write them."""
-    parts = [conversation.tools, *(text for turn in conversation.turns for text in (turn.calls,))]
-    plain = [json.dumps(json.loads(part), ensure_ascii=False) for part in parts if part]
-    plain += [leaf for part in parts if part for leaf in texts_in(json.loads(part))]
+    parts = [json.loads(part) for part in (conversation.tools, *(turn.calls for turn in conversation.turns)) if part]
+    plain = [text for part in parts for text in (json.dumps(part, ensure_ascii=False), *texts_in(part))]
     said = [text for turn in conversation.turns for text in (turn.text, turn.reasoning)]
     return "\0".join([*said, *plain])
 
