@@ -25,7 +25,7 @@ import torch
 from tunesmith.pipeline import run_stages
 from tunesmith.recipe_file import read_recipe, with_changes
 from tunesmith.runs import Run
-from tunesmith.stages import STAGES
+from tunesmith.stages import STAGES, stage_of
 from tunesmith.training import loop
 from tunesmith.training import train as training
 from tunesmith.training.mirror import Mirror
@@ -41,6 +41,7 @@ ROWS, STEPS_AN_EPOCH = 400, 86
 START_S = 180.0
 LEAST_S, MOST_S = 600.0, 5400.0
 MACHINES = ("A", "B", "C")
+TO_TRAIN = STAGES[: STAGES.index(stage_of("train")) + 1]
 PAUSED = 7
 
 
@@ -87,12 +88,12 @@ class Clock:
 
 
 def session(recipe, run, clock, notes):
-    """`tunesmith run` of the first two stages; the exit code."""
+    """`tunesmith run` up to its training; the exit code."""
     torch.set_num_threads(1)
     clock.stand_in(notes)
     crashing.note_all(notes)
     with signals_heeded():
-        return 0 if run_stages(recipe, run, STAGES[:2]).done else PAUSED
+        return 0 if run_stages(recipe, run, TO_TRAIN).done else PAUSED
 
 
 def scaled(folder, hours, limit_s, step_s):
