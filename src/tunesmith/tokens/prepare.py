@@ -37,6 +37,8 @@ from tunesmith.tokens.tally import Tally, first_words
 from tunesmith.tokens.workers import make_all
 from tunesmith.weights.locate import LocatedBase
 
+SHORTEST_S = 1e-3  # a clock may stand between two batches
+
 
 def prepare(recipe: Recipe, run: Run, base: LocatedBase, prompts: Sequence[str] | None = None) -> tuple[Record, bool]:
     """Make run.data. No row may hold one of `prompts`; None: the evaluation prompts of the recipe.
@@ -119,7 +121,8 @@ def _spooled(
             signed.add(batch.signed)
             tally.add(batch.tally)
             first_held = first_held if sources[number] == len(recipe.data.sources) else len(signed)
-            advance(batch.tally.read, f"{tally.read / (time.monotonic() - started_s):,.0f} rows/s")
+            elapsed_s = max(time.monotonic() - started_s, SHORTEST_S)
+            advance(batch.tally.read, f"{tally.read / elapsed_s:,.0f} rows/s")
         return signed.rows(), first_held
 
 
