@@ -254,6 +254,10 @@ def test_what_can_be_seen():
         ("```a\nx\n```\n\n```b\ny\n```", False),
         ("~~~\n```\n~~~", False),
         ("Use ``` for code", False),
+        ("```ls -la```\nlists files", False),
+        ("Do this:\n```python\nprint(1)```", False),
+        ("Do this:\n```", True),
+        ("```ls```\n```\nls", True),
         ("The answer is", False),
     ],
 )

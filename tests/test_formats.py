@@ -8,7 +8,7 @@ from tunesmith.data.calls import NO_CALL, NO_TOOLS
 from tunesmith.data.conversation import Conversation, Turn
 from tunesmith.data.formats import NO_HISTORY, NO_INSTANCES
 from tunesmith.data.judged import HEAD_ROWS, NO_FORMAT, judged
-from tunesmith.data.meaning import BAD, MEDIA, NO_WEIGHT, PARTLY, PREFERENCE
+from tunesmith.data.meaning import BAD, MEDIA, NO_WEIGHT, NOT_TRAINED_ON, PARTLY, PREFERENCE
 from tunesmith.data.noted import Noted
 from tunesmith.data.turns import NO_LIST, NO_TEXT
 from tunesmith.errors import DataError
@@ -76,6 +76,8 @@ SHAREGPT = listed(("human", "Q"), ("gpt", "A"), keys=("from", "value"))
         ({"messages": ASKED_BY_ROLE, "tools": [], "images": None, "rejected": ""}, {}, ASKED),
         ({"messages": ASKED_BY_ROLE, "tools": "[]", "label": True}, {}, ASKED),
         ({"messages": ASKED_BY_ROLE, "label": 0}, {}, ASKED),  # a number of a class
+        ({"messages": ASKED_BY_ROLE, "weight": 2, "train": True, "loss": 0.7, "training": ""}, {}, ASKED),
+        ({"train": "Q", "loss": "0"}, {"prompt": "train", "completion": "loss"}, (ASKED[0], Turn("assistant", "0"))),
         ({"image": "Q", "label": "A"}, {"prompt": "image", "completion": "label"}, ASKED),
         ({"messages": answered(weight=1, train=True, loss=1.0)}, {}, ASKED),
         ({"messages": answered(weight=None, reasoning_content="", thinking=None, tool_calls=[])}, {}, ASKED),
@@ -131,6 +133,11 @@ def test_sharegpt_speakers(speaker):
         ({"instruction": "Q", "output": "A", "image": "a.png"}, MEDIA),
         ({"prompt": "Q", "completion": "A", "label": False}, f"{BAD} (label: false)"),
         ({"messages": ASKED_BY_ROLE, "kto_tag": False}, f"{BAD} (kto_tag: false)"),
+        ({"prompt": "Q", "completion": "A", "label": "False"}, f"{BAD} (label: false)"),  # of CSV
+        ({"question": "Q", "answer": "A", "weight": 0}, f"{NOT_TRAINED_ON} (weight: 0)"),
+        ({"question": "Q", "answer": "A", "loss_weight": "0.0"}, f"{NOT_TRAINED_ON} (loss_weight: 0.0)"),
+        ({"messages": ASKED_BY_ROLE, "train": False}, f"{NOT_TRAINED_ON} (train: false)"),
+        ({"instruction": "Q", "output": "A", "loss": "FALSE"}, f"{NOT_TRAINED_ON} (loss: false)"),
         ({"conversations": SHAREGPT, "chosen": SHAREGPT[1], "rejected": SHAREGPT[1]}, PREFERENCE),
         ({"messages": ASKED_BY_ROLE, "rejected_response": "B"}, PREFERENCE),
         ({"question": "Q", "chosen": "A", "rejected": "B"}, PREFERENCE),  # of no format, and why is known

@@ -35,7 +35,8 @@ def cut_short(answer: str) -> bool:
     """True if an answer ends within JSON or a block of code.
 
     JSON: it starts as an object or array, and the decoder meets the end of the text within it. A block of code: a line
-    that opens one (``` or ~~~) has no line that closes it (CommonMark 4.5).
+    that opens one (``` or ~~~) has no line that closes it (CommonMark 4.5: ```ls``` in one line opens none), and the
+    last line does not end with what would, as in "print(1)```".
     """
     if JSON_OPENS.match(answer):
         try:
@@ -48,10 +49,11 @@ def cut_short(answer: str) -> bool:
     opened = ""
     for fence, after in FENCE.findall(answer):
         if not opened:
-            opened = fence
+            opened = "" if fence[0] == "`" and "`" in after else fence
         elif fence[0] == opened[0] and len(fence) >= len(opened) and not after.strip():
             opened = ""
-    return bool(opened)
+    last = answer.rstrip().rpartition("\n")[2]
+    return bool(opened) and (FENCE.match(last) is not None or not last.endswith(opened))
 
 
 def only_refuses(answer: str) -> bool:

@@ -7,6 +7,7 @@ reasoning models answer (`reasoning_content`, `reasoning`, `thinking`).
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,8 +15,10 @@ PREFERENCE = "a better and a worse answer: preferences are not trained on"
 BAD = "an answer that is marked as bad"
 MEDIA = "pictures, sound or film beside the text"
 NO_WEIGHT = "an answer whose weight is neither 0 nor 1"
+NOT_TRAINED_ON = "a row that is marked as not to be trained on"
 PARTLY = "an answer of which only parts are to be trained on"
 
+ZERO = re.compile(r"0(\.0*)?")
 EMPTY = ("", "[]", "{}", "null")
 """A text that says nothing; tables write lists as text, and pad columns with null."""
 OF_A_ROW = {
@@ -24,9 +27,9 @@ OF_A_ROW = {
 }
 """Column that says something -> why the row is not used."""
 LABELS = ("label", "kto_tag")
-JUDGED = {*OF_A_ROW, *LABELS}
 OF_REASONING = ("reasoning_content", "reasoning", "thinking")
 OF_TRAINING = ("weight", "train", "training", "loss", "loss_weight")
+JUDGED = {*OF_A_ROW, *LABELS, *OF_TRAINING}
 
 
 class NoTurns(Exception):  # noqa: N818 (a reason on its way up, not a failure)
@@ -34,14 +37,31 @@ class NoTurns(Exception):  # noqa: N818 (a reason on its way up, not a failure)
 
 
 def why_not_row(row: Mapping[str, Any], words: Iterable[tuple[str, ...]]) -> str | None:
-    """Why a row cannot be trained on as it stands, or None. `words`: the columns that may hold its words."""
+    """Why a row cannot be trained on as it stands, or None. `words`: the columns that may hold its words.
+
+    A label of 0 is a number of a class, as often as not; a weight of 0 is none.
+    """
     if JUDGED.isdisjoint(row):
         return None
     beside = {key: row[key] for key in JUDGED.intersection(row).difference(*words)}
     for key, reason in OF_A_ROW.items():
         if says_something(beside.get(key)):
             return reason
-    return next((f"{BAD} ({label}: false)" for label in LABELS if beside.get(label) is False), None)
+    if label := next((label for label in LABELS if _is_false(beside.get(label))), None):
+        return f"{BAD} ({label}: false)"
+    key = next((key for key in OF_TRAINING if _is_false(beside.get(key)) or _is_zero(beside.get(key))), None)
+    return f"{NOT_TRAINED_ON} ({key}: {beside[key]})".lower() if key else None
+
+
+def _is_false(value: Any) -> bool:
+    """Whether a cell says no; CSV has texts only."""
+    return value is False or (isinstance(value, str) and value.strip().casefold() == "false")
+
+
+def _is_zero(value: Any) -> bool:
+    if isinstance(value, str):
+        return ZERO.fullmatch(value.strip()) is not None
+    return isinstance(value, int | float) and value == 0
 
 
 def is_trained(turn: Mapping[str, Any]) -> bool:
