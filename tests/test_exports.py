@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tunesmith.data import whatsapp
 from tunesmith.data.chatgpt import HIDDEN, MARKS, NO_BRANCH, OTHER_FORM
 from tunesmith.data.chats import FORWARDED, JOINED, NO_MESSAGE, NO_WORDS, SERVICE
 from tunesmith.data.conversation import Conversation, Dropped, Turn
@@ -184,6 +185,15 @@ def test_dates_of_whatsapp_in_many_languages(tmp_path, heads):
 def test_a_text_that_is_no_chat_is_named(tmp_path):
     with pytest.raises(DataError, match=r"notes.txt is no export of a WhatsApp chat"):
         read(tmp_path / "notes.txt", "A note.\n31/12/20, 22:15 - Ann: Q\n")
+
+
+@pytest.mark.parametrize(
+    ("rest", "what"), [("x" * 5000, "line of .* starts in line 2"), ("more\n" * 2000, "message of .* starts in line 1")]
+)
+def test_an_endless_message_is_an_error(tmp_path, monkeypatch, rest, what):
+    monkeypatch.setattr(whatsapp, "ROW_BYTES", 2000)
+    with pytest.raises(DataError, match=what):
+        read(tmp_path / "chat.txt", "31/12/20, 22:15 - Ann: Q\n" + rest, ROLES)
 
 
 def test_a_speaker_whom_the_recipe_does_not_map_is_named(tmp_path):

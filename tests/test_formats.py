@@ -7,7 +7,7 @@ import pytest
 from tunesmith.data.calls import NO_CALL, NO_TOOLS
 from tunesmith.data.conversation import Conversation, Turn
 from tunesmith.data.formats import NO_HISTORY, NO_INSTANCES
-from tunesmith.data.judged import HEAD_ROWS, NO_FORMAT, judged
+from tunesmith.data.judged import HEAD_ROWS, MOST_WAITING, NO_FORMAT, judged
 from tunesmith.data.meaning import BAD, MEDIA, NO_WEIGHT, NOT_TRAINED_ON, PARTLY, PREFERENCE
 from tunesmith.data.noted import Noted
 from tunesmith.data.turns import NO_LIST, NO_TEXT
@@ -285,6 +285,15 @@ def test_each_row_of_mixed_formats_is_judged_by_its_own_columns():
     with pytest.raises(DataError, match="columns theme"):
         next(judged(rows, Source(path="x"), {}, Noted()))
     assert len(list(rows)) == 1  # a source of another kind is not read to its end
+
+
+def test_a_source_of_bad_rows_alone_is_not_held():
+    taken = []
+    rows = ((str(taken.append(n)), {"chosen": "A", "rejected": "B"}) for n in range(3 * MOST_WAITING))
+    found = judged(rows, Source(path="x.jsonl"), {}, Noted())
+    assert next(found).reason == PREFERENCE
+    assert len(taken) == MOST_WAITING
+    assert 1 + sum(1 for _ in found) == 3 * MOST_WAITING
 
 
 def test_speakers_are_those_that_the_recipe_maps():

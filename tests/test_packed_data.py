@@ -223,8 +223,30 @@ def test_rows_in_a_list_of_an_object(tmp_path, capsys):
     assert [row.turns for row in found] == EXPECTED
     assert 'x.json: the rows are those in its list "data"; not used is version, n' in capsys.readouterr().err
     path.write_text(json.dumps({"train": ROWS, "test": ROWS}))
-    with pytest.raises(DataError, match="has the columns train, test"):  # nobody knows which is meant
-        read(path)
+    with pytest.raises(DataError, match=r'the columns train, test(?s:.*)in the list "train" or "test"'):
+        read(path)  # nobody knows which is meant
+
+
+def test_rows_in_lists_of_several_objects(tmp_path):
+    """The second and later ones were one dropped row each, whatever they held."""
+    path = tmp_path / "x.json"
+    path.write_text("\n".join(json.dumps({"data": rows}) for rows in (ROWS[:2], ROWS[2:3])) + json.dumps(ROWS[3:]))
+    found = read(path)
+    assert [row.turns for row in found] == EXPECTED
+    assert [row.where for row in found] == [f"x.json:{n}" for n in range(1, 6)]
+
+
+@pytest.mark.parametrize(("name", "between"), [("x.csv", ";"), ("x.csv", "\t"), ("x.tsv", ",")])
+def test_a_table_tells_what_separates_its_cells(tmp_path, capsys, name, between):
+    (tmp_path / name).write_text(f'prompt{between}completion\nq{between}"a{between}\nb"\n')
+    assert read(tmp_path / name)[0].turns[1].text == f"a{between}\nb"
+    assert f"{name}: its cells are separated by " in capsys.readouterr().err
+
+
+def test_blank_lines_above_a_table(tmp_path):
+    """They were taken for a header without columns, so that no row had as many cells."""
+    (tmp_path / "x.csv").write_text("\n\r\nprompt,completion\n\nq,a\nq\n")
+    assert [row.where for row in read(tmp_path / "x.csv")] == ["x.csv:5", "x.csv:6"]
 
 
 def test_rows_come_apart_from_what_they_mean(tmp_path):

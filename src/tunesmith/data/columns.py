@@ -101,9 +101,9 @@ def no_format(row: Row, source: Source, names: Names, where: str) -> DataError:
     forms = FORMATS if source.format == "auto" else {source.format: FORMATS.get(source.format, ())}
     known = "; ".join(f"{form}: {_in_words(needs, names)}" for form, needs in forms.items())
     fix = "name its columns in the recipe, such as data.sources[].columns: {prompt: ask, completion: reply}"
-    for key, value in row.items():
-        if isinstance(value, list) and value and isinstance(value[0], dict) and format_of(value[0], source, names):
-            fix = f'the rows are in the list "{key}": write that list alone to a file, and name it in the recipe'
+    lists = [key for key, cell in row.items() if isinstance(cell, list) and cell and isinstance(cell[0], dict)]
+    if found := [f'"{key}"' for key in lists if format_of(row[key][0], source, names)]:
+        fix = f"the rows are in the list {' or '.join(found)}: write one alone to a file, and name it in the recipe"
     what = f"{source.path} has the columns {', '.join(map(str, row)) or '(none)'}. A conversation needs {known}"
     return DataError(what, fix=fix, where=where)
 

@@ -4,9 +4,11 @@ import csv
 import io
 import re
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
+from tunesmith.console import say
 from tunesmith.data.json_rows import ROW_BYTES, TOO_LONG
 from tunesmith.data.not_text import refuse_no_text
 from tunesmith.data.opened import opened
@@ -16,6 +18,7 @@ from tunesmith.errors import DataError
 
 BAD_CSV = "not as many cells as the header"
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+OTHERS = {";": "semicolons", "\t": "tabs", ",": "commas"}
 LINE_END = re.compile(r"\r\n|\r|\n")
 PIECE_LETTERS = 1 << 16
 csv.field_size_limit(2**31 - 1)  # conversations are longer than csv's 128 KiB
@@ -24,22 +27,42 @@ csv.field_size_limit(2**31 - 1)  # conversations are longer than csv's 128 KiB
 def csv_rows(path: Path) -> Numbered:
     """The rows below the header. Raises DataError where a quote is not closed: it would make one cell of many rows."""
     refuse_no_text(path)
-    delimiter = DELIMITERS[kind_of(path).suffix]
     lines: list[str] = []  # read since the last whole row
     with opened(path) as data, io.TextIOWrapper(data, "utf-8-sig", "surrogateescape", newline="") as file:
-        reader = csv.DictReader(_noted(path, file, lines), strict=True, delimiter=delimiter)
+        noted = _noted(path, file, lines)
+        first = next((line for line in noted if line.strip()), "")
+        above, delimiter = len(lines) - 1, _delimiter(path, first)
+        reader = csv.reader(chain([first], noted), strict=True, delimiter=delimiter)
         ended = 0
         try:
-            refuse_twice(path, reader.fieldnames or [])
-            ended = reader.line_num
+            columns = next(reader, [])
+            refuse_twice(path, columns)
+            ended = above + reader.line_num
             lines.clear()
-            for row in reader:
-                ended, text = reader.line_num, "".join(lines) if None in row or None in row.values() else ""
+            for cells in reader:
+                ended, text = above + reader.line_num, "".join(lines)
                 lines.clear()
-                yield ended, Unread(BAD_CSV, words_of(text.strip())) if text else row
+                if not cells:
+                    continue
+                whole = len(cells) == len(columns)
+                yield (
+                    ended,
+                    dict(zip(columns, cells, strict=True)) if whole else Unread(BAD_CSV, words_of(text.strip())),
+                )
         except csv.Error as error:
             rest = sum(_size(piece) for piece in iter(lambda: file.read(PIECE_LETTERS), ""))
             raise _bad_quote(path, ended + 1, "".join(lines), rest, delimiter, error) from None
+
+
+def _delimiter(path: Path, header: str) -> str:
+    """What stands between cells: as the name says, else what the header has in its place. Where a comma is the decimal
+    point, Excel writes semicolons.
+    """
+    named = DELIMITERS[kind_of(path).suffix]
+    found = next((letter for letter in (named, *OTHERS) if letter in header), named)
+    if found != named:
+        say(f"{path.name}: its cells are separated by {OTHERS[found]}")
+    return found
 
 
 def refuse_twice(path: Path, columns: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from tunesmith.recipe import Source
 
 NO_FORMAT = "its columns are those of no format"
 HEAD_ROWS = 100  # if none of so many rows has a format, the source is the wrong one, or its columns have other names
+MOST_WAITING = 10_000  # bad rows that are held until one has a format: a file of nothing else is not held
 
 Placed = Iterable[tuple[str, Row | Unread]]
 """Where a row is, and the row or what is wrong with it."""
@@ -42,6 +43,9 @@ def judged(rows: Placed, source: Source, roles: Roles, noted: Noted) -> Iterator
             error = no_format(row, source, names, where)
         if error and len(waiting) >= HEAD_ROWS:
             raise error
+        if len(waiting) >= MOST_WAITING:
+            yield from waiting
+            waiting.clear()
     if error and not form:
         raise error
     yield from waiting

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 from tunesmith.console import say
 from tunesmith.data.columns import Row, column_names, format_of
@@ -81,7 +82,9 @@ def _file_rows(path: Path, source: Source) -> Numbered:
 
 
 def _unwrapped(path: Path, rows: Numbered, source: Source) -> Numbered:
-    """The rows; where the file is one object with a list of them, those in the list, numbered from 1."""
+    """The rows; where the file's first object holds a list of them, those in the list, numbered from 1, and so on in
+    what follows it.
+    """
     first = next(rows, None)
     if first is None:
         return
@@ -90,13 +93,19 @@ def _unwrapped(path: Path, rows: Numbered, source: Source) -> Numbered:
     if isinstance(wrapper, Unread) or not key:
         yield from rows
         return
-    next(rows)
     beside = ", ".join(str(other) for other in wrapper if other != key)
     say(f'{path.name}: the rows are those in its list "{key}"' + (f"; not used is {beside}" if beside else ""))
-    items = wrapper[key]
-    for number, item in enumerate(items, 1):
-        yield number, item if isinstance(item, dict) else Unread(NO_OBJECT, words_of(item))
-    yield from ((len(items) + more, row) for more, (_, row) in enumerate(rows, 1))
+    inner = chain.from_iterable(_inner(row, key, source) for _, row in rows)
+    for number, item in enumerate(inner, 1):
+        yield number, item if isinstance(item, dict | Unread) else Unread(NO_OBJECT, words_of(item))
+
+
+def _inner(row: Row | Unread, key: str, source: Source) -> list[Any]:
+    """What is in the list of an object that is no row itself; else the row."""
+    if isinstance(row, Unread) or format_of(row, source, column_names(source)):
+        return [row]
+    items = row.get(key)
+    return items if isinstance(items, list) else [row]
 
 
 def _list_of_rows(wrapper: Row, source: Source) -> str:

@@ -8,12 +8,13 @@ it is the one in which the chat hardly ever goes back in time. A line without a 
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tunesmith.data.chats import NO_WORDS, SERVICE, WHATSAPP, Message, parted
+from tunesmith.data.json_rows import ROW_BYTES
 from tunesmith.data.not_text import refuse_no_text
 from tunesmith.data.opened import opened
 from tunesmith.errors import DataError
@@ -54,7 +55,19 @@ def whatsapp_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _lines(path: Path) -> Iterator[str]:
     with opened(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape") as text:
-        yield from text
+        for number, line in enumerate(iter(lambda: text.readline(ROW_BYTES), ""), 1):
+            if len(line) >= ROW_BYTES:
+                raise _too_long(path, "line", number)
+            yield line
+
+
+def _too_long(path: Path, what: str, number: int) -> DataError:
+    long = f"a {what} of more than {ROW_BYTES >> 20} MiB"
+    return DataError(
+        f"{path} holds {long} that starts in line {number}, and nothing from there on can be read",
+        fix="name the chat's own file, or take out what does not belong to it",
+        where=f"{path.name}, line {number}",
+    )
 
 
 def _head(line: str) -> tuple[Head, str] | None:
@@ -102,7 +115,7 @@ def _order(path: Path) -> str:
 
 def _messages(path: Path, order: str, left_out: Counter[str]) -> Iterator[Message]:
     """The messages with words; the others are counted."""
-    for number, time_s, text in _whole(_lines(path), order):
+    for number, time_s, text in _whole(path, order):
         found = SPEAKER.match(text)
         words = EDITED.sub("", text[found.end() :]).strip("\n") if found else ""
         if not found:
@@ -113,17 +126,20 @@ def _messages(path: Path, order: str, left_out: Counter[str]) -> Iterator[Messag
             yield Message(found[1].lstrip("\u200e\u202a").rstrip("\u202c"), words, time_s, str(number))
 
 
-def _whole(lines: Iterable[str], order: str) -> Iterator[tuple[int, float, str]]:
+def _whole(path: Path, order: str) -> Iterator[tuple[int, float, str]]:
     """Line number, time and text of each message, with the lines that it goes on for."""
-    began, when, text = 0, 0.0, list[str]()
-    for number, line in enumerate(lines, 1):
+    began, when, text, held = 0, 0.0, list[str](), 0
+    for number, line in enumerate(_lines(path), 1):
         found = _head(line)
         time_s = _time(found[0], order) if found else None
         if found and time_s is not None:
             if began:
                 yield began, when, "".join(text)
-            began, when, text = number, time_s, [found[1]]
+            began, when, text, held = number, time_s, [found[1]], 0
         elif began:
+            held += len(line)
+            if held >= ROW_BYTES:
+                raise _too_long(path, "message", began)
             text.append(line)
     if began:
         yield began, when, "".join(text)
