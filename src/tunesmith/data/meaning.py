@@ -47,9 +47,9 @@ def why_not_row(row: Mapping[str, Any], words: Iterable[tuple[str, ...]]) -> str
     for key, reason in OF_A_ROW.items():
         if says_something(beside.get(key)):
             return reason
-    if label := next((label for label in LABELS if _is_false(beside.get(label))), None):
+    if label := next((label for label in LABELS if _is_false(beside.get(label))), ""):
         return f"{BAD} ({label}: false)"
-    key = next((key for key in OF_TRAINING if _is_false(beside.get(key)) or _is_zero(beside.get(key))), None)
+    key = next((key for key in OF_TRAINING if _is_false(beside.get(key)) or _is_zero(beside.get(key))), "")
     return f"{NOT_TRAINED_ON} ({key}: {beside[key]})".lower() if key else None
 
 
