@@ -9,7 +9,7 @@ from tunesmith.data.conversation import Conversation, Turn
 from tunesmith.data.formats import NO_HISTORY, NO_INSTANCES
 from tunesmith.data.judged import HEAD_ROWS, MOST_WAITING, NO_FORMAT, judged
 from tunesmith.data.meaning import BAD, MEDIA, NO_WEIGHT, NOT_TRAINED_ON, PARTLY, PREFERENCE
-from tunesmith.data.noted import Noted
+from tunesmith.data.noted import FURTHER, LONGEST_NAME, MOST_NAMES, Noted
 from tunesmith.data.turns import NO_LIST, NO_TEXT
 from tunesmith.errors import DataError
 from tunesmith.recipe import Source
@@ -272,6 +272,16 @@ def test_columns_and_keys_that_are_not_used_are_named_once_with_their_rows():
     read(row, row | {"source": ""}, {"prompt": "Q", "answer": "A", "response": "B"}, noted=noted)
     assert dict(noted.unused) == {"id": 2, "messages[].name": 2, "answer": 1}
     assert dict(noted.formats) == {"messages": 2, "prompt-completion": 1} and noted.form == "messages"
+
+
+def test_names_of_columns_that_are_not_used_are_short_few_and_steer_nothing():
+    noted = Noted()
+    found = read({"prompt": "Q", "completion": "A", "k" * 10_000: 1, "\u202egnp": 2, "a\nb": 3}, noted=noted)
+    assert dict(noted.unused) == {"k" * (LONGEST_NAME - 1) + "…": 1, "\ufffdgnp": 1, "a b": 1} and len(found) == 1
+    read(*({"prompt": "Q", "completion": "A", f"id-{n}": 1} for n in range(2 * MOST_NAMES)), noted=noted)
+    assert len(noted.unused) == MOST_NAMES + 1
+    assert noted.unused[FURTHER] == MOST_NAMES + 3
+    assert turns_of({"messages": [{"role": "\u202ex", "content": "Q"}]}).startswith('unknown role "\ufffdx"')
 
 
 def test_each_row_of_mixed_formats_is_judged_by_its_own_columns():

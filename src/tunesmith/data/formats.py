@@ -27,7 +27,7 @@ def read_row(
 ) -> Iterator[Conversation | Dropped]:
     """What a row of a format holds: one conversation, or several (instances, an export), or why there is none."""
     noted.formats[form] += 1
-    noted.unused.update(unused_columns(row, form, names))
+    noted.note_unused(unused_columns(row, form, names))
     reason = why_not_row(row, names.values())
     if reason is None and form in FORMATS and (missing := missing_column(row, form, names)):
         reason = f"nothing in column {missing}"
@@ -62,7 +62,7 @@ def _turns(row: Row, form: str, names: Names, roles: Roles, noted: Noted) -> lis
         answer = _thought([Turn("assistant", text_of(last))], row, names)
         return [*_earlier(cell(row, names["history"])), Turn("user", asked), *answer]
     messages = messages_in(first)
-    noted.unused.update(f"{names[FORMATS[form][0]][0]}[].{key}" for key in unused_keys(messages))
+    noted.note_unused(f"{names[FORMATS[form][0]][0]}[].{key}" for key in unused_keys(messages))
     return listed(messages, roles)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from tunesmith.data.conversation import Role
 from tunesmith.data.meaning import NoTurns
+from tunesmith.printable import visible
 
 ROLES: dict[str, Role] = {
     **dict.fromkeys(("system", "developer"), "system"),
@@ -27,7 +28,7 @@ def role_of(speaker: Any, roles: Roles) -> Role:
     name = speaker.strip() if isinstance(speaker, str) else None
     role = None if name is None else mapped(name, roles) or ROLES.get(name.casefold())
     if role is None:
-        raise NoTurns(f"unknown role {json.dumps(speaker, default=str, ensure_ascii=False)[:40]}{_said_how(name)}")
+        raise NoTurns(f"unknown role {_quoted(speaker)}{_said_how(name)}")
     return role
 
 
@@ -35,7 +36,7 @@ def role_of_person(name: str, roles: Roles) -> Role:
     """The role of somebody in a chat of people: nobody's name says it. Raises NoTurns where the recipe does not."""
     if role := mapped(name, roles):
         return role
-    raise NoTurns(f"unknown speaker {json.dumps(name, ensure_ascii=False)[:40]}{_said_how(name)}")
+    raise NoTurns(f"unknown speaker {_quoted(name)}{_said_how(name)}")
 
 
 def mapped(name: str, roles: Roles) -> Role | None:
@@ -43,6 +44,10 @@ def mapped(name: str, roles: Roles) -> Role | None:
     if name in roles or not roles:
         return roles.get(name)
     return next((role for known, role in roles.items() if known.strip().casefold() == name.casefold()), None)
+
+
+def _quoted(speaker: Any) -> str:
+    return visible(json.dumps(speaker, default=str, ensure_ascii=False)[:40])
 
 
 def _said_how(name: str | None) -> str:
