@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunesmith.data import csv_rows, json_rows
+from tunesmith.data import csv_rows, json_rows, tables
 from tunesmith.data.conversation import Conversation, Dropped, Turn
 from tunesmith.data.read import conversations, rows_of
 from tunesmith.data.unread import Unread
@@ -247,6 +247,22 @@ def test_blank_lines_above_a_table(tmp_path):
     """They were taken for a header without columns, so that no row had as many cells."""
     (tmp_path / "x.csv").write_text("\n\r\nprompt,completion\n\nq,a\nq\n")
     assert [row.where for row in read(tmp_path / "x.csv")] == ["x.csv:5", "x.csv:6"]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_long_rows_of_a_table_come_a_few_at_once(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(tables, "BATCH_BYTES", 1000)
+    path, sizes = tmp_path / f"x{suffix}", []
+    values = tables._values
+    monkeypatch.setattr(tables, "_values", lambda table: sizes.append(len(table)) or values(table))
+    long = pyarrow.table({"prompt": [f"{n}" * 100 for n in range(60)], "completion": ["a"] * 60})
+    if suffix == ".parquet":
+        pyarrow.parquet.write_table(long, path)
+    else:
+        with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_file(file, long.schema) as writer:
+            writer.write_table(long)
+    assert len(read(path)) == sum(sizes) == 60
+    assert max(sizes) <= 10
 
 
 def test_rows_come_apart_from_what_they_mean(tmp_path):

@@ -17,6 +17,7 @@ from tunesmith.data.unread import BAD_TEXT, Numbered, Unread
 from tunesmith.errors import DataError, ResourceError
 
 BATCH_ROWS = 1000
+BATCH_BYTES = 16 << 20  # as Python's objects they take some times that; rows of 16 KiB come a thousand at once
 PAGE_BYTES = 1 << 20  # read of a column at once; without it Parquet holds whole columns of a group of rows
 ABSURD = re.compile(r"of size \d{14}")  # 10 TB of memory are asked for by a damaged length
 ARROW_FILE = b"ARROW1"
@@ -34,7 +35,9 @@ def parquet_rows(path: Path) -> Numbered:
             columns = file.schema_arrow.names
         with file:
             refuse_twice(path, columns)
-            yield from table_rows(str(path), file.iter_batches(BATCH_ROWS), AGAIN)
+            groups = map(file.metadata.row_group, range(file.num_row_groups))
+            row_bytes = max((group.total_byte_size // group.num_rows for group in groups if group.num_rows), default=0)
+            yield from table_rows(str(path), file.iter_batches(_rows_of(row_bytes)), AGAIN)
 
 
 def arrow_rows(path: Path) -> Numbered:
@@ -47,25 +50,31 @@ def arrow_rows(path: Path) -> Numbered:
             columns = reader.schema.names
         refuse_twice(path, columns)
         batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
-        yield from table_rows(str(path), _parts(batches), AGAIN)
+        yield from table_rows(str(path), batches, AGAIN)
 
 
 def _parts(batches: Iterable[Table]) -> Iterator[Table]:
-    """The batches in parts of few rows: some writers make one batch of all."""
+    """The batches in parts of few rows and bytes: some writers make one batch of all."""
     for batch in batches:
-        for start in range(0, batch.num_rows, BATCH_ROWS):
-            yield batch.slice(start, BATCH_ROWS)
+        batch.validate()
+        rows = _rows_of(batch.nbytes // max(batch.num_rows, 1))
+        for start in range(0, batch.num_rows, rows):
+            yield batch.slice(start, rows)
+
+
+def _rows_of(row_bytes: int) -> int:
+    """How many rows of this mean size are read at once."""
+    return min(BATCH_ROWS, max(1, BATCH_BYTES // max(row_bytes, 1)))
 
 
 def table_rows(name: str, tables: Iterable[Table], fix: str) -> Numbered:
     """Every row of the tables in turn. Raises DataError, with `fix`, where the next table is damaged."""
-    number, left = 0, iter(tables)
+    number, left = 0, _parts(tables)
     while True:
         with damage_named(name, f"is damaged: from row {number + 1} on it cannot be read", fix):
             table = next(left, None)
             if table is None:
                 return
-            table.validate()
             rows = _values(_times_as_numbers(table))
         for row in rows:
             number += 1
