@@ -62,10 +62,12 @@ def words_of(text):
 
 @pytest.mark.parametrize(("text", "expected"), [
     ("What is 3 * -2?", "..!!!!"), ("a low-rank adapter", "...."), ("7-3", "!!!"), ("7.3 or 1,000 or 7, 3", "!.!.!!"),
-    ("x > -2 when x=2", ".!!!..!!"), ("Do not. I don't, cannot; no!", ".!.!!!"), ("it's the dogs' bone", "...."),
-    ("C# and C++", ".!..!!"), ("two of GPT4", "!.!"), ("5! is 120", "!!.!"), ("if (!done && a != b)", ".!.!!.!!."),
+    ("n > -2 when n=2", "!!!!.!!!"), ("Do not. I don't, cannot; no!", ".!.!!!"), ("it's the dogs' bone", "...."),
+    ("C# and C++", "!!.!!!"), ("option B or a", ".!.."),
+    ("two of GPT4", "!.!"), ("5! is 120", "!!.!"), ("if (!done && a != b)", ".!.!!.!!!"),
     ("(7 + 3) * 2 (see below)", "!!!!!!.."), ("-(7 + 3)", "!!!!!"), ("€5, 5 km² and ½", "!!!!.!!!"),
-    ("它不是猫", ".!.."), ("किताब नहीं", ".."), ("nicht ÜBER", "!."),
+    ("它不是猫", ".!.."), ("किताब नहीं", ".!"), ("三个苹果", "!..."), ("行きません", "..!..."),
+    ("行きますか", "....."), ("안 갈 않다", "!.!"), ("안녕", "."), ("nicht ÜBER", "!."),
     ("naïve\u2019s caf\u00e9", ".."), ("", ""), ("… — !", ""),
 ])  # fmt: skip
 def test_words_of_a_text_and_those_that_decide(text, expected):
@@ -152,7 +154,8 @@ TEXT = (
     ("12", "13"), ("12", "1.2"), ("3", "three"), (" not", ""), ("do not", "don't"), ("has 12", "has -12"),
     ("one", "none"),    ("12 apples", "12 * 2 apples"),
     ("gives 3", "gives > 3"), ("12 apples and gives 3", "3 apples and gives 12"),
-    ("each", "half"), ("the big", "no big"),
+    ("each", "half"), ("the big", "no big"), ("each", "fifth"), ("each", "deux"), ("each", "五"), ("each", "false"),
+    ("each", "xiv"), ("big garden", "garden b"), ("big", "inte"), ("big", "못"),
 ])  # fmt: skip
 def test_rows_that_differ_in_what_decides_are_never_merged(tmp_path, old, new):
     """Each pair is above 0.8, and meets in every band: the guard alone keeps it apart."""

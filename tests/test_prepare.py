@@ -287,6 +287,9 @@ def test_a_held_out_set_that_would_be_empty_says_what_to_write(tmp_path, base):
     path = write_rows(tmp_path / "x.jsonl", CHATS)
     with pytest.raises(DataError, match=r"0.01 of 60 different conversations.*\n.*write 0.017 or more"):
         prepare(recipe_of(path, held_out=0.01), Run(tmp_path / "run"), base, [])
+    same = write_rows(tmp_path / "same.jsonl", CHATS[:1] * 50)
+    with pytest.raises(DataError, match="of 1 different conversations that 50 rows hold"):
+        prepare(recipe_of(same), Run(tmp_path / "run"), base, [])
     long = write_rows(tmp_path / "long.jsonl", [["a", "b" * 3000]])
     with pytest.raises(DataError, match=r"is left to hold out.*longer than max_length: 1"):
         prepare(recipe_of(path, held_out={"path": str(long)}), Run(tmp_path / "run"), base, [])

@@ -348,6 +348,8 @@ def test_paths_are_taken_from_the_recipes_folder(tmp_path, monkeypatch):
     assert read_recipe(path).data.sources[0].path == str((tmp_path / "sub" / "rows.jsonl").resolve())
     assert missing_files(read_recipe(path, ["data.sources.0.path=other.jsonl"])) == ["other.jsonl does not exist"]
     assert missing_files(read_recipe(path, ["data.sources.0.path=someone/chats"])) == []
+    chosen = read_recipe(path, ["data.select={by: likeness, like: gone.jsonl}"])
+    assert [name.endswith("gone.jsonl does not exist") for name in missing_files(chosen)] == [True]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from tunesmith.data.select import (
     repeated,
 )
 from tunesmith.decides import data_settings, trained_settings
-from tunesmith.errors import RecipeError, ResumeError
+from tunesmith.errors import DataError, RecipeError, ResumeError
 from tunesmith.fresh import NewStart
 from tunesmith.inventory import standing_of
 from tunesmith.model.base import head, hidden_states, load_base
@@ -192,6 +192,14 @@ def test_a_killed_run_goes_on_without_scoring_again(tiny_base, tmp_path):
     same_adapters(whole, cut)
     assert read_record(cut.scores) == scored
     assert read_record(cut.adapter).counts["selected"] == read_record(whole.adapter).counts["selected"]
+
+
+def test_examples_without_a_word_are_none(tiny_base, tmp_path):
+    """The scores were no numbers, and the stage was done."""
+    (tmp_path / "like.jsonl").write_text('{"question": " ", "answer": ""}\n')
+    path = project(tmp_path, tiny_base, "{by: likeness, keep: 6, like: like.jsonl}")
+    with pytest.raises(DataError, match=r"data\.select\.like: no row of .*like\.jsonl is a conversation"):
+        run_stages(read_recipe(path), Run(tmp_path / "run"), STAGES[:2])
 
 
 def test_a_source_is_trained_on_as_often_as_it_weighs(tiny_base, tmp_path):

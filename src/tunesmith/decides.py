@@ -370,7 +370,11 @@ def missing_files(recipe: Recipe) -> list[str]:
     missing = [s.path for s in sources_of(recipe) if not source_files(s) and not _may_be_on_hub(s.path)]
     others = [recipe.base] if recipe.base.startswith((".", "/")) else []
     others += [] if recipe.evaluate.prompts == "default" else [recipe.evaluate.prompts]
-    return [f"{path} does not exist" for path in [*missing, *(o for o in others if not os.path.exists(o))]]
+    missing += [path for path in others if not os.path.exists(path)]
+    select = recipe.data.select
+    if select and select.like and not source_files(Source(path=select.like)):
+        missing.append(select.like)
+    return [f"{path} does not exist" for path in missing]
 
 
 def _may_be_on_hub(path: str) -> bool:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import NamedTuple, TypeVar
-from unicodedata import category, normalize
+from unicodedata import category, normalize, numeric
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,17 +28,41 @@ UNSPACED = re.compile(
 """Letters of Thai, Lao, Burmese, Khmer, Japanese and Chinese: one is a word, as no space tells where one ends."""
 NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 DECISIVE = """
-no not nor none never neither nobody nothing nowhere without cannot unless except hardly
+no not nor none never neither nobody nothing nowhere without cannot unless except hardly true false yes
 don't doesn't didn't won't can't isn't aren't wasn't weren't haven't hasn't hadn't wouldn't shouldn't couldn't mustn't
 needn't ain't shan't mightn't dont doesnt didnt cant isnt arent wasnt werent havent hasnt hadnt wouldnt shouldnt couldnt
 zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
-nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million billion dozen half third quarter
-twice thrice double triple first second once
+nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million billion trillion dozen half
+third quarter twice thrice double triple
+quadruple first second once fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth
+fifteenth sixteenth seventeenth eighteenth nineteenth twentieth thirtieth hundredth thousandth
+ii iii iv vi vii viii ix xi xii xiii xiv xv xvi xvii xviii xix xx b c d e f g h j k l m n p q r t u v x
 plus minus times divided multiplied more less fewer greater least most
 nicht nichts nie niemals kein keine keinen keinem keiner keines ohne weder pas jamais ni sans non nunca jamás sin não
-nem sem mai senza niet geen nooit zonder не нет ни никогда без 不 没 沒 无 無 非 未 别 別
-"""
-"""Words that turn a sentence round or count something: negations, numbers, operators in words."""
+nem sem mai senza niet geen nooit zonder не нет ни никогда без inte ingen inget ikke aldri aldrig ei nu fără bez
+değil yok yoksa không chưa tidak bukan tanpa لا ليس ليست لم لن بدون לא אין बिना नहीं न मत δεν μην όχι χωρίς
+null zwei drei vier fünf sechs sieben acht neun zehn elf zwölf zwanzig dreißig vierzig fünfzig hundert tausend million
+millionen halb halbe erste zweite dritte vierte doppelt
+deux trois quatre cinq sept huit neuf dix onze douze treize quatorze quinze seize vingt trente quarante cinquante cent
+mille demi premier première deuxième troisième
+dos tres cuatro cinco seis siete ocho nueve diez doce trece catorce veinte treinta cuarenta cincuenta cien mil medio
+primero primera segundo segunda tercero tercera
+dois duas três quatro sete oito nove dez doze vinte trinta quarenta cinquenta cem meio primeiro primeira
+due tre quattro cinque sei sette otto nove dieci undici dodici venti trenta quaranta cinquanta cento mezzo primo prima
+twee drie vijf zes zeven negen tien twaalf twintig dertig veertig vijftig honderd duizend
+один одна два две три четыре пять шесть семь восемь девять десять двадцать тридцать сорок пятьдесят сто тысяча тысяч
+полтора первый второй третий
+dwa dwie trzy cztery pięć sześć siedem osiem dziewięć dziesięć två tre fyra fem sex sju åtta nio tio iki üç dört beş
+altı yedi sekiz dokuz yirmi yüz एक दो तीन चार पांच छह सात आठ नौ दस واحد اثنان ثلاثة أربعة خمسة ستة سبعة ثمانية تسعة عشرة
+不 没 沒 无 無 非 未 别 別 两 半 双
+"""  # noqa: RUF001 (letters of many languages)
+"""Words that turn a sentence round, count something, or name one of several: negations, numbers, operators in words,
+letters as in "option B", but for those that are words ("a", Spanish "y"). Where words are not known a row too many is
+kept, or one that says the opposite of another is dropped with it."""
+NEGATED = re.compile(
+    "[なまไอ않없아안못](?:(?<=な)(?:い|かっ|く|けれ)|(?<=ま)せん|(?<=ไ)ม่|(?<=อ)ย่า|(?<=[않없])|(?<=아)[니닌닙]|(?<!\\S[안못])(?<=[안못])(?!\\S))"
+)
+"""Negations that are no words of their own: Japanese, Thai and Korean."""
 ROLES: dict[str, int] = {"system": 0, "user": 1, "assistant": 2, "tool": 3}
 Hashes = NDArray[np.uint64]
 Number = TypeVar("Number", np.uint32, np.int64)
@@ -115,7 +139,7 @@ class _Forms(dict[int, str]):
         if letter in SIGNS:
             form = SIGNS[letter]
         elif UNSPACED.match(letter):
-            form = f" {letter} "
+            form = f" {letter} " if numeric(letter, None) is None else f" {MARK}{letter} "
         elif kind[0] == "N" or kind in ("Sm", "Sc"):
             form = MARK + letter if kind[0] == "N" else f" {MARK}{letter} "
         else:
@@ -132,6 +156,7 @@ def _plain(text: str) -> bytes:
     if text.isascii():
         return text.encode()
     folded = normalize("NFKC", text.casefold())
+    folded = NEGATED.sub(rf"{MARK}\g<0>", folded)
     return NOT_ASCII.sub(lambda run: run[0].translate(FORMS), folded).encode(errors="replace")
 
 

@@ -119,21 +119,23 @@ def _held_out(rows: SignedRows, same: _Same, kept: Sequence[int], share: float, 
     order = np.lexsort((said_K, clusters_K))
     lowest = order[np.diff(clusters_K[order], prepend=NOBODY) != 0]
     names = [digest.ljust(said_K.itemsize, b"\0").hex() for digest in said_K[lowest].tolist()]
-    chosen = held_out_clusters(names, share, seed)
+    chosen = held_out_clusters(names, share, seed, len(rows.read_N))
     held = clusters_K[lowest[[name in chosen for name in names]]]
     return set(rows_K[np.isin(clusters_K, held)].tolist())
 
 
-def held_out_clusters(signatures: Iterable[str], share: float, seed: int) -> set[str]:
+def held_out_clusters(signatures: Iterable[str], share: float, seed: int, rows: int | None = None) -> set[str]:
     """The signatures of the clusters that are held out: those with the lowest hash of (seed, signature).
 
-    A new row moves no other row but one at the border. Raises DataError if none would be held out.
+    A new row moves no other row but one at the border. Raises DataError if none would be held out, with the number of
+    `rows` that they are of.
     """
     different = set(signatures)
     number = math.floor(share * len(different) + 1e-9)  # 0.29 * 100 is 28.999999999999996
     if not number and different:
+        held = f" that {rows:,} rows hold" if rows and rows > len(different) else ""
         raise DataError(
-            f"data.held_out is {share:g} of {len(different)} different conversations, so none would be held out",
+            f"data.held_out is {share:g} of {len(different)} different conversations{held}, so none would be held out",
             fix=f"write {_rounded_up(1 / len(different))} or more" if len(different) > 1 else "add conversations",
         )
     return set(nsmallest(number, different, lambda found: hashlib.sha256(f"{seed}:{found}".encode()).digest()))

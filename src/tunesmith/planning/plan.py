@@ -99,7 +99,8 @@ def share_selected(select: SelectConfig | None, rows: float) -> float:
     """The share of the tokens that is left to train on: that of the rows, as nobody knows yet which ones they are."""
     if select is None:
         return 1.0
-    return min(1.0, select.keep / max(rows, 1)) if isinstance(select.keep, int) else select.keep
+    least = 1 / max(rows, 1)  # one row is always kept
+    return min(1.0, max(select.keep * least if isinstance(select.keep, int) else select.keep, least))
 
 
 def dropped(looks: Sequence[Look]) -> dict[str, list[str]]:

@@ -30,8 +30,8 @@ def plan_lines(plan: Plan, recipe: Recipe) -> Iterator[str]:
         looked = sum(look.read for look in plan.looks)
         yield f"  from the first {looked:,} rows, extrapolated"
     if select := recipe.data.select:
-        kept = f"{select.keep:,} of them" if isinstance(select.keep, int) else f"{select.keep:.0%} of them"
-        yield f"  trained on by {select.by}: {kept}, and as many of their tokens, as nobody knows yet which ones"
+        kept = f"{min(select.keep, plan.train_rows):,}" if isinstance(select.keep, int) else f"{select.keep:.0%}"
+        yield f"  trained on by {select.by}: {kept} of them, and as many of the tokens, as nobody knows yet which ones"
     is_sure = plan.exact and plan.held_out and not select
     about = "" if is_sure else "about "  # a share that is held out is another one each time
     yield (

@@ -93,7 +93,8 @@ def score(recipe: Recipe, run: Run, base: LocatedBase) -> tuple[Record, bool]:
 
 def _likeness(run: Run, rows: TokenRows, like: str) -> tuple[Array, dict[str, Any]]:
     """Log weights of the rows' texts against the examples, and counts."""
-    found = [row for row in conversations(examples_of(like)) if isinstance(row, Conversation)]
+    read = (row for row in conversations(examples_of(like)) if isinstance(row, Conversation))
+    found = [row for row in read if _text(row).strip()]
     if not found:
         fix = "write examples in it, in any form that data.sources may have"
         raise DataError(f"data.select.like: no row of {like} is a conversation", fix=fix)
