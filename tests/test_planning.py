@@ -68,6 +68,9 @@ def test_what_was_not_looked_at_is_extrapolated_and_said(tmp_path, tiny_base, mo
     guess = planned(path, 100)
     assert not guess.looks[0].exact and 2000 < guess.looks[0].rows < 9000
     assert planned(path, 100, ["data.sources.0.limit=200"]).looks[0].rows == 200
+    lines = (tmp_path / "rows.jsonl").read_text().splitlines()
+    (tmp_path / "rows.jsonl").write_text("".join(f"{line}\n{line[:-2]}\n{line[:-2]}\n" for line in lines))
+    assert planned(path, 100).looks[0].rows < 30_000  # of 9,000: one that cannot be read is as long as another
     monkeypatch.setattr(look, "MOST_ROWS", 100)
     monkeypatch.setattr("tunesmith.planning.plan.MOST_ROWS", 100)
     lines = list(check_plan(read_recipe(path), Run(tmp_path / "run")))

@@ -16,7 +16,7 @@ from tunesmith.data.decontaminate import Prompts
 from tunesmith.errors import ResourceError
 from tunesmith.recipe import Recipe
 from tunesmith.tokens.batch import Job, Maker
-from tunesmith.tokens.tally import Tally
+from tunesmith.tokens.tally import FURTHER, Tally
 from tunesmith.tokens.workers import Pool, make_all
 
 
@@ -127,6 +127,17 @@ def test_tallies_of_batches_add_up_to_that_of_all_rows():
     for part in parts:
         summed.add(part)
     assert counted(summed) == counted(whole) and summed.examples["odd"] == ["x:1", "x:3", "x:5"]
+
+
+def test_strange_reasons_are_counted_together_beyond_some(monkeypatch):
+    """Each name of a speaker is a reason: the record of 66,000 had 15 MB, and was read for seconds."""
+    monkeypatch.setattr("tunesmith.tokens.tally.MOST_REASONS", 2)
+    whole, part = Tally(StringIO()), Tally(StringIO())
+    for n in range(5):
+        part.drop(f"x:{n}", f"unknown role {n % 4}")
+    whole.add(part)
+    assert whole.dropped == part.dropped == {"unknown role 0": 2, "unknown role 1": 1, FURTHER: 2}
+    assert whole.examples[FURTHER] == ["x:2", "x:3"] and "unknown role 3" in whole.listed.getvalue()
 
 
 def test_what_the_reader_raises_comes_after_the_rows_before_it(job):

@@ -50,12 +50,12 @@ def look_at(source: Source, count: Count, data: DataConfig, seen: set[str], most
 
     Raises DataError for a source that is missing, empty or of no known format.
     """
-    look, rows, letters = Look(source.path), conversations(source, data.roles), 0
+    look, rows, sizes = Look(source.path), conversations(source, data.roles), list[int]()
     while look.read < most and (batch := list(islice(rows, min(BATCH_ROWS, most - look.read)))):
         look.read += len(batch)
-        letters += sum(letters_of(row) for row in batch if isinstance(row, Conversation))
+        sizes += [letters_of(row) for row in batch if isinstance(row, Conversation)]
         _note(look, [_tidied(row, data, seen) for row in batch], count)
-    look.rows, look.exact = _counted(source, look.read, letters, rows)
+    look.rows, look.exact = _counted(source, look.read, sizes, rows)
     return look
 
 
@@ -83,18 +83,24 @@ def _note(look: Look, batch: list[Conversation | Dropped], count: Count) -> None
             look.lengths.append(tokens)
 
 
-def _counted(source: Source, read: int, letters: int, rest: Iterator[Conversation | Dropped]) -> tuple[int, bool]:
-    """Rows of the source, and whether that is their exact number: the others are read for a while, not all."""
+def _counted(source: Source, read: int, sizes: list[int], rest: Iterator[Conversation | Dropped]) -> tuple[int, bool]:
+    """Rows of the source, and whether that is their exact number: the others are read for a while, not all.
+
+    `sizes`: letters of the rows so far that could be read.
+    """
     until, more = time.monotonic() + COUNTING_S, 0
+    whole, letters = len(sizes), sum(sizes)
     for row in rest:
         more += 1
-        letters += letters_of(row) if isinstance(row, Conversation) else 0
+        if isinstance(row, Conversation):
+            whole, letters = whole + 1, letters + letters_of(row)
         if time.monotonic() > until:
             break
     else:
         return read + more, True
     size = sum(file.stat().st_size for file in source_files(source))
-    about = max(read + more, round((read + more) * size / max(letters, 1)))  # more: names of keys, brackets, escapes
+    # rows that cannot be read are taken to be as long as the others; more: names of keys, brackets, escapes
+    about = max(read + more, round(whole * size / max(letters, 1)))
     return min(about, source.limit or about), False
 
 

@@ -13,6 +13,8 @@ from tunesmith.printable import visible
 
 WORDS = 80  # letters of a dropped row that are kept: a line of a terminal
 EXAMPLES = 3
+MOST_REASONS = 1000  # that are counted each by itself: strange roles can be as many as rows, and the record holds all
+FURTHER = "further reasons"
 
 
 @dataclass
@@ -37,9 +39,10 @@ class Tally:
 
         `words`: how it begins. `of`: where the row was read that it is dropped for, or the prompt that it asks.
         """
-        self.dropped[reason] += 1
-        if self.dropped[reason] <= EXAMPLES:
-            self.examples.setdefault(reason, []).append(where)
+        counted = self._counted(reason)
+        self.dropped[counted] += 1
+        if self.dropped[counted] <= EXAMPLES:
+            self.examples.setdefault(counted, []).append(where)
         line = {"where": where, "reason": reason, "words": beginning(words)}
         self.listed.write(json_line(line | {"of": of} if of else line))
 
@@ -47,13 +50,18 @@ class Tally:
         """Add what was counted of the rows after these, listed in memory. The sources are the reader's to note."""
         self.read += later.read
         self.listed.write(cast(StringIO, later.listed).getvalue())
-        for reason, places in later.examples.items():
-            self.examples[reason] = [*self.examples.get(reason, ()), *places][:EXAMPLES]
-        self.dropped.update(later.dropped)
+        for reason, rows in later.dropped.items():
+            counted = self._counted(reason)
+            self.dropped[counted] += rows
+            self.examples[counted] = [*self.examples.get(counted, ()), *later.examples[reason]][:EXAMPLES]
         self.changed.update(later.changed)
         self.unproved.update(later.unproved)
         for kind, row in later.first_unproved.items():
             self.first_unproved.setdefault(kind, row)
+
+    def _counted(self, reason: str) -> str:
+        """As what a reason is counted: all beyond the first MOST_REASONS together; the list has each."""
+        return reason if reason in self.dropped or len(self.dropped) < MOST_REASONS else FURTHER
 
     def reasons(self) -> str:
         """Why rows were dropped, how many, and where the first ones are."""
