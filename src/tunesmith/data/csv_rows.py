@@ -40,15 +40,11 @@ def csv_rows(path: Path) -> Numbered:
             ended = above + reader.line_num
             lines.clear()
             for cells in reader:
-                ended, text = above + reader.line_num, "".join(lines)
+                ended = above + reader.line_num
+                bad = Unread(BAD_CSV, words_of("".join(lines).strip())) if len(cells) != len(columns) else None
                 lines.clear()
-                if not cells:
-                    continue
-                whole = len(cells) == len(columns)
-                yield (
-                    ended,
-                    dict(zip(columns, cells, strict=True)) if whole else Unread(BAD_CSV, words_of(text.strip())),
-                )
+                if cells:
+                    yield ended, bad or dict(zip(columns, cells, strict=True))
         except csv.Error as error:
             rest = sum(_size(piece) for piece in iter(lambda: file.read(PIECE_LETTERS), ""))
             raise _bad_quote(path, ended + 1, "".join(lines), rest, delimiter, error) from None
