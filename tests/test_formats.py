@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tunesmith.data.calls import NO_CALL, NO_TOOLS
+from tunesmith.data.calls import NO_CALL, NO_NUMBER, NO_TOOLS
 from tunesmith.data.conversation import Conversation, Turn
 from tunesmith.data.formats import NO_HISTORY, NO_INSTANCES
 from tunesmith.data.judged import HEAD_ROWS, MOST_WAITING, NO_FORMAT, judged
@@ -127,6 +127,7 @@ def test_sharegpt_speakers(speaker):
             NO_CALL,
         ),
         ({"conversations": [{"from": "function_call", "value": "x"}]}, NO_CALL),
+        ({"conversations": [{"from": "tool_call", "value": '{"name": "f", "arguments": {"x": NaN}}'}]}, NO_NUMBER),
         ({"messages": ASKED_BY_ROLE, "tools": "one that looks"}, NO_TOOLS),
         ({"messages": ASKED_BY_ROLE, "tools": [{"type": "function"}]}, NO_TOOLS),
         ({"messages": ASKED_BY_ROLE, "images": ["a.png"]}, MEDIA),

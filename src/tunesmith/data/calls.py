@@ -7,6 +7,7 @@ from tunesmith.data.keys import DECODER, key_twice
 from tunesmith.data.meaning import NoTurns, says_something
 
 NO_CALL = "a tool call that is not a name with arguments"
+NO_NUMBER = "a tool call with a number that JSON does not have (NaN, Infinity)"
 NO_TOOLS = "its tools are not a list of schemas with names"
 
 
@@ -65,7 +66,10 @@ def _tool(tool: Any) -> dict[str, Any]:
 
 
 def _written(items: list[dict[str, Any]]) -> str:
-    return json.dumps(items, ensure_ascii=False) if items else ""
+    try:
+        return json.dumps(items, ensure_ascii=False, allow_nan=False) if items else ""
+    except ValueError:  # Python reads NaN and 1e999, which JSON has no way to write
+        raise NoTurns(NO_NUMBER) from None
 
 
 def _without_null(value: Any) -> Any:
