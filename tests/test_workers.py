@@ -16,7 +16,9 @@ from tunesmith.data.decontaminate import Prompts
 from tunesmith.errors import ResourceError
 from tunesmith.recipe import Recipe
 from tunesmith.tokens.batch import Job, Maker
+from tunesmith.tokens.sent import to_send
 from tunesmith.tokens.tally import FURTHER, Tally
+from tunesmith.tokens.tokenizer import embedding_rows, load_tokenizer
 from tunesmith.tokens.workers import Pool, make_all
 
 
@@ -25,7 +27,7 @@ def job(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
     save_tokenizer(folder)
     recipe = Recipe(name="t", base="tiny", data={"sources": [{"path": "x.jsonl"}]}, train={"max_length": 60})
-    return Job(recipe, folder, Prompts(["What is 7?"], nearly=True))
+    return Job(recipe, to_send(load_tokenizer(folder)), embedding_rows(folder), Prompts(["What is 7?"], nearly=True))
 
 
 def batches():
@@ -68,7 +70,7 @@ def pids(pool):
 
 def test_two_workers_make_what_one_process_makes_in_order_and_a_killed_one_is_said(job):
     maker = Maker(job)
-    expected = [told(made) for made in make_all(maker, job, batches(), 1)]
+    expected = [told(made) for made in make_all(job, batches(), 1)]
     fates = {"longer than max_length", "is an evaluation prompt", "not valid JSON"}
     assert fates <= {reason for one in expected for reason in one[3]["dropped"]}
     with ready(Pool(job, 2)) as pool:
@@ -145,7 +147,7 @@ def test_what_the_reader_raises_comes_after_the_rows_before_it(job):
         yield [conversation("a", "b")]
         raise OSError("gone")
 
-    found = make_all(Maker(job), job, failing(), 2)
+    found = make_all(job, failing(), 2)
     assert next(found).tally.read == 1
     with pytest.raises(OSError, match="gone"):
         next(found)

@@ -144,6 +144,7 @@ def data(
     from tunesmith.runs import write_manifest
     from tunesmith.stages import STAGES
     from tunesmith.tokens.report import report, show
+    from tunesmith.tokens.tokenizer import load_tokenizer
     from tunesmith.weights.locate import small_files
 
     recipe, run = opened(target, changes, run_dir)
@@ -156,7 +157,7 @@ def data(
     with contextlib.suppress(TunesmithError):  # the base of an old run may be gone; its rows are not
         folder = small_files(recipe.base, convert)
     if read_record(run.data) == before:
-        report(recipe, run, folder, tell)
+        report(recipe, run, partial(load_tokenizer, folder) if folder else None, tell)
     else:  # prepare has told of them
         tell(f"report: {run.data_report}")
     if not process:

@@ -6,20 +6,18 @@ A function of the batch alone, so that it does not matter which process makes it
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
-from pathlib import Path
-
-from transformers import PreTrainedTokenizerBase
 
 from tunesmith.data.clean import clean
 from tunesmith.data.conversation import Conversation, Dropped
 from tunesmith.data.decontaminate import Prompts
 from tunesmith.data.signed import Signed, sign
 from tunesmith.recipe import Recipe
+from tunesmith.tokens.laps import Laps, lap, timed
 from tunesmith.tokens.mask import CUT, NO_SYSTEM, REFUSED, Encoded, Refused
 from tunesmith.tokens.parts import encode_parts
+from tunesmith.tokens.sent import SentTokenizer
 from tunesmith.tokens.spool import Packed, packed
 from tunesmith.tokens.tally import Tally, beginning, first_words
-from tunesmith.tokens.tokenizer import embedding_rows, load_tokenizer
 
 Rows = Sequence[Conversation | Dropped]
 BEYOND = "a token beyond the base's embeddings"
@@ -48,6 +46,7 @@ class Made:
     packed: Packed
     signed: Signed
     tally: Tally
+    laps: Laps
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,9 @@ class Job:
     """What a maker needs to know. Can be sent to another process."""
 
     recipe: Recipe
-    base: Path
-    """The folder of the tokenizer."""
+    tokenizer: SentTokenizer
+    known_ids: int | None
+    """Token ids that the base has embeddings for; None: all."""
     asked: Prompts
 
 
@@ -64,19 +64,24 @@ class Maker:
     """Makes batches into token rows."""
 
     def __init__(self, job: Job) -> None:
-        """Load the tokenizer. Raises BaseError if there is none."""
-        self.recipe, self._asked = job.recipe, job.asked
-        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(job.base)
-        self._known_ids = embedding_rows(job.base)
+        self.recipe, self.tokenizer, self._known_ids, self._asked = job.recipe, job.tokenizer, job.known_ids, job.asked
 
     def make(self, rows: Rows) -> Made:
         """Clean, made into tokens and signed; what is dropped is counted. Raises DataError for a template that can
         train nothing.
         """
         tally = Tally(StringIO())
-        encoded = self._encoded(self._not_asked(self._cleaned(rows, tally), tally), tally)
-        signed = sign([(row, item.turns) for row, item in encoded], self.recipe.data.dedup)
-        return Made(packed(encoded), signed, tally)
+        with timed() as laps:
+            with lap("clean"):
+                cleaned = self._cleaned(rows, tally)
+            with lap("evaluation prompts"):
+                unasked = self._not_asked(cleaned, tally)
+            encoded = self._encoded(unasked, tally)
+            with lap("sign"):
+                signed = sign([(row, item.turns) for row, item in encoded], self.recipe.data.dedup)
+            with lap("pack"):
+                whole = packed(encoded)
+        return Made(whole, signed, tally, laps)
 
     def _cleaned(self, rows: Rows, tally: Tally) -> list[Conversation]:
         """Without those that are broken."""
@@ -123,7 +128,7 @@ class Maker:
         highest = max(item.ids)
         if self._known_ids is None or highest < self._known_ids:
             return None
-        token = self.tokenizer.convert_ids_to_tokens(highest)
+        token = self.tokenizer.backend_tokenizer.id_to_token(highest)
         return Refused(BEYOND, f"{token!r} is token {highest}, and the last embedding is that of {self._known_ids - 1}")
 
 

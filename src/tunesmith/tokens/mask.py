@@ -17,12 +17,12 @@ from typing import Any, TypeVar
 from unicodedata import normalize
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
 
 from tunesmith.data.clean import NOT_TRAINED
 from tunesmith.data.conversation import Conversation, Turn
 from tunesmith.recipe import TooLong, TrainOn
 from tunesmith.record import Proof
+from tunesmith.tokens.laps import lap
 from tunesmith.tokens.messages import (
     ANY_MARK,
     THINK_TAG,
@@ -35,6 +35,7 @@ from tunesmith.tokens.messages import (
     tools_of,
     whose_mark,
 )
+from tunesmith.tokens.sent import ChatTokenizer
 from tunesmith.tokens.template import Form, form_of, render_all, render_plain, renders, template_of
 
 UNPROVED_SHARE = 0.01  # invariant 4; one row alone never refuses a template, or a set of 90 could not have a bad one
@@ -54,7 +55,8 @@ class Encoded:
     """One conversation as tokens."""
 
     ids: list[int]
-    supervised: list[bool]
+    supervised_spans: list[Span]
+    """From which token to before which one each stretch that is trained on goes."""
     answer_bytes: int
     """UTF-8 bytes of the answers that are trained on as rendered, without the end-of-turn tokens."""
     turns: tuple[Turn, ...]
@@ -65,6 +67,14 @@ class Encoded:
     """Tokens up to the end of each answer, its end-of-turn token included."""
     changes: tuple[str, ...] = ()
     """What was done to the conversation, each to be counted."""
+
+    @property
+    def supervised(self) -> list[bool]:
+        """Of each token, whether it is trained on."""
+        found = [False] * len(self.ids)
+        for first, stop in self.supervised_spans:
+            found[first:stop] = [True] * (stop - first)
+        return found
 
 
 class Refused(Exception):  # noqa: N818 (raised inside this file, a value outside it)
@@ -95,7 +105,7 @@ def mask_proof(unproved: int, tried: int) -> Proof:
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, conversation: Conversation, *, system: str | None, date: str,
+    tokenizer: ChatTokenizer, conversation: Conversation, *, system: str | None, date: str,
     train_on: TrainOn = "all",
 ) -> Encoded | str:  # fmt: skip
     """Ids and supervised mask of one conversation, or the reason why it has none."""
@@ -104,7 +114,7 @@ def encode(
 
 
 def encode_all(
-    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], *, system: str | None, date: str,
+    tokenizer: ChatTokenizer, conversations: Sequence[Conversation], *, system: str | None, date: str,
     train_on: TrainOn = "all", max_length: int | None = None, too_long: TooLong = "cut",
 ) -> list[Encoded | Refused]:  # fmt: skip
     """As `encode`, for many conversations at once; one longer than `max_length` tokens is refused with `too_long` drop,
@@ -112,12 +122,15 @@ def encode_all(
     train nothing, or nothing with this system prompt, and RecipeError if the prompt holds a special token.
     """
     form = form_of(tokenizer, template_of(tokenizer, system, date), system)
-    drawn = [_drawn_anyhow(tokenizer, form, conversation, train_on) for conversation in conversations]
-    texts = [item.text for item in drawn if isinstance(item, _Drawn)]
-    batch = iter(tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False))  # in threads
-    found = [
-        item if isinstance(item, Refused) else _tried(_proved, tokenizer, form, item, next(batch)) for item in drawn
-    ]
+    with lap("template"):
+        drawn = [_drawn_anyhow(tokenizer, form, conversation, train_on) for conversation in conversations]
+    with lap("tokenise"):
+        texts = [item.text for item in drawn if isinstance(item, _Drawn)]
+        batch = iter(tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False))  # in threads
+    with lap("prove"):
+        found = [
+            item if isinstance(item, Refused) else _tried(_proved, tokenizer, form, item, next(batch)) for item in drawn
+        ]
     if max_length is None:
         return found
     shorter: dict[int, Conversation] = {}
@@ -157,9 +170,7 @@ def _tried(step: Callable[..., Result], *arguments: Any) -> Result | Refused:
         return Refused(f"{REFUSED}: {error}", "it cannot be rendered")
 
 
-def _drawn_anyhow(
-    tokenizer: PreTrainedTokenizerBase, form: Form, whole: Conversation, train_on: TrainOn
-) -> _Drawn | Refused:
+def _drawn_anyhow(tokenizer: ChatTokenizer, form: Form, whole: Conversation, train_on: TrainOn) -> _Drawn | Refused:
     """The conversation rendered; without what is said before its first question where the template takes it so only."""
     drawn = _tried(_drawn, tokenizer, form, whole, train_on)
     said = int(whole.turns[0].role == "system") if whole.turns else 0
@@ -171,7 +182,7 @@ def _drawn_anyhow(
     return drawn if isinstance(found, Refused) else replace(found, end=len(whole.turns), changes=(LEADING_CUT,))
 
 
-def _drawn(tokenizer: PreTrainedTokenizerBase, form: Form, conversation: Conversation, train_on: TrainOn) -> _Drawn:
+def _drawn(tokenizer: ChatTokenizer, form: Form, conversation: Conversation, train_on: TrainOn) -> _Drawn:
     """The rendered conversation. Raises Refused where something of it is not in the text."""
     everything = everything_in(conversation)
     if ANY_MARK.search(everything) or form.forbidden.search(everything):
@@ -289,28 +300,36 @@ def _starts_at(encoding: Any, token: int) -> int:
     return int(encoding.token_to_chars(token)[0])
 
 
-def _proved(tokenizer: PreTrainedTokenizerBase, form: Form, drawn: _Drawn, encoding: Any) -> Encoded:
+def _proved(tokenizer: ChatTokenizer, form: Form, drawn: _Drawn, encoding: Any) -> Encoded:
     """The tokens of the text, those of the answers that are trained on supervised. Raises Refused where the tokens of
     an answer are not exactly its span.
     """
     text, ids = drawn.text, encoding.ids
     decode = partial(tokenizer.backend_tokenizer.decode, skip_special_tokens=False)
-    supervised, ends, answer_bytes = [False] * len(ids), list[int](), 0
+    supervised, ends, answer_bytes = list[Span](), list[int](), 0
     for (start, end), turn in zip(drawn.spans, _answers(drawn.turns), strict=True):
         first, stop = encoding.char_to_token(start), encoding.char_to_token(end)
         if first is None or stop is None or _starts_at(encoding, first) < start or _starts_at(encoding, stop) != end:
             raise Refused("a token crosses the border of an answer", f"answer {text[start:end]!r} in {text!r}")
-        before = ids[max(first - 1, 0) : first]  # decoders may drop the white space before the very first token
-        gap = form.gap if before and before[-1] in form.added else ""
-        decoded, expected = decode(before + ids[first:stop]), decode(before) + gap + text[start:end]
-        if decoded != expected and normalize("NFC", decoded) != normalize("NFC", expected):  # Qwen's tokenizer composes
-            raise Refused("the supervised tokens are not the answer", f"expected {expected!r}, found {decoded!r}")
+        answer = text[start:end].encode()
+        if not form.spells(ids[first:stop], answer):
+            _check_decoded(form, decode, ids, (first, stop), text[start:end])
         if ids[stop] != form.end_id:
             raise Refused(
                 "no end-of-turn token after an answer", f"{decode(ids[stop : stop + 1])!r} is not {form.end!r}"
             )
         ends.append(stop + 1)
         if turn.trained:
-            supervised[first : stop + 1] = [True] * (stop + 1 - first)
-            answer_bytes += len(text[start:end].encode())
+            supervised.append((first, stop + 1))
+            answer_bytes += len(answer)
     return Encoded(ids, supervised, answer_bytes, drawn.turns, drawn.end, ends, drawn.changes)
+
+
+def _check_decoded(form: Form, decode: Callable[[list[int]], str], ids: list[int], span: Span, answer: str) -> None:
+    """Raise Refused if some of the tokens are not the answer."""
+    first, stop = span
+    before = ids[max(first - 1, 0) : first]  # decoders may drop the white space before the very first token
+    gap = form.gap if before and before[-1] in form.added else ""
+    decoded, expected = decode(before + ids[first:stop]), decode(before) + gap + answer
+    if decoded != expected and normalize("NFC", decoded) != normalize("NFC", expected):  # Qwen's tokenizer composes
+        raise Refused("the supervised tokens are not the answer", f"expected {expected!r}, found {decoded!r}")

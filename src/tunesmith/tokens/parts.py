@@ -3,18 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from transformers import PreTrainedTokenizerBase
-
 from tunesmith.data.conversation import Conversation
 from tunesmith.recipe import Recipe
 from tunesmith.tokens.mask import CUT, TOO_LONG, Encoded, Refused, encode_all
+from tunesmith.tokens.sent import ChatTokenizer
 
 Part = tuple[Conversation, Encoded | Refused]
 SPLIT = "split after an answer, as the whole is longer than max_length"
 LEFT_OUT = "question and answer longer than max_length left out of a conversation that was split"
 
 
-def encode_parts(tokenizer: PreTrainedTokenizerBase, batch: Sequence[Conversation], recipe: Recipe) -> list[Part]:
+def encode_parts(tokenizer: ChatTokenizer, batch: Sequence[Conversation], recipe: Recipe) -> list[Part]:
     """Each conversation with its tokens, or why it has none; with data.too_long split its parts in its place."""
     data, splits = recipe.data, recipe.data.too_long == "split"
     parts: list[list[Part]] = [[] for _ in batch]

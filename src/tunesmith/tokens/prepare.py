@@ -6,14 +6,17 @@ Then duplicates and the split are known, by what is left of each row after the c
 
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from tunesmith.console import progress, say
+from tunesmith.data.conversation import Conversation, Dropped
 from tunesmith.data.decontaminate import Prompts
 from tunesmith.data.hub import resolve_commit
 from tunesmith.data.noted import Noted
@@ -27,16 +30,20 @@ from tunesmith.machine import usable_cores
 from tunesmith.recipe import Recipe
 from tunesmith.record import Proof, Record, made_from, read_record
 from tunesmith.runs import Run, commit_stage
-from tunesmith.tokens.batch import UNPROVED, Job, Maker, Rows
+from tunesmith.tokens.batch import UNPROVED, Job, Rows
+from tunesmith.tokens.laps import add_laps, lap, timed
 from tunesmith.tokens.listed import wheres_of
 from tunesmith.tokens.mask import CUT, mask_proof
 from tunesmith.tokens.prompts import refuse_long_prompts
 from tunesmith.tokens.report import report
+from tunesmith.tokens.sent import to_send
 from tunesmith.tokens.spool import BATCH_ROWS, Spool, Written, neither, write_split
 from tunesmith.tokens.tally import Tally, first_words
+from tunesmith.tokens.tokenizer import embedding_rows, load_tokenizer
 from tunesmith.tokens.workers import make_all
 from tunesmith.weights.locate import LocatedBase
 
+Load = Callable[[], PreTrainedTokenizerBase]
 SHORTEST_S = 1e-3  # a clock may stand between two batches
 
 
@@ -49,35 +56,44 @@ def prepare(recipe: Recipe, run: Run, base: LocatedBase, prompts: Sequence[str] 
     if not made_from(read_record(run.data), *needs):
         needs = data_needs_now(recipe, base.digest)
     proofs: list[Proof] = []
-    record, done = commit_stage(
-        run.data, *needs,
-        lambda draft: _write(draft, recipe, base, read_prompts(recipe) if prompts is None else prompts, proofs),
-        lambda _: proofs,
-    )  # fmt: skip
-    if done:
-        report(recipe, run, base.folder, lambda line: say(f"prepare: {line}" if line[:1] != " " else line))
+    load = cache(lambda: load_tokenizer(base.folder))  # Llama 3's takes two seconds
+    with timed() as laps:
+        record, done = commit_stage(
+            run.data, *needs,
+            lambda draft: _write(draft, recipe, base, load, prompts, proofs),
+            lambda _: proofs,
+        )  # fmt: skip
+        if done:
+            with lap("report"):
+                report(recipe, run, load, lambda line: say(f"prepare: {line}" if line[:1] != " " else line))
+            say("  seconds of the cores: " + ", ".join(f"{step} {seconds:.1f}" for step, seconds in laps.items()))
     return record, done
 
 
 def _write(
-    draft: Path, recipe: Recipe, base: LocatedBase, prompts: Sequence[str], proofs: list[Proof]
+    draft: Path, recipe: Recipe, base: LocatedBase, load: Load, prompts: Sequence[str] | None, proofs: list[Proof]
 ) -> dict[str, Any]:
     """Make the files of the data folder; returns the counts. That of the mask is added to the proofs."""
     with (draft / DROPPED).open("w", encoding="utf-8") as file:
-        return _written(draft, recipe, base, prompts, proofs, Tally(file))
+        return _written(draft, recipe, base, load, prompts, proofs, Tally(file))
 
 
 def _written(
-    draft: Path, recipe: Recipe, base: LocatedBase, prompts: Sequence[str], proofs: list[Proof], tally: Tally
-) -> dict[str, Any]:
+    draft: Path, recipe: Recipe, base: LocatedBase, load: Load, prompts: Sequence[str] | None, proofs: list[Proof],
+    tally: Tally,
+) -> dict[str, Any]:  # fmt: skip
     spool = draft / "spool"
-    signed, first_held = _spooled(spool, recipe, base, prompts, tally)
+    signed, first_held = _spooled(
+        spool, recipe, base, load(), read_prompts(recipe) if prompts is None else prompts, tally
+    )
     proofs.append(_check_proved(tally, len(signed.read_N)))
     say(f"prepare: {proofs[-1]}")
-    decided = _decided(signed, first_held, recipe, tally)
-    _drop_decided(spool, decided, tally)
-    written = write_split(spool, draft, decided.what_N, decided.clusters_N.tolist())
-    shutil.rmtree(spool)
+    with lap("duplicates and leaks"):
+        decided = _decided(signed, first_held, recipe, tally)
+    with lap("write"):
+        _drop_decided(spool, decided, tally)
+        written = write_split(spool, draft, decided.what_N, decided.clusters_N.tolist())
+        shutil.rmtree(spool)
     _check_left(written, tally)
     if written.cut:
         tally.changed[CUT] = written.cut
@@ -100,26 +116,29 @@ def _written(
 
 
 def _spooled(
-    folder: Path, recipe: Recipe, base: LocatedBase, prompts: Sequence[str], tally: Tally
-) -> tuple[SignedRows, int]:
+    folder: Path, recipe: Recipe, base: LocatedBase, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str],
+    tally: Tally,
+) -> tuple[SignedRows, int]:  # fmt: skip
     """Every row that can be used, as tokens in `folder`; what they are compared by, and the first row of a held-out
     source.
     """
-    job, sources = Job(recipe, base.folder, Prompts(prompts, nearly=recipe.data.decontaminate)), list[int]()
-    maker = Maker(job)
+    asked, sources = Prompts(prompts, nearly=recipe.data.decontaminate), list[int]()
+    job = Job(recipe, to_send(tokenizer), embedding_rows(base.folder), asked)
     if prompts and recipe.export.gguf:  # else nothing is asked
-        refuse_long_prompts(maker.tokenizer, base.folder, recipe, prompts)
+        refuse_long_prompts(job.tokenizer, base.folder, recipe, prompts)
     first_held, started_s = 0, time.monotonic()
     with (
         Spool(folder) as spool,
         SignedWriter(folder / "shingles") as signed,
         progress("prepare", None, unit="rows") as advance,
     ):
-        made = make_all(maker, job, _batches(recipe, sources, tally), usable_cores())
+        made = make_all(job, _batches(recipe, sources, tally), usable_cores())
         for number, batch in enumerate(made):
-            spool.add(batch.packed, sources[number])
-            signed.add(batch.signed)
+            with lap("spool"):
+                spool.add(batch.packed, sources[number])
+                signed.add(batch.signed)
             tally.add(batch.tally)
+            add_laps(batch.laps)
             first_held = first_held if sources[number] == len(recipe.data.sources) else len(signed)
             elapsed_s = max(time.monotonic() - started_s, SHORTEST_S)
             advance(batch.tally.read, f"{tally.read / elapsed_s:,.0f} rows/s")
@@ -134,9 +153,14 @@ def _batches(recipe: Recipe, sources: list[int], tally: Tally) -> Iterator[Rows]
         first = list(islice(rows, 1))
         say(f"reading {source.path} as {noted.form or 'no known format'}")
         rows = chain(first, rows)
-        while batch := list(islice(rows, BATCH_ROWS)):
+        while batch := _next(rows):
             sources.append(index)
             yield batch
+
+
+def _next(rows: Iterator[Conversation | Dropped]) -> Rows:
+    with lap("read"):
+        return list(islice(rows, BATCH_ROWS))
 
 
 def _drop_decided(spool: Path, decided: Fates, tally: Tally) -> None:

@@ -5,19 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
 
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe, evaluation_context
+from tunesmith.tokens.sent import ChatTokenizer
 from tunesmith.tokens.template import render
 from tunesmith.weights.small_files import CONFIG, read_json
 
 TWICE = "raise evaluate.max_tokens: evaluate holds twice that"
 
 
-def refuse_long_prompts(
-    tokenizer: PreTrainedTokenizerBase, folder: Path, recipe: Recipe, prompts: Sequence[str]
-) -> None:
+def refuse_long_prompts(tokenizer: ChatTokenizer, folder: Path, recipe: Recipe, prompts: Sequence[str]) -> None:
     """Raise RecipeError for a prompt that leaves no room for an answer. One that is cut short there is an answer."""
     positions = read_json(folder / CONFIG).get("max_position_embeddings")
     takes = positions if isinstance(positions, int) else sys.maxsize  # llama.cpp gives no conversation more
@@ -34,7 +32,7 @@ def refuse_long_prompts(
         )
 
 
-def _tokens(tokenizer: PreTrainedTokenizerBase, recipe: Recipe, prompt: str) -> int:
+def _tokens(tokenizer: ChatTokenizer, recipe: Recipe, prompt: str) -> int:
     """Tokens of a prompt as a conversation; 0 where the template refuses it, which is said of the data as well."""
     message = {"role": "user", "content": prompt}
     try:
@@ -43,4 +41,4 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, recipe: Recipe, prompt: str) -> 
         )
     except TemplateError:
         return 0
-    return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    return len(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)

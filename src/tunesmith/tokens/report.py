@@ -31,11 +31,13 @@ MADE_OF = '<meta name="tunesmith-data" content="{}">'
 HEAD_BYTES = 1024
 
 
-def report(recipe: Recipe, run: Run, tokenizer_folder: Path | None, tell: Callable[[str], None]) -> None:
+def report(
+    recipe: Recipe, run: Run, load: Callable[[], PreTrainedTokenizerBase] | None, tell: Callable[[str], None]
+) -> None:
     """Write run.data_report on the data that stand, and `tell` what is in it line by line.
 
-    `tokenizer_folder`: None where the base is not on this machine: the page is without conversations. Raises DataError
-    if no data stand or they are damaged.
+    `load` gives the base's tokenizer; None where the base is not on this machine: the page is without conversations.
+    Raises DataError if no data stand or they are damaged.
     """
     train, held_out = load_rows(run.data)
     record = read_record(run.data)
@@ -43,13 +45,13 @@ def report(recipe: Recipe, run: Run, tokenizer_folder: Path | None, tell: Callab
     summary = summary_of(record.counts, train, held_out, recipe)
     for line in summary.lines():
         tell(line)
-    made_of = _made_of(recipe, record, tokenizer_folder is not None)
+    made_of = _made_of(recipe, record, load is not None)
     head = _head(run.data_report)
     if run.data_report.is_symlink() or (head is not None and MADE_OF.partition("{")[0].encode() not in head):
         warn(f"{run.data_report} was not made by tunesmith and is not replaced; move it for the report to be written")
         return
     if head is None or MADE_OF.format(made_of).encode() not in head:
-        tokenizer = load_tokenizer(tokenizer_folder) if tokenizer_folder else None
+        tokenizer = load() if load else None
         write_file(run.data_report, _page(recipe, run, record, summary, (train, held_out), tokenizer, made_of))
     tell(f"  report: {run.data_report}")
 

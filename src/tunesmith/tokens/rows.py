@@ -108,6 +108,12 @@ class RowWriter:
         self._append("supervised", supervised_T)
         self._append("answer_bytes", answer_bytes_N)
 
+    def add_run(self, rows: TokenRows, first: int, end: int) -> None:
+        """Append the rows from `first` to before `end`."""
+        part = slice(*rows.offsets_N1[[first, end]].tolist())
+        lengths_N = np.diff(rows.offsets_N1[first : end + 1])
+        self.add_all(rows.tokens_T[part], rows.supervised_T[part], lengths_N, rows.answer_bytes_N[first:end])
+
     def _append(self, name: str, values: Sequence[int] | Array) -> None:
         self._files[name].write(np.asarray(values, COLUMNS[name]).tobytes())
         self._counts[name] += len(values)

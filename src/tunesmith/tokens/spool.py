@@ -6,9 +6,9 @@ into tokens before the split is known. Memory holds one batch of rows.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow
@@ -16,6 +16,7 @@ import pyarrow.parquet
 
 from tunesmith.data.conversation import Conversation, Turn
 from tunesmith.data.split import HELD_OUT, TRAIN
+from tunesmith.tokens.columns import flags, lists, numbers, structs, texts
 from tunesmith.tokens.mask import CUT, Encoded
 from tunesmith.tokens.rows import Array, RowWriter, map_rows
 from tunesmith.tokens.texts import ROWS, conversation_of
@@ -62,33 +63,44 @@ class Spool:
     def add(self, batch: Packed, source: int) -> None:
         """Append a batch of one source."""
         self._tokens.add_all(batch.tokens_T, batch.supervised_T, batch.lengths_N, batch.answer_bytes_N)
-        numbers = pyarrow.array([source] * len(batch.table), SPOOLED.field("source").type)
-        self._table.write_table(batch.table.append_column(SPOOLED.field("source"), numbers))
+        sources = numbers([source] * len(batch.table), SPOOLED.field("source").type)
+        self._table.write_table(batch.table.append_column(SPOOLED.field("source"), sources))
 
 
 def packed(rows: Sequence[tuple[Conversation, Encoded]]) -> Packed:
     """A batch as a spool takes it; of a conversation that was cut only what is left is kept."""
-    written = []
-    for row, item in rows:
-        messages = [_cells(turn) for turn in item.turns]
-        cells = (row.where, messages, row.tools or None, len(item.ids), sum(item.supervised), CUT in item.changes)
-        written.append(dict(zip(MADE.names, cells, strict=True)))
-    return Packed(
-        np.fromiter(chain.from_iterable(item.ids for _, item in rows), np.int32),
-        np.fromiter(chain.from_iterable(item.supervised for _, item in rows), np.bool_),
-        np.array([len(item.ids) for _, item in rows], np.int64),
-        np.array([item.answer_bytes for _, item in rows], np.int64),
-        pyarrow.Table.from_pylist(written, MADE),
-    )
+    lengths_N = np.array([len(item.ids) for _, item in rows], np.int64)
+    tokens_T = np.concatenate([np.zeros(0, np.int32), *(np.array(item.ids, np.int32) for _, item in rows)])
+    supervised_T = np.zeros(len(tokens_T), np.bool_)
+    for (_, item), end in zip(rows, np.cumsum(lengths_N).tolist(), strict=True):
+        for first, stop in item.supervised_spans:
+            supervised_T[end - len(item.ids) :][first:stop] = True
+    columns = {
+        "where": texts([row.where for row, _ in rows]),
+        "messages": _messages([item.turns for _, item in rows]),
+        "tools": texts([row.tools or None for row, _ in rows]),
+        "tokens": numbers(lengths_N, NUMBER),
+        "supervised": numbers([sum(stop - first for first, stop in item.supervised_spans) for _, item in rows], NUMBER),
+        "cut": flags([CUT in item.changes for _, item in rows]),
+    }
+    answer_bytes_N = np.array([item.answer_bytes for _, item in rows], np.int64)
+    table = pyarrow.table([columns[name] for name in MADE.names], schema=MADE)
+    return Packed(tokens_T, supervised_T, lengths_N, answer_bytes_N, table)
 
 
-def _cells(turn: Turn) -> dict[str, Any]:
-    """A turn as rows.parquet holds it."""
-    trained = turn.trained if turn.role == "assistant" else None
-    return {
-        "role": turn.role, "content": turn.text, "trained": trained, "reasoning": turn.reasoning or None,
-        "calls": turn.calls or None,
-    }  # fmt: skip
+def _messages(rows: Sequence[Sequence[Turn]]) -> pyarrow.Array:
+    """The turns of each row as rows.parquet holds them; from_pylist would take ten times as long."""
+    turns = [turn for row in rows for turn in row]
+    columns = {
+        "role": texts([turn.role for turn in turns]),
+        "content": texts([turn.text for turn in turns]),
+        "trained": flags([turn.trained if turn.role == "assistant" else None for turn in turns]),
+        "reasoning": texts([turn.reasoning or None for turn in turns]),
+        "calls": texts([turn.calls or None for turn in turns]),
+    }
+    kind = MESSAGES.value_type
+    cells = structs(kind, [columns[kind.field(place).name] for place in range(kind.num_fields)])
+    return lists(MESSAGES, [len(row) for row in rows], cells)
 
 
 @dataclass
@@ -119,40 +131,43 @@ def write_split(spool: Path, folder: Path, fates: Sequence[str], clusters: Seque
     with RowWriter(folder) as writer, pyarrow.parquet.ParquetWriter(folder / ROWS, SCHEMA) as table:
         for split in (TRAIN, HELD_OUT):
             waiting: list[pyarrow.Table] = []
-            for first, batch in _batches(spool):
-                chosen = [row for row in range(first, first + len(batch)) if fates[row] == split]
-                for row in chosen:
-                    part = slice(read.offsets_N1[row], read.offsets_N1[row + 1])
-                    writer.add(read.tokens_T[part], read.supervised_T[part], int(read.answer_bytes_N[row]))
-                rows = batch.take(pyarrow.array([row - first for row in chosen], NUMBER))
+            for first, rows in _runs(spool, [fate == split for fate in fates]):
+                writer.add_run(read, first, first + len(rows))
                 found.count(split, rows)
-                waiting.append(_with_fate(rows, split, [clusters[row] for row in chosen]))
-                if sum(map(len, waiting)) >= BATCH_ROWS:  # held-out rows are few: no row group for each batch
+                waiting.append(_with_fate(rows, split, clusters[first : first + len(rows)]))
+                if sum(map(len, waiting)) >= BATCH_ROWS:  # held-out rows are few: no row group for each run
                     table.write_table(pyarrow.concat_tables(waiting))
                     waiting = []
-            if any(map(len, waiting)):
+            if waiting:
                 table.write_table(pyarrow.concat_tables(waiting))
     return found
 
 
 def neither(spool: Path, fates: Sequence[str]) -> Iterator[tuple[int, Conversation]]:
     """The rows of the spool that are neither trained on nor held out, each with its number."""
-    for first, batch in _batches(spool, ["where", "messages"]):
-        numbers = [row for row in range(first, first + len(batch)) if fates[row] not in (TRAIN, HELD_OUT)]
-        rows = batch.take(pyarrow.array([row - first for row in numbers], NUMBER)).to_pylist()
-        yield from zip(numbers, map(conversation_of, rows), strict=True)
+    for first, rows in _runs(spool, [fate not in (TRAIN, HELD_OUT) for fate in fates], ["where", "messages"]):
+        yield from enumerate(map(conversation_of, rows.to_pylist()), first)
 
 
-def _batches(spool: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[int, pyarrow.Table]]:
-    """Number of the first row, and the rows, batch by batch."""
+def _runs(
+    spool: Path, wanted: Sequence[bool], columns: Sequence[str] | None = None
+) -> Iterator[tuple[int, pyarrow.Table]]:
+    """The rows that are wanted, as many at a time as stand side by side in a row group, and the number of the first."""
     first = 0
     with pyarrow.parquet.ParquetFile(spool / ROWS) as file:
-        for batch in file.iter_batches(BATCH_ROWS, columns=columns):
-            yield first, pyarrow.Table.from_batches([batch])
-            first += batch.num_rows
+        for group in range(file.num_row_groups):
+            end = first + file.metadata.row_group(group).num_rows
+            runs = [(is_wanted, len(list(run))) for is_wanted, run in groupby(wanted[first:end])]
+            if any(is_wanted for is_wanted, _ in runs):
+                rows, place = file.read_row_group(group, columns), 0
+                for is_wanted, length in runs:
+                    if is_wanted:
+                        yield first + place, rows.slice(place, length)
+                    place += length
+            first = end
 
 
-def _with_fate(rows: pyarrow.Table, split: str, clusters: list[int]) -> pyarrow.Table:
+def _with_fate(rows: pyarrow.Table, split: str, clusters: Sequence[int]) -> pyarrow.Table:
     """Rows of the spool as rows.parquet holds them."""
-    added = {"split": pyarrow.array([split] * len(rows), TEXT), "cluster": pyarrow.array(clusters, NUMBER)}
+    added = {"split": texts([split] * len(rows)), "cluster": numbers(clusters, NUMBER)}
     return pyarrow.table([added[name] if name in added else rows[name] for name in SCHEMA.names], schema=SCHEMA)

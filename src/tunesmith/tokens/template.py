@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date as Date
 from functools import lru_cache
@@ -10,11 +10,12 @@ from itertools import takewhile
 from typing import Any
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import _compile_jinja_template
+from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.tokens.messages import ANY_MARK, MARKS, Message
+from tunesmith.tokens.sent import ChatTokenizer
+from tunesmith.tokens.spelled import spells
 
 Messages = Sequence[Message]
 SWITCH = re.compile(r"/(no_)?think\b")  # in a system prompt: SmolLM3's template does what it says, and takes it out
@@ -37,6 +38,8 @@ class Form:
     """Tokens that the tokenizer cuts a text at."""
     gap: str
     """What the tokenizer puts before a text that follows one of them: the space of SentencePiece, or nothing."""
+    spells: Callable[[Sequence[int], bytes], bool]
+    """Whether tokens decode to a text, in UTF-8; no where that takes the decoder itself to tell."""
 
 
 @lru_cache(maxsize=8)
@@ -66,20 +69,20 @@ def chat_template_with(template: str, system: str | None, date: str) -> str:
 
 
 def render(
-    tokenizer: PreTrainedTokenizerBase, messages: Messages, *, system: str | None, date: str,
+    tokenizer: ChatTokenizer, messages: Messages, *, system: str | None, date: str,
     tools: list[Any] | None = None, add_generation_prompt: bool = False,
 ) -> str:  # fmt: skip
     """The conversation as the model sees it. Raises jinja2's TemplateError where the template refuses it."""
     return render_all(tokenizer, template_of(tokenizer, system, date), [messages], tools, add_generation_prompt)[0]
 
 
-def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int:
+def end_of_turn_id(tokenizer: ChatTokenizer) -> int:
     """The token that ends an answer, learned from the template. Raises DataError if there is none."""
     return form_of(tokenizer, template_of(tokenizer, None, "2026-01-01"), None).end_id
 
 
 @lru_cache(maxsize=8)
-def form_of(tokenizer: PreTrainedTokenizerBase, template: str, system: str | None) -> Form:
+def form_of(tokenizer: ChatTokenizer, template: str, system: str | None) -> Form:
     """What the template, with `system` in it, writes around an answer, learned by rendering a conversation of marks."""
     if system and ANY_MARK.search(system):
         raise RecipeError("chat.system holds what Unicode gives no meaning (U+FDD0 to U+FDEF)", fix="take it out")
@@ -100,7 +103,8 @@ def form_of(tokenizer: PreTrainedTokenizerBase, template: str, system: str | Non
     same = takewhile(lambda both: both[0] == both[1], zip(prompt.partition(MARKS[0])[2], before, strict=False))
     header = "".join(letter for letter, _ in same)
     special = {id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    ids = tokenizer(after.lstrip(), add_special_tokens=False)["input_ids"]
+    backend = tokenizer.backend_tokenizer
+    ids = backend.encode(after.lstrip(), add_special_tokens=False).ids
     if not header or not ids or ids[0] not in special:
         raise DataError(
             "the chat template does not end an answer with a special token, so the model could not learn to stop",
@@ -113,13 +117,13 @@ def form_of(tokenizer: PreTrainedTokenizerBase, template: str, system: str | Non
     forbidden = re.compile("|".join(re.escape(text) for text in {*special.values(), *written}))
     if found := forbidden.search(system or ""):
         raise RecipeError(f"chat.system contains {found[0]!r}, a special token of the template", fix="take it out")
-    after_end = tokenizer.backend_tokenizer.encode(f"{end}a", add_special_tokens=False).ids
-    decoded = tokenizer.backend_tokenizer.decode(after_end, skip_special_tokens=False)
-    gap = decoded.removeprefix(end).removesuffix("a")
-    return Form(template, header, end, ids[0], forbidden, frozenset(tokenizer.added_tokens_decoder), gap)
+    after_end = backend.encode(f"{end}a", add_special_tokens=False).ids
+    gap = backend.decode(after_end, skip_special_tokens=False).removeprefix(end).removesuffix("a")
+    added = frozenset(tokenizer.added_tokens_decoder)
+    return Form(template, header, end, ids[0], forbidden, added, gap, spells(backend))
 
 
-def template_of(tokenizer: PreTrainedTokenizerBase, system: str | None, date: str) -> str:
+def template_of(tokenizer: ChatTokenizer, system: str | None, date: str) -> str:
     """The tokenizer's chat template, with what the recipe adds. Raises DataError if it has none."""
     if not tokenizer.chat_template:
         raise DataError("the base has no chat template", fix="use a model tuned for chat, such as an -Instruct one")
@@ -127,16 +131,18 @@ def template_of(tokenizer: PreTrainedTokenizerBase, system: str | None, date: st
 
 
 def render_all(
-    tokenizer: PreTrainedTokenizerBase, template: str, chats: Sequence[Messages], tools: list[Any] | None = None,
+    tokenizer: ChatTokenizer, template: str, chats: Sequence[Messages], tools: list[Any] | None = None,
     add_generation_prompt: bool = False,
 ) -> list[str]:  # fmt: skip
     """Each conversation as a template writes it. Raises jinja2's TemplateError where it refuses one."""
-    return tokenizer.apply_chat_template(
-        list(chats), tools=tools, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt
-    )
+    rendered, _ = render_jinja_template(  # what apply_chat_template calls
+        list(chats), tools=tools, chat_template=template, add_generation_prompt=add_generation_prompt,
+        **tokenizer.special_tokens_map,
+    )  # fmt: skip
+    return rendered
 
 
-def render_plain(tokenizer: PreTrainedTokenizerBase, template: str, chats: Sequence[Messages]) -> list[str]:
+def render_plain(tokenizer: ChatTokenizer, template: str, chats: Sequence[Messages]) -> list[str]:
     """The same for messages that have a role and a text and nothing else, at a third of the time: transformers copies
     and looks through every message, which may be anything there.
     """
@@ -148,7 +154,7 @@ def render_plain(tokenizer: PreTrainedTokenizerBase, template: str, chats: Seque
     ]
 
 
-def renders(tokenizer: PreTrainedTokenizerBase, template: str, messages: Messages) -> bool:
+def renders(tokenizer: ChatTokenizer, template: str, messages: Messages) -> bool:
     """Whether a template takes a conversation."""
     try:
         render_all(tokenizer, template, [messages])

@@ -19,12 +19,7 @@ def main(descriptor: int) -> None:
     """Work until the pipe is closed."""
     connection, batches = Connection(descriptor), SimpleQueue[Rows]()
     try:
-        job = connection.recv()
-        try:
-            maker = Maker(job)
-        except Exception as error:
-            connection.send(_sendable(error))
-            return
+        maker = Maker(connection.recv())
         connection.send(READY)
         Thread(target=_feed, args=(connection, batches), daemon=True).start()
         while True:

@@ -12,9 +12,12 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import chain, islice
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
+from multiprocessing.reduction import ForkingPickler
+from threading import Thread
 from typing import Any
 
 from tunesmith.errors import ResourceError
@@ -26,12 +29,12 @@ AHEAD = 4  # batches for each worker that may be sent or wait: behind a slow one
 READY = "ready"
 
 
-def make_all(maker: Maker, job: Job, batches: Iterable[Rows], workers: int) -> Iterator[Made]:
+def make_all(job: Job, batches: Iterable[Rows], workers: int) -> Iterator[Made]:
     """What each batch becomes, in order. After ALONE_BATCHES batches `workers` processes make them (1: this one alone).
 
     Raises what the reader or a batch raises, after what comes before it is given; ResourceError if a worker is killed.
     """
-    left = iter(batches)
+    left, maker = iter(batches), Maker(job)
     yield from map(maker.make, left if workers == 1 else islice(left, ALONE_BATCHES))
     for first in left:
         with Pool(job, workers) as pool:
@@ -57,7 +60,7 @@ def _caught(batches: Iterator[Rows]) -> Iterator[Rows | Exception]:
 class _Worker:
     """A process that makes batches, seen from here."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: memoryview) -> None:
         self.connection, theirs = Pipe()
         self.is_ready, self.numbers = False, deque[int]()
         """The numbers of the batches that it has."""
@@ -68,12 +71,16 @@ class _Worker:
                 command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=alone,
                 start_new_session=True,  # Ctrl+C in the terminal is for us to act on
             )  # fmt: skip
-        self.send(job)
+        Thread(target=self._send_job, args=(job,), daemon=True).start()  # read once the other side has imported
 
     @property
     def pid(self) -> int:
         """Number of the process."""
         return self._process.pid
+
+    def _send_job(self, job: memoryview) -> None:
+        with suppress(OSError):  # it has ended, which whoever waits for its answer sees
+            self.connection.send_bytes(job)
 
     def send(self, what: Any) -> None:
         try:
@@ -105,12 +112,12 @@ class Pool:
     """Workers, and what they have made. Use as a context manager."""
 
     def __init__(self, job: Job, workers: int) -> None:
-        self.workers = list[_Worker]()
+        self.workers, packed = list[_Worker](), ForkingPickler.dumps(job)  # once, as a tokenizer is large
         self._sent = self._given = 0
         self._made: dict[int, Made | Exception] = {}
         try:
             for _ in range(workers):
-                self.workers.append(_Worker(job))
+                self.workers.append(_Worker(packed))
         except BaseException:
             self.__exit__()
             raise
@@ -159,10 +166,8 @@ class Pool:
             found = worker.receive()
             if worker.numbers:
                 self._made[worker.numbers.popleft()] = found
-            elif found == READY:
-                worker.is_ready = True
             else:
-                raise found
+                worker.is_ready = found == READY
 
     def _in_order(self) -> Iterator[Made]:
         while self._given in self._made:
