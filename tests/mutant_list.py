@@ -51,7 +51,7 @@ DATA = (
        "telling = ~is_common[found]", "telling = found >= 0",
        "test_decontaminate.py::test_the_wording_of_a_task_gives_nothing_away"),
     _m("runs begun with another default are made anew", "decides.py",
-       "for name in DEFAULT_CHANGED if name not in", "for name in DEFAULT_CHANGED if not",
+       "for section, names in DEFAULT_CHANGED.items():", "for section, names in dict[str, list[str]]().items():",
        "test_past.py::test_a_default_that_has_changed_is_what_it_was_in_runs_begun_before"),
     _m("the last of two values of one key is taken", "data/keys.py", "if len(found) < len(pairs):", "if not pairs:",
        "test_json_rows.py::test_a_key_twice_is_a_bad_row"),

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tunesmith import console, past
-from tunesmith.decides import as_begun, data_settings
+from tunesmith.decides import as_begun, data_settings, trained_settings
 from tunesmith.errors import RecipeError, ResumeError
 from tunesmith.pipeline import run_stages
 from tunesmith.recipe import Recipe
@@ -19,6 +19,8 @@ from tunesmith.record import made_from, read_record
 from tunesmith.runs import MADE_BY, Run
 from tunesmith.stages import STAGES, stage_of
 from tunesmith.study.compare import compare
+from tunesmith.tokens.order import rows_of_epoch
+from tunesmith.tokens.rows import load_rows
 
 MADE = Path(__file__).parent / "data" / "version-0.1"
 
@@ -127,6 +129,29 @@ def test_a_default_that_has_changed_is_what_it_was_in_runs_begun_before(made, ch
     other = as_begun(read_recipe(made / "recipe.yaml", [change]), Run(made / "half"))
     assert not made_from(record, data_settings(other), record.inputs)
     assert as_begun(asked, Run(made / "none")) == asked
+
+
+def test_a_run_begun_before_there_was_a_lookahead_keeps_the_order_of_its_rows(made):
+    """Another order is refused by name, of what is half done and of what is finished; a new run has the new one."""
+    half, finished, asked = Run(made / "half"), Run(made / "finished"), read_recipe(made / "recipe.yaml")
+    assert "packing_lookahead" not in half.recipe.read_text() and asked.train.packing_lookahead == 64
+    for path in (made / "recipe.yaml", half.recipe):
+        assert as_begun(read_recipe(path), half).train.packing_lookahead == 0
+    assert as_begun(asked, Run(made / "none")) == asked
+    lengths = load_rows(half.data)[0].lengths_N.tolist()
+    now, before = (rows_of_epoch(lengths, train, 0, 0) for train in (asked.train, as_begun(asked, half).train))
+    assert now != before  # else nothing is shown by its going on as it began
+    other = read_recipe(made / "recipe.yaml", ["train.packing_lookahead=64"])
+    with pytest.raises(ResumeError, match=r"train\.packing_lookahead: 0 -> 64"):
+        run_stages(other, half)
+    record, settings = read_record(finished.adapter), trained_settings(as_begun(asked, finished))
+    assert made_from(record, settings, record.inputs)
+    assert not made_from(record, trained_settings(as_begun(other, finished)), record.inputs)
+
+
+def test_a_state_of_another_shape_stays_as_it_is():
+    for raw in ({}, {"decides": []}, {"decides": {"settings": None}}, {"decides": {"settings": {"train": 1}}}):
+        assert past.state_as_now(raw) == raw
 
 
 def test_a_field_taken_out_is_read_with_a_word_and_refused_where_it_asks_for_something(made, capsys):

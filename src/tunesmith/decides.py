@@ -17,7 +17,7 @@ from tunesmith.boundary import why_unread
 from tunesmith.data_files import folder_files
 from tunesmith.errors import DataError, RecipeError, ResumeError
 from tunesmith.files import digest_file, fingerprint, names_like
-from tunesmith.past import DATA_BEFORE, DEFAULT_CHANGED, WORDS_OF_0_1, begun_by
+from tunesmith.past import BEFORE, DEFAULT_CHANGED, WORDS_OF_0_1, begun_by
 from tunesmith.recipe import EvaluateConfig, Recipe, Source
 from tunesmith.recipe_file import read_recipe
 from tunesmith.record import made_from, output_digest, read_record
@@ -190,8 +190,10 @@ def kept_recipe(run: Run) -> Recipe:
     except RecipeError as error:
         fix = "delete it and run with your own recipe file; the stages that stand are known by their records"
         raise ResumeError(f"the run's own recipe is damaged: {error.what}", fix=fix, where=str(run.recipe)) from error
-    before = {name: value for name, value in DATA_BEFORE.items() if name not in recipe.data.model_fields_set}
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update=before)})
+    for section, fields in BEFORE.items():
+        unsaid = fields.keys() - getattr(recipe, section).model_fields_set
+        recipe = _with(recipe, section, {name: fields[name] for name in unsaid})
+    return recipe
 
 
 def as_begun(recipe: Recipe, run: Run) -> Recipe:
@@ -201,15 +203,15 @@ def as_begun(recipe: Recipe, run: Run) -> Recipe:
     if not run.recipe.exists():
         return recipe
     begun = kept_recipe(run)
-    kept = {name: getattr(begun.train, name) for name in AUTOS if getattr(recipe.train, name) == "auto"}
     recipe = with_sources(recipe, _sources_as_begun(_where_they_were(recipe, begun), sources_of(begun)))
-    unsaid = [name for name in DEFAULT_CHANGED if name not in recipe.data.model_fields_set]
-    data = recipe.data.model_copy(update={name: getattr(begun.data, name) for name in unsaid})
+    for section, names in DEFAULT_CHANGED.items():
+        unsaid = set(names) - getattr(recipe, section).model_fields_set
+        recipe = _with(recipe, section, {name: getattr(getattr(begun, section), name) for name in unsaid})
     made = read_record(run.data)
-    if made and begun_by(made.versions) == "0.1" and data.dedup in WORDS_OF_0_1:
-        data = data.model_copy(update={"dedup": WORDS_OF_0_1[data.dedup]})
-    base, train = _base_as_begun(recipe.base, begun.base), recipe.train.model_copy(update=kept)
-    return recipe.model_copy(update={"base": base, "train": train, "data": data})
+    if made and begun_by(made.versions) == "0.1" and recipe.data.dedup in WORDS_OF_0_1:
+        recipe = _with(recipe, "data", {"dedup": WORDS_OF_0_1[recipe.data.dedup]})
+    autos = {name: getattr(begun.train, name) for name in AUTOS if getattr(recipe.train, name) == "auto"}
+    return _with(recipe, "train", autos).model_copy(update={"base": _base_as_begun(recipe.base, begun.base)})
 
 
 def at_commits(recipe: Recipe, resolve: Callable[[Source], str]) -> Recipe:
@@ -227,10 +229,13 @@ def at_commits(recipe: Recipe, resolve: Callable[[Source], str]) -> Recipe:
 def with_sources(recipe: Recipe, sources: list[Source]) -> Recipe:
     """The recipe with other sources, in the order of `sources_of`."""
     count = len(recipe.data.sources)
-    update: dict[str, Any] = {"sources": tuple(sources[:count])}
-    if sources[count:]:
-        update["held_out"] = sources[count]
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update=update)})
+    held_out = {"held_out": sources[count]} if sources[count:] else {}
+    return _with(recipe, "data", {"sources": tuple(sources[:count]), **held_out})
+
+
+def _with(recipe: Recipe, section: str, values: dict[str, Any]) -> Recipe:
+    """The recipe with other values of some fields of a section."""
+    return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=values)})
 
 
 def gone_base_digest(recipe: Recipe, run: Run) -> str:

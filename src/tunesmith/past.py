@@ -23,10 +23,10 @@ RETIRED: dict[str, tuple[Any, str, str]] = {
 """Field of the recipe that is no more -> the value that asks for nothing, why it is no more, and what to do instead."""
 WORDS_OF_0_1 = {"exact": "words"}
 """data.dedup: version 0.1 called it exact when the words are the same."""
-DATA_BEFORE = {"decontaminate": False}
-"""Field of `data` that came later -> what was done before. Its default is something else."""
-DEFAULT_CHANGED = ("dedup", "decontaminate")
-"""Fields of `data` that a run keeps as it began, where the recipe leaves them to the default."""
+BEFORE: dict[str, dict[str, Any]] = {"data": {"decontaminate": False}, "train": {"packing_lookahead": 0}}
+"""Section and field of the recipe that came later -> what was done before. Its default is something else."""
+DEFAULT_CHANGED = {"data": ("dedup", "decontaminate"), "train": ("packing_lookahead",)}
+"""Section -> fields that a run keeps as it began, where the recipe leaves them to the default."""
 
 
 FIELDS_OF_0_1 = {"name", "base", "data", "lora", "train", "checkpoint", "export", "evaluate", "chat", "seed"}
@@ -50,12 +50,26 @@ def record_as_now(raw: dict[str, Any]) -> dict[str, Any]:
     if isinstance(exported := settings.get("export"), dict):
         settings["export"] = {name: value for name, value in exported.items() if name != "prefixes"}
     if isinstance(data := settings.get("data"), dict) and "sources" in data:  # else of rows that are made
-        settings["data"] = DATA_BEFORE | data
+        settings["data"] = BEFORE["data"] | data
+    settings |= _trained_as_now(settings)
     if begun_by(raw["versions"]) != "0.1":
         return raw | {"settings": settings}
     if isinstance(data := settings.get("data"), dict):
         settings["data"] |= {"dedup": WORDS_OF_0_1.get(data["dedup"], data["dedup"])}
     return raw | {"settings": settings, "proofs": raw.get("proofs", _proofs_of_0_1(raw["stage"], raw["counts"]))}
+
+
+def state_as_now(raw: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's state.json of any version, with what its settings lack; what is none of ours stays as it is."""
+    decides = raw.get("decides")
+    if not isinstance(decides, dict) or not isinstance(settings := decides.get("settings"), dict):
+        return raw
+    return raw | {"decides": decides | {"settings": settings | _trained_as_now(settings)}}
+
+
+def _trained_as_now(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The section `train` of settings that have one."""
+    return {"train": BEFORE["train"] | train} if isinstance(train := settings.get("train"), dict) else {}
 
 
 def _proofs_of_0_1(stage: str, counts: dict[str, Any]) -> list[dict[str, Any]]:

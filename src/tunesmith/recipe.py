@@ -198,6 +198,8 @@ class TrainConfig(Section):
     """Longest conversation in tokens; what becomes of a longer one is for data.too_long."""
     micro_batch_tokens: Annotated[int, Field(ge=8)] | Literal["auto"] = "auto"
     """Tokens in one forward pass; changes memory and speed, not the result. `auto`: by device and memory."""
+    packing_lookahead: Annotated[int, Field(ge=0, le=1024)] = 64
+    """Rows after the next one of the shuffled order among which one is sought that still fits into a step; 0: none."""
     lr: Annotated[float, Field(gt=0)] = 2e-4
     """Highest learning rate."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01

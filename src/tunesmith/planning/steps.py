@@ -15,13 +15,13 @@ def steps_of(train: TrainConfig, tokens: float, lengths: Sequence[int], seed: in
         few = [lengths[number * len(lengths) // count] for number in range(count)]
         return sum(_of_epoch(train, few, seed, epoch) for epoch in range(math.ceil(train.epochs)))
     many = list(lengths) * max(1, math.ceil(8 * train.tokens_per_step / sum(lengths)))  # a few steps at least
-    filled = sum(many) / len(rows_of_epoch(many, train.tokens_per_step, seed, 0))
+    filled = sum(many) / len(rows_of_epoch(many, train, seed, 0))
     steps = max(1, math.ceil(tokens / filled))
     return sum(_share(train, steps, epoch) for epoch in range(math.ceil(train.epochs)))
 
 
 def _of_epoch(train: TrainConfig, lengths: Sequence[int], seed: int, epoch: int) -> int:
-    return _share(train, len(rows_of_epoch(lengths, train.tokens_per_step, seed, epoch)), epoch)
+    return _share(train, len(rows_of_epoch(lengths, train, seed, epoch)), epoch)
 
 
 def _share(train: TrainConfig, steps: int, epoch: int) -> int:

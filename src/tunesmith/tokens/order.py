@@ -1,10 +1,11 @@
-"""Which rows make up each step: a function of (lengths, tokens per step, seed, epoch), so there is nothing to save.
+"""Which rows make up each step: a function of (lengths, settings, seed, epoch), so there is nothing to save.
 
 A step is the same set of rows on every machine; only then is it packed into micro-batches.
 """
 
 import hashlib
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from tunesmith.recipe import TrainConfig
@@ -34,13 +35,20 @@ def more_steps(train: TrainConfig, longest: int, count: Callable[[TrainConfig], 
     return f"{' '.join(f'--set train.{name}={value:g}' for name, value in changed.items())} makes about {made}"
 
 
-def rows_of_epoch(lengths_N: Sequence[int], tokens_per_step: int, seed: int, epoch: int) -> list[list[int]]:
+def rows_of_epoch(lengths_N: Sequence[int], train: TrainConfig, seed: int, epoch: int) -> list[list[int]]:
     """Row numbers, step by step: every row once, shuffled, filled into steps of at most `tokens_per_step` tokens.
 
     The shuffle sorts by a hash of (seed, epoch, row): unlike a random generator's it is the same in every version
-    of every library. Raises ValueError if a row alone is longer than a step.
+    of every library. Where the next row has no room left, the first of the `packing_lookahead` rows after it that has
+    is taken (bin packing with lookahead, Grove 1995), and the rows passed over stay first in line. So no row is more
+    than `packing_lookahead` places before its own in the shuffled order, and none more than `packing_lookahead` + 1
+    steps after the first that passed it over. O(n log n + steps * packing_lookahead). Raises ValueError if a row alone
+    is longer than a step.
     """
-    lengths = [int(length) for length in lengths_N]
+    lengths, size = [int(length) for length in lengths_N], train.tokens_per_step
+    for row, length in enumerate(lengths):
+        if length > size:
+            raise ValueError(f"row {row} has {length} tokens, a step holds {size}")
     prefix = hashlib.blake2b(f"{seed}:{epoch}:".encode(), digest_size=16)
 
     def place(row: int) -> bytes:
@@ -48,14 +56,17 @@ def rows_of_epoch(lengths_N: Sequence[int], tokens_per_step: int, seed: int, epo
         state.update(b"%d" % row)
         return state.digest()
 
+    line = deque(sorted(range(len(lengths)), key=place))
     steps: list[list[int]] = []
-    room = 0
-    for row in sorted(range(len(lengths)), key=place):
-        if lengths[row] > tokens_per_step:
-            raise ValueError(f"row {row} has {lengths[row]} tokens, a step holds {tokens_per_step}")
-        if lengths[row] > room or not steps:
-            steps.append([])
-            room = tokens_per_step
-        steps[-1].append(row)
-        room -= lengths[row]
+    while line:
+        step, passed, room = list[int](), list[int](), size
+        while line and len(passed) <= train.packing_lookahead:
+            row = line.popleft()
+            if lengths[row] > room:  # nor does it fit later on in this step
+                passed.append(row)
+                continue
+            step.append(row)
+            room -= lengths[row]
+        line.extendleft(reversed(passed))
+        steps.append(step)
     return steps

@@ -129,7 +129,7 @@ def _packing(lengths: Sequence[int], recipe: Recipe) -> list[Packing]:
     size, batch = recipe.train.tokens_per_step, recipe.train.micro_batch_tokens
     if not lengths or max(lengths) > size:
         return []
-    steps = rows_of_epoch(lengths, size, recipe.seed, 0)
+    steps = rows_of_epoch(lengths, recipe.train, recipe.seed, 0)
     found = [Packing("steps", size, len(steps), sum(lengths))]
     if isinstance(batch, int) and max(lengths) <= batch < size:
         passes = sum(len(pack([lengths[row] for row in step], batch)) for step in steps)

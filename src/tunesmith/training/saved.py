@@ -10,6 +10,7 @@ from typing import Any
 from tunesmith.errors import ResumeError
 from tunesmith.files import DIGESTS, digest_file, strangers
 from tunesmith.json_file import OTHER_JSON, json_object
+from tunesmith.past import state_as_now
 from tunesmith.recipe import Keep
 from tunesmith.runs import CHECKPOINT, checkpoint_folders, checkpoint_name, step_of
 from tunesmith.stale import WAYS_OUT, needs_differ
@@ -103,7 +104,7 @@ def _listed(checkpoint: Path) -> dict[str, dict[str, Any]] | None:
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """What state.json says. Raises OSError, and one of OTHER_JSON where it cannot be read."""
-    return json_object((checkpoint / STATE).read_bytes())
+    return state_as_now(json_object((checkpoint / STATE).read_bytes()))
 
 
 def best_step(checkpoint: Path) -> int:

@@ -222,14 +222,15 @@ def _warn_of_few_steps(job: Job) -> None:
 
 
 def _plan(rows: TokenRows, train: TrainConfig, seed: int, selected: Array | None = None) -> list[Sequence[int]]:
-    """The rows of every optimizer step of the run: a function of the data, the seed and tokens_per_step.
+    """The rows of every optimizer step of the run: a function of the data, the seed, tokens_per_step and
+    packing_lookahead.
 
     `selected`: the row numbers of an epoch, one as often as it is trained on; None: every row once.
     """
     steps: list[Sequence[int]] = []
     lengths_N = rows.lengths_N if selected is None else rows.lengths_N[selected]
     for epoch in range(math.ceil(train.epochs)):
-        of_epoch = rows_of_epoch(lengths_N.tolist(), train.tokens_per_step, seed, epoch)
+        of_epoch = rows_of_epoch(lengths_N.tolist(), train, seed, epoch)
         if selected is not None:
             of_epoch = [selected[step].tolist() for step in of_epoch]
         share = min(1.0, train.epochs - epoch)
