@@ -32,6 +32,8 @@ from tunesmith.record import output_digest, read_record
 from tunesmith.runs import Run
 from tunesmith.tokens import listed, shown
 from tunesmith.tokens.listed import read_listed
+from tunesmith.tokens.order import rows_of_epoch
+from tunesmith.tokens.pack import pack
 from tunesmith.tokens.prepare import prepare
 from tunesmith.tokens.report import report, show
 from tunesmith.tokens.rows import load_rows
@@ -220,6 +222,25 @@ def test_all_rows_but_one_of_a_reason(base, tmp_path):
     held = {"path": str(write_rows(tmp_path / "held.jsonl", [["c", "d"]]))}
     prepare(recipe_of(rows, held_out=held), run := Run(tmp_path / "run"), base, [])
     assert "and 8 more" in page_of(run).text and "90.9\xa0%" in page_of(run).text
+
+
+def test_how_full_steps_and_forward_passes_are_is_said(odd, base, tmp_path):
+    recipe, run = odd
+    copy = Run(shutil.copytree(run.path, tmp_path / "run"))
+    lengths = load_rows(run.data)[0].lengths_N.tolist()
+    longest = max(lengths)
+    assert 64 < longest < 256 and sum(lengths) > 1024
+    train = recipe.train.model_copy(update={"tokens_per_step": 512, "micro_batch_tokens": 64})
+    report(recipe.model_copy(update={"train": train}), copy, base.folder, said := [].append)
+    steps = rows_of_epoch(lengths, train, recipe.seed, 0)
+    passes = sum(len(pack([lengths[row] for row in step], longest)) for step in steps)  # one holds the longest row
+    full = [share(sum(lengths), tokens) for tokens in (len(steps) * 512, passes * longest)]
+    told = (
+        f"{len(steps)} steps of 512 tokens, {full[0]} full; {passes} forward passes of {longest} tokens, {full[1]} full"
+    )
+    assert said.__self__[-2].endswith(told)
+    page = " ".join(page_of(copy).text.split())
+    assert full[0] in page and full[1] in page and "more than 64 places before its own" in page
 
 
 def test_a_row_longer_than_a_step_is_said(odd, base, tmp_path):

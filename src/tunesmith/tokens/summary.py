@@ -56,6 +56,8 @@ class Summary:
     """Reason -> where the first rows were read."""
     packing: Sequence[Packing]
     """Steps first; none where a row is longer than a step."""
+    lookahead: int
+    """How many places a row may come before its own in the shuffled order, to fill a step."""
 
     @property
     def kept(self) -> int:
@@ -78,7 +80,7 @@ class Summary:
         yield from _aligned("dropped", self.reasons(), self.read)
         yield from _aligned("changed", list(self.changed.items()), self.read)
         yield from _aligned("not used", list(self.unused.items())[:MOST_REASONS], self.read)
-        steps = "".join(f"; {p.bins:,} {p.what} of {p.capacity:,} tokens, {p.full} full" for p in self.packing[:1])
+        steps = "".join(f"; {p.bins:,} {p.what} of {p.capacity:,} tokens, {p.full} full" for p in self.packing)
         yield f"  {share(self.supervised, self.tokens)} of the tokens are supervised{steps}"
 
 
@@ -107,6 +109,7 @@ def summary_of(counts: Mapping[str, Any], train: TokenRows, held_out: TokenRows,
         formats={path: _formats(rows) for path, rows in counts.get("formats", {}).items()},
         examples=counts.get("examples", {}),
         packing=_packing(lengths, recipe),
+        lookahead=recipe.train.packing_lookahead,
     )
 
 
@@ -125,15 +128,18 @@ def _formats(rows: Mapping[str, int]) -> str:
 
 
 def _packing(lengths: Sequence[int], recipe: Recipe) -> list[Packing]:
-    """Of the first epoch; none where a row is longer than what is to hold it, which training refuses."""
+    """Of the first epoch; none where a row is longer than a step, which training refuses. Forward passes where it is
+    known how many tokens they have, and a step takes several.
+    """
     size, batch = recipe.train.tokens_per_step, recipe.train.micro_batch_tokens
-    if not lengths or max(lengths) > size:
+    longest = max(lengths, default=size + 1)
+    if longest > size:
         return []
     steps = rows_of_epoch(lengths, recipe.train, recipe.seed, 0)
     found = [Packing("steps", size, len(steps), sum(lengths))]
-    if isinstance(batch, int) and max(lengths) <= batch < size:
-        passes = sum(len(pack([lengths[row] for row in step], batch)) for step in steps)
-        found.append(Packing("forward passes", batch, passes, sum(lengths)))
+    if isinstance(batch, int) and (capacity := max(batch, longest)) < size:  # the longest row is trained on whole
+        passes = sum(len(pack([lengths[row] for row in step], capacity)) for step in steps)
+        found.append(Packing("forward passes", capacity, passes, sum(lengths)))
     return found
 
 
