@@ -38,7 +38,8 @@ from tunesmith.weights.locate import LocatedBase, locate_base
 LINES = [FILES, RECORDS, INPUTS, ROWS, CHECKPOINTS, BEST, BASE, MASK, PACKED, RESUME, MERGED, GGUF, LORA]
 RECIPE = {
     "lora": "{rank: 4, dropout: 0.1}",
-    "train": "{tokens_per_step: 400, max_length: 200, epochs: 3, lr: 1e-2, precision: fp32, evaluate_every: 15 steps}",
+    "train": "{tokens_per_step: 400, max_length: 200, epochs: 3, lr: 1e-2, precision: fp32, evaluate_every: 15 steps, "
+    "packing_lookahead: 0}",  # it would make 13 steps of the 15
     "checkpoint": "{every: 5 steps}",
     "export": "{gguf: [F16, Q8_0], positions: 4}",
 }
