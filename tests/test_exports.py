@@ -241,6 +241,14 @@ def test_a_chat_or_an_account_of_telegram(tmp_path, is_account):
     assert noted.form == "telegram"
 
 
+def test_chats_of_telegram_that_were_left_are_read(tmp_path):
+    left = {"about": "z", "list": [TELEGRAM]}
+    for whole in ({"left_chats": left}, {"chats": {"list": [TELEGRAM]}, "left_chats": left}):
+        noted = Noted()
+        found = read(tmp_path / "result.json", whole, ROLES, noted)
+        assert [row.turns for row in found] == OF_TELEGRAM * len(whole)
+
+
 @pytest.mark.parametrize("wrong", [{"date": "soon"}, {"text": [7]}, {"from": None, "from_id": None}])
 def test_what_is_no_message_of_telegram_is_counted(tmp_path, wrong):
     broken = TELEGRAM | {"messages": [*TELEGRAM["messages"], wrote(9, "Ann", "x", day=3) | wrong, 7]}

@@ -6,6 +6,7 @@ The form is Telegram Desktop's ("Export chat history" and "Export Telegram data"
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from itertools import chain
 from typing import Any
 
 from tunesmith.data.chats import FORWARDED, NO_MESSAGE, NO_WORDS, SERVICE, Message, parted
@@ -13,9 +14,8 @@ from tunesmith.data.chats import FORWARDED, NO_MESSAGE, NO_WORDS, SERVICE, Messa
 
 def is_telegram(row: Mapping[str, Any]) -> bool:
     """Whether a row is a chat of Telegram, or an account's export."""
-    chats = row.get("chats")
-    if isinstance(chats, dict):
-        return isinstance(chats.get("list"), list)
+    if _lists(row):
+        return True
     messages = row.get("messages")
     first = messages[0] if isinstance(messages, list) and messages else None
     return isinstance(first, dict) and {"id", "type", "date"} <= first.keys()
@@ -23,11 +23,17 @@ def is_telegram(row: Mapping[str, Any]) -> bool:
 
 def telegram_chats(row: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
     """The chats of an export: what to call each, and its messages."""
-    chats = row["chats"]["list"] if isinstance(row.get("chats"), dict) else [row]
-    for number, chat in enumerate(chats, 1):
+    lists = _lists(row)
+    for number, chat in enumerate(chain(*lists) if lists else [row], 1):
         messages = chat.get("messages") if isinstance(chat, dict) else None
-        name = f"chat {number}, " if isinstance(row.get("chats"), dict) else ""
+        name = f"chat {number}, " if lists else ""
         yield name, messages if isinstance(messages, list) else []
+
+
+def _lists(row: Mapping[str, Any]) -> list[list[Any]]:
+    """The lists of chats of an account: those that its owner is in, and those that he left."""
+    held = (row.get(key) for key in ("chats", "left_chats"))
+    return [found["list"] for found in held if isinstance(found, dict) and isinstance(found.get("list"), list)]
 
 
 def telegram_conversations(messages: list[Any], changed: Counter[str]) -> Iterator[list[Message]]:
