@@ -29,6 +29,7 @@ from tunesmith.model.base import head, hidden_states, load_base
 from tunesmith.model.batch import Batching
 from tunesmith.model.loss import loss_sum
 from tunesmith.pipeline import run_stages
+from tunesmith.recipe import SelectConfig
 from tunesmith.recipe_file import read_recipe
 from tunesmith.record import read_record
 from tunesmith.runs import Run
@@ -231,3 +232,19 @@ def test_a_selection_is_asked_for_in_full(tiny_base, tmp_path):
         run_stages(
             read_recipe(project(tmp_path, tiny_base, "{by: random}")), Run(tmp_path / "run"), [stage_of("score")]
         )
+
+
+@pytest.mark.parametrize("keep", ["true", "0", "1.5", "-2", ".inf", "many"])
+def test_what_is_no_share_and_no_number_of_rows_is_said_once_in_words(tmp_path, keep):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "name: a\nbase: builtin:smollm2-135m-instruct\n"
+        f"data: {{sources: [{{path: a.jsonl}}], select: {{by: random, keep: {keep}}}}}\n"
+    )
+    with pytest.raises(RecipeError, match="neither a share up to 1") as error:
+        read_recipe(recipe)
+    assert "has a problem:" in str(error.value) and "constrained" not in str(error.value)
+
+
+def test_a_share_and_a_number_of_rows_in_quotes_are_read():
+    assert [SelectConfig(by="random", keep=keep).keep for keep in ("0.5", "7", 7.0, 1)] == [0.5, 7, 7, 1]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from tunesmith.values import Every, EverySteps, Section, TimeShare, cadence, date_text, switch_text
+from tunesmith.values import Every, EverySteps, Section, TimeShare, cadence, date_text, share_or_number, switch_text
 
 GgufType = Literal["F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M"]
 SourceFormat = Literal[
@@ -117,7 +117,9 @@ class SelectConfig(Section):
     by: Literal["random", "longest", "difficulty", "likeness"]
     """`random`; `longest`: those with the most tokens to train on; `difficulty`: those whose question helps the base
     least to the answer (IFD); `likeness`: those most like the examples in data.select.like."""
-    keep: Annotated[float, Field(gt=0, le=1)] | Annotated[int, Field(ge=2)] = 0.5
+    keep: Annotated[
+        Annotated[float, Field(gt=0, le=1)] | Annotated[int, Field(ge=2)], BeforeValidator(share_or_number)
+    ] = 0.5
     """How many are kept: a share of the training rows up to 1, or a number of rows from 2 on."""
     like: Annotated[str, Field(min_length=1)] | None = None
     """For likeness: a file of examples of what the chatbot is for, in any form that a source may have."""

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import math
 import re
 from typing import Annotated, Any, NamedTuple
 
@@ -54,6 +55,18 @@ def _steps_text(value: Any) -> Any:
 def switch_text(value: Any) -> Any:
     """`on` or `off` for what YAML reads as true or false; anything else as it is."""
     return ("on" if value else "off") if isinstance(value, bool) else value  # YAML 1.1 reads a bare `off` as false
+
+
+def share_or_number(value: Any) -> Any:
+    """A share above 0 and up to 1, or a whole number from 2 on. Raises ValueError for anything else, and for true."""
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (0 < number <= 1 or (number >= 2 and number.is_integer())):
+        shown = json.dumps(value, default=str)
+        raise ValueError(f"{shown} is neither a share up to 1, such as 0.5, nor a whole number of rows from 2 on")
+    return value
 
 
 def date_text(value: Any) -> Any:
