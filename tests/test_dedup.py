@@ -111,6 +111,20 @@ def test_other_words_are_not(one, other):
         assert signature(one.turns, form).said != signature(other.turns, form).said
 
 
+@pytest.mark.parametrize("form", ["exact", "words"])
+def test_the_same_words_as_reasoning_as_an_answer_and_as_a_call_are_not_the_same(form):
+    """Joined, as they were, reasoning "A" before the answer "B" was a duplicate of the answer "A B"."""
+    call = '[{"name": "f"}]'
+    answers = [
+        Turn("assistant", "A B"), Turn("assistant", "B", reasoning="A"), Turn("assistant", "", reasoning="A B"),
+        Turn("assistant", f"A {call}"), Turn("assistant", "A", calls=call), Turn("assistant", "", calls=call),
+        Turn("assistant", "", reasoning=call),
+    ]  # fmt: skip
+    assert len({signature([Turn("user", "?"), answer], form).said for answer in answers}) == len(answers)
+    spaced = Turn("assistant", " B", reasoning="A\n")
+    assert signature([spaced], form) == signature([answers[1]], form)
+
+
 def test_words_of_a_text():
     assert words("  Straße, «Don't»\u00a0STOP…\n") == "strasse don t stop"
 

@@ -1,12 +1,11 @@
 """Which conversations say the same to the letter or in their words: a signature for each."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 from unicodedata import category, normalize
 
 from tunesmith.data.conversation import Turn
-from tunesmith.data.near import said_in
 from tunesmith.recipe import Dedup
 
 
@@ -52,11 +51,20 @@ def signature(turns: Iterable[Turn], dedup: Dedup, tools: str = "") -> Signature
     """
     turns = list(turns)
     form = words if dedup == "words" else exact
-    said = _hash((turn.role, form(said_in(turn))) for turn in turns if turn.role != "system")
+    said = _hash(part for turn in turns if turn.role != "system" for part in _parts(turn, form))
     beside = [] if dedup == "words" else [("system", exact(turn.text)) for turn in turns if turn.role == "system"]
     beside += [("tools", exact(tools))] if tools else []
     beside += [("untrained", str(place)) for place, turn in enumerate(turns) if not turn.trained]
     return Signature(said, _hash(beside) if beside else "")
+
+
+def _parts(turn: Turn, form: Callable[[str], str]) -> Iterator[tuple[str, str]]:
+    """What a turn says, each part by its name: the same words as reasoning and as an answer are not the same."""
+    if turn.reasoning:
+        yield "reasoning", form(turn.reasoning)
+    yield turn.role, form(turn.text)
+    if turn.calls:
+        yield "calls", form(turn.calls)
 
 
 def _hash(lines: Iterable[tuple[str, str]]) -> str:
