@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+from functools import partial
 from html.parser import HTMLParser
 
 import numpy as np
@@ -76,6 +77,11 @@ def odd(base, tmp_path_factory):
     recipe, run = recipe_of(path, train={"tokens_per_step": 4096, "max_length": 128}), Run(folder / "run")
     prepare(recipe, run, base, ["seen in  <i>evaluation</i>"])
     return recipe, run
+
+
+def loading(folder):
+    """What loads the tokenizer of a folder when the page needs it."""
+    return partial(load_tokenizer, folder)
 
 
 def lines_of(run):
@@ -231,7 +237,7 @@ def test_how_full_steps_and_forward_passes_are_is_said(odd, base, tmp_path):
     longest = max(lengths)
     assert 64 < longest < 256 and sum(lengths) > 1024
     train = recipe.train.model_copy(update={"tokens_per_step": 512, "micro_batch_tokens": 64})
-    report(recipe.model_copy(update={"train": train}), copy, base.folder, said := [].append)
+    report(recipe.model_copy(update={"train": train}), copy, loading(base.folder), said := [].append)
     steps = rows_of_epoch(lengths, train, recipe.seed, 0)
     passes = sum(len(pack([lengths[row] for row in step], longest)) for step in steps)  # one holds the longest row
     full = [share(sum(lengths), tokens) for tokens in (len(steps) * 512, passes * longest)]
@@ -247,7 +253,7 @@ def test_a_row_longer_than_a_step_is_said(odd, base, tmp_path):
     recipe, run = odd
     small = recipe.model_copy(update={"train": recipe.train.model_copy(update={"tokens_per_step": 16})})
     copy = Run(shutil.copytree(run.path, tmp_path / "run"))
-    report(small, copy, base.folder, said := [].append)
+    report(small, copy, loading(base.folder), said := [].append)
     assert "no step can hold it" in page_of(copy).text and said.__self__[-2].endswith("of the tokens are supervised")
 
 
@@ -258,7 +264,7 @@ def test_an_old_run_has_a_report_with_and_without_its_base(tmp_path):
     assert "tokenizer is not on this machine" in page_of(run).text
     assert said.__self__[0].startswith("41 rows read, 32 to train on, 8 held out")
     assert "kept no list" in page_of(run).text
-    report(recipe, run, tmp_path / "old" / "base", lambda _: None)
+    report(recipe, run, loading(tmp_path / "old" / "base"), lambda _: None)
     assert "5 conversations as the model sees them" in page_of(run).text
     assert read_record(run.data) == record and digest_of(run.data) == before  # the page is no part of the data
     with pytest.raises(BaseError, match="leave --show out"):
@@ -274,13 +280,13 @@ def test_the_page_is_written_again_only_where_it_would_change(odd, base, tmp_pat
     copy = Run(shutil.copytree(run.path, tmp_path / "run"))
     made = copy.data_report.read_bytes()
     os.utime(copy.data_report, (0, 0))
-    report(recipe, copy, base.folder, lambda _: None)
+    report(recipe, copy, loading(base.folder), lambda _: None)
     assert copy.data_report.stat().st_mtime == 0
     other = recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_length": 100})})
-    report(other, copy, base.folder, lambda _: None)
+    report(other, copy, loading(base.folder), lambda _: None)
     assert copy.data_report.read_bytes() != made
     copy.data_report.unlink()
-    report(recipe, copy, base.folder, lambda _: None)
+    report(recipe, copy, loading(base.folder), lambda _: None)
     assert copy.data_report.read_bytes() == made  # wherever the run is, at whatever time
 
 
@@ -288,11 +294,11 @@ def test_a_file_of_the_users_is_not_replaced(odd, base, tmp_path, capfd):
     recipe, run = odd
     copy = Run(shutil.copytree(run.path, tmp_path / "run"))
     copy.data_report.write_text("<title>mine</title>")
-    report(recipe, copy, base.folder, lambda _: None)
+    report(recipe, copy, loading(base.folder), lambda _: None)
     assert copy.data_report.read_text() == "<title>mine</title>" and "not replaced" in capfd.readouterr().err
     copy.data_report.rename(tmp_path / "elsewhere")
     copy.data_report.symlink_to(tmp_path / "elsewhere")
-    report(recipe, copy, base.folder, lambda _: None)
+    report(recipe, copy, loading(base.folder), lambda _: None)
     assert copy.data_report.is_symlink() and (tmp_path / "elsewhere").read_text() == "<title>mine</title>"
 
 
