@@ -249,6 +249,15 @@ def test_how_full_steps_and_forward_passes_are_is_said(odd, base, tmp_path):
     assert full[0] in page and full[1] in page and "more than 64 places before its own" in page
 
 
+def test_one_step_is_no_steps(odd, tmp_path):
+    recipe, run = odd
+    copy = Run(shutil.copytree(run.path, tmp_path / "run"))
+    large = recipe.train.model_copy(update={"tokens_per_step": 65536, "micro_batch_tokens": 32768})
+    report(recipe.model_copy(update={"train": large}), copy, None, said := [].append)
+    assert "; 1 step of 65,536 tokens, " in said.__self__[-2] and "; 1 forward pass of 32,768" in said.__self__[-2]
+    assert "full: 1 step of 65,536 tokens an epoch" in page_of(copy).text
+
+
 def test_a_row_longer_than_a_step_is_said(odd, base, tmp_path):
     recipe, run = odd
     small = recipe.model_copy(update={"train": recipe.train.model_copy(update={"tokens_per_step": 16})})

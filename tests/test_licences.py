@@ -272,6 +272,12 @@ def test_the_card_counts_the_prompts_that_were_asked(plan):
     assert "\n3 prompts, answered by the Q8_0 GGUF file" in cards(plan())[0]["gguf"]
 
 
+@pytest.mark.parametrize(("steps", "said"), [(1, "; 1 step of"), (20, "; 20 steps of")])
+def test_the_card_says_one_step_and_many_steps(plan, steps, said):
+    study_runs.change(plan().run.adapter, lambda was: {"counts": was["counts"] | {"steps": steps}})
+    assert said in cards(plan())[0]["lora"]
+
+
 def test_parts_that_are_left_out_are_not_on_the_card(plan):
     texts, _ = cards(plan(parts=("gguf",)))
     assert list(texts) == ["gguf"] and "me/Llama-mine-lora" not in texts["gguf"]

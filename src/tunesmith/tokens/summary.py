@@ -18,6 +18,8 @@ MOST_BARS = 40
 MOST_REASONS = 25
 """Reasons that are named; a set of strange roles has one for each role."""
 STEPS = (1, 2, 5)
+ONE_OF = {"steps": "step", "forward passes": "forward pass"}
+"""Kind of bin -> what one of them is called."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,11 @@ class Packing:
     capacity: int
     bins: int
     tokens: int
+
+    @property
+    def counted(self) -> str:
+        """How many bins there are of what, in words."""
+        return f"{self.bins:,} {ONE_OF[self.what] if self.bins == 1 else self.what}"
 
     @property
     def full(self) -> str:
@@ -80,7 +87,7 @@ class Summary:
         yield from _aligned("dropped", self.reasons(), self.read)
         yield from _aligned("changed", list(self.changed.items()), self.read)
         yield from _aligned("not used", list(self.unused.items())[:MOST_REASONS], self.read)
-        steps = "".join(f"; {p.bins:,} {p.what} of {p.capacity:,} tokens, {p.full} full" for p in self.packing)
+        steps = "".join(f"; {p.counted} of {p.capacity:,} tokens, {p.full} full" for p in self.packing)
         yield f"  {share(self.supervised, self.tokens)} of the tokens are supervised{steps}"
 
 
