@@ -249,6 +249,15 @@ def test_how_full_steps_and_forward_passes_are_is_said(odd, base, tmp_path):
     assert full[0] in page and full[1] in page and "more than 64 places before its own" in page
 
 
+def test_another_lookahead_is_another_page(odd, tmp_path):
+    recipe, run = odd
+    copy = Run(shutil.copytree(run.path, tmp_path / "run"))
+    for lookahead in (64, 3):
+        train = recipe.train.model_copy(update={"packing_lookahead": lookahead})
+        report(recipe.model_copy(update={"train": train}), copy, None, lambda _: None)
+        assert f"none of them more than {lookahead} places before its own" in " ".join(page_of(copy).text.split())
+
+
 def test_one_step_is_no_steps(odd, tmp_path):
     recipe, run = odd
     copy = Run(shutil.copytree(run.path, tmp_path / "run"))

@@ -73,8 +73,8 @@ def show(run: Run, tokenizer_folder: Path | None, count: int) -> None:
 def _made_of(recipe: Recipe, record: Record, with_tokenizer: bool) -> str:
     """What decides the page."""
     train = recipe.train
-    bins = (train.tokens_per_step, train.max_length, str(train.micro_batch_tokens), recipe.seed, recipe.name)
-    return fingerprint([record.outputs, record.counts, bins, with_tokenizer, __version__])
+    bins = (train.tokens_per_step, train.packing_lookahead, train.max_length, str(train.micro_batch_tokens))
+    return fingerprint([record.outputs, record.counts, bins, recipe.seed, recipe.name, with_tokenizer, __version__])
 
 
 def _head(page: Path) -> bytes | None:
