@@ -2,7 +2,9 @@
 
 import os
 import signal
+import threading
 import time
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -92,6 +94,19 @@ def test_two_workers_make_what_one_process_makes_in_order_and_a_killed_one_is_sa
             list(pool.put([conversation("a", "b")]))
             list(pool.rest())
     assert not any(map(is_there, pids(pool)))
+
+
+def test_rows_that_are_made_before_a_worker_has_read_its_job_end_in_silence(job, monkeypatch):
+    """A tokenizer is more than a pipe holds, so that it is being sent all the while that the worker imports."""
+    failed = []
+    monkeypatch.setattr(threading, "excepthook", failed.append)
+    large = replace(job, recipe=job.recipe.model_copy(update={"name": "x" * 3_000_000}))
+    for _ in range(3):
+        with Pool(large, 1) as pool:
+            assert not pool.is_ready()
+    while threading.active_count() > 1:
+        time.sleep(0.01)
+    assert not failed
 
 
 def _with_worker(job, pipe):

@@ -71,7 +71,8 @@ class _Worker:
                 command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=alone,
                 start_new_session=True,  # Ctrl+C in the terminal is for us to act on
             )  # fmt: skip
-        Thread(target=self._send_job, args=(job,), daemon=True).start()  # read once the other side has imported
+        self._sending = Thread(target=self._send_job, args=(job,), daemon=True)  # read once the other side has imported
+        self._sending.start()
 
     @property
     def pid(self) -> int:
@@ -95,9 +96,10 @@ class _Worker:
             raise self._ended() from None
 
     def end(self) -> None:
-        self.connection.close()
         self._process.kill()  # it has nothing to save
         self._process.wait()
+        self._sending.join()  # of what it has not read; nobody is there any more to take it
+        self.connection.close()
 
     def _ended(self) -> ResourceError:
         code = self._process.wait()
