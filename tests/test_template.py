@@ -10,13 +10,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jinja2 import TemplateError
 from tiny import save_tokenizer
-from tokenizers import normalizers
+from tokenizers import Tokenizer, normalizers
 
 from tunesmith.data.conversation import Conversation, Turn
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.tokens.mask import Encoded, Refused, encode, encode_all
 from tunesmith.tokens.messages import messages_of
+from tunesmith.tokens.sent import to_send
 from tunesmith.tokens.template import chat_template_with, end_of_turn_id, render
+from tunesmith.tokens.tokenizer import load_tokenizer
 
 DATE = "2026-01-05"
 CROSSES = "a token crosses the border of an answer"
@@ -313,3 +315,15 @@ def test_a_tokenizer_that_composes_letters_is_no_failure(tmp_path):
     tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
     encoded = encode(tokenizer, conversation("e\u0301", "e\u0301 o\u0302"), system=None, date=DATE)
     assert supervised_texts(tokenizer, encoded) == ["é ô<|im_end|>"]
+
+
+def test_a_tokenizer_that_was_saved_while_it_cut_and_padded_does_neither(tmp_path):
+    save_tokenizer(tmp_path)
+    rows = [conversation("a", "b"), conversation("a", "b " * 30)]
+    whole = encode_all(load_tokenizer(tmp_path), rows, system=None, date=DATE)
+    raw = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    raw.enable_truncation(20)
+    raw.enable_padding()
+    raw.save(str(tmp_path / "tokenizer.json"))
+    assert encode_all(to_send(load_tokenizer(tmp_path)), rows, system=None, date=DATE) == whole
+    assert len(whole[0].ids) < len(whole[1].ids)

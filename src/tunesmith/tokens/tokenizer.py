@@ -29,6 +29,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         what = f"the tokenizer has no end-of-text token: {TOKENIZER_CONFIG} is missing, or names no eos_token"
         fix = f'fetch the model again, with its {TOKENIZER_CONFIG}, or name it there, as in {{"eos_token": "</s>"}}'
         raise BaseError(what, fix=fix, where=str(folder))
+    if tokenizer.is_fast:  # its file keeps how it was last used: rows would be cut, and filled up to the longest
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
     return tokenizer
 
 
