@@ -1,6 +1,7 @@
 """The supervised mask on eight template families: exactly the answers as rendered, each with its end-of-turn token."""
 
 import copy
+import json
 import re
 from dataclasses import replace
 
@@ -327,3 +328,16 @@ def test_a_tokenizer_that_was_saved_while_it_cut_and_padded_does_neither(tmp_pat
     raw.save(str(tmp_path / "tokenizer.json"))
     assert encode_all(to_send(load_tokenizer(tmp_path)), rows, system=None, date=DATE) == whole
     assert len(whole[0].ids) < len(whole[1].ids)
+
+
+def test_token_ids_with_gaps_between_them_are_looked_up(tmp_path):
+    save_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    saved = json.loads(path.read_text())
+    taken = {token["id"] for token in saved["added_tokens"]}
+    vocab = saved["model"]["vocab"]
+    saved["model"]["vocab"] = {token: id if id in taken else id + 1000 for token, id in vocab.items()}
+    path.write_text(json.dumps(saved))
+    tokenizer = load_tokenizer(tmp_path)
+    encoded = encode(tokenizer, conversation("a", "b é 日"), system=None, date=DATE)
+    assert min(encoded.ids[-3:-2]) > len(tokenizer) and supervised_texts(tokenizer, encoded) == ["b é 日<|im_end|>"]

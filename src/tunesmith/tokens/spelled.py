@@ -22,7 +22,8 @@ class _Pieces:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._bytes: list[bytes | None] = [None] * tokenizer.get_vocab_size()
+        highest = max(tokenizer.get_vocab().values())  # numbers may be left out
+        self._bytes: list[bytes | None] = [None] * (highest + 1)
 
     def spell(self, tokens: Sequence[int], text: bytes) -> bool:
         """Whether the tokens are the text, byte by byte."""
