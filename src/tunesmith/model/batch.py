@@ -58,7 +58,7 @@ class Batching:
     """Pad to the capacity, for compiled layers."""
 
     def micro_batches(self, rows: TokenRows, chosen: Sequence[int]) -> Iterator[MicroBatch]:
-        """The chosen rows, packed into as few micro-batches as best-fit finds."""
+        """The chosen rows, packed into as few micro-batches as `pack` finds."""
         lengths = [int(rows.lengths_N[row]) for row in chosen]
         for packed in pack(lengths, self.capacity):
             yield self.micro_batch(rows, [chosen[i] for i in packed])
