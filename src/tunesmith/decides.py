@@ -182,9 +182,7 @@ def stands(stage: Stage, recipe: Recipe, run: Run, base_digest: str) -> bool:
 
 
 def kept_recipe(run: Run) -> Recipe:
-    """What the run's own recipe.yaml says, and what was done before there was a field. Raises ResumeError if that is
-    damaged.
-    """
+    """The run's own recipe.yaml, with what was done before there was a field. Raises ResumeError if it is damaged."""
     try:
         recipe = read_recipe(run.recipe)
     except RecipeError as error:
@@ -197,9 +195,7 @@ def kept_recipe(run: Run) -> Recipe:
 
 
 def as_begun(recipe: Recipe, run: Run) -> Recipe:
-    """The recipe as this run began: each `auto` as it was decided, the commits of base and Hub data sets that it began
-    with, defaults that have changed since, and words that meant something else then.
-    """
+    """The recipe as this run began: its decided `auto`s and commits, defaults and meanings of words that changed."""
     if not run.recipe.exists():
         return recipe
     begun = kept_recipe(run)
