@@ -3,8 +3,9 @@
 import io
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from shutil import copyfileobj
 from typing import IO
@@ -14,10 +15,31 @@ import pyarrow
 from tunesmith.data_files import kind_of
 
 BUFFER_BYTES = 1 << 16
+READ: ContextVar[Callable[[int], None]] = ContextVar("read", default=lambda size: None)
+"""Is told of bytes of files as they are read; of a compressed one, of those on the disk."""
 
 
 class Damaged(Exception):  # noqa: N818 (becomes a DataError where the line is known)
     """Why a compressed file cannot be unpacked from some place on."""
+
+
+@contextmanager
+def counted(count: Callable[[int], None]) -> Iterator[None]:
+    """`count` is told of the bytes of all files that are read within, for the time left."""
+    token = READ.set(count)
+    try:
+        yield
+    finally:
+        READ.reset(token)
+
+
+class _Plain(io.FileIO):
+    """A file that is as it is."""
+
+    def readinto(self, buffer: memoryview) -> int | None:  # type: ignore[override]
+        size = super().readinto(buffer)
+        READ.get()(size or 0)
+        return size
 
 
 class _Unpacked(io.RawIOBase):
@@ -27,6 +49,7 @@ class _Unpacked(io.RawIOBase):
         super().__init__()
         self._file = pyarrow.OSFile(str(path))
         self._stream = pyarrow.CompressedInputStream(self._file, packed)
+        self._place = 0
 
     def readable(self) -> bool:
         return True
@@ -38,6 +61,9 @@ class _Unpacked(io.RawIOBase):
             if error.errno is not None:  # the disk's fault
                 raise
             raise Damaged(str(error)) from error
+        finally:
+            READ.get()(self._file.tell() - self._place)
+            self._place = self._file.tell()
 
     def close(self) -> None:
         if not self.closed:
@@ -51,7 +77,7 @@ class _Unpacked(io.RawIOBase):
 def opened(path: Path) -> Iterator[IO[bytes]]:
     """The bytes that a file holds, to be read once from start to end."""
     packed = kind_of(path).packed
-    with io.BufferedReader(_Unpacked(path, packed), BUFFER_BYTES) if packed else path.open("rb") as file:
+    with io.BufferedReader(_Unpacked(path, packed) if packed else _Plain(path), BUFFER_BYTES) as file:
         yield file
 
 

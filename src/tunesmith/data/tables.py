@@ -1,7 +1,8 @@
 """Arrow tables in, rows out: damage is an error that says from which row on, a cell that is no text a bad row."""
 
+import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pyarrow.parquet
 
 from tunesmith.data.columns import Row
 from tunesmith.data.csv_rows import refuse_twice
-from tunesmith.data.opened import opened_whole
+from tunesmith.data.opened import READ, opened_whole
 from tunesmith.data.unread import BAD_TEXT, Numbered, Unread
 from tunesmith.errors import DataError, ResourceError
 
@@ -37,7 +38,8 @@ def parquet_rows(path: Path) -> Numbered:
             refuse_twice(path, columns)
             groups = map(file.metadata.row_group, range(file.num_row_groups))
             row_bytes = max((group.total_byte_size // group.num_rows for group in groups if group.num_rows), default=0)
-            yield from table_rows(str(path), file.iter_batches(_rows_of(row_bytes)), AGAIN)
+            batches, row_share = file.iter_batches(_rows_of(row_bytes)), 1 / max(file.metadata.num_rows, 1)
+            yield from table_rows(str(path), _told(path, batches, lambda batch: row_share * batch.num_rows), AGAIN)
 
 
 def arrow_rows(path: Path) -> Numbered:
@@ -50,7 +52,16 @@ def arrow_rows(path: Path) -> Numbered:
             columns = reader.schema.names
         refuse_twice(path, columns)
         batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
-        yield from table_rows(str(path), batches, AGAIN)
+        size = os.path.getsize(path)  # about that of the batches; of a compressed one no more than they are is told
+        yield from table_rows(str(path), _told(path, batches, lambda batch: min(1.0, batch.nbytes / size)), AGAIN)
+
+
+def _told(path: Path, batches: Iterable[Table], share: Callable[[Table], float]) -> Iterator[Table]:
+    """The batches; each is told of as a share of the file."""
+    size = os.path.getsize(path)
+    for batch in batches:
+        yield batch
+        READ.get()(int(size * share(batch)))
 
 
 def _parts(batches: Iterable[Table]) -> Iterator[Table]:

@@ -5,7 +5,6 @@ Then duplicates and the split are known, by what is left of each row after the c
 """
 
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import chain, islice
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from tunesmith.console import progress, say
+from tunesmith.console import say
 from tunesmith.data.conversation import Conversation, Dropped
 from tunesmith.data.decontaminate import Prompts
 from tunesmith.data.hub import resolve_commit
@@ -33,6 +32,7 @@ from tunesmith.runs import Run, commit_stage
 from tunesmith.tokens.batch import UNPROVED, Job, Rows
 from tunesmith.tokens.laps import add_laps, lap, timed
 from tunesmith.tokens.mask import CUT, mask_proof
+from tunesmith.tokens.pace import paced
 from tunesmith.tokens.prompts import refuse_long_prompts
 from tunesmith.tokens.report import report
 from tunesmith.tokens.sent import to_send
@@ -43,7 +43,6 @@ from tunesmith.tokens.workers import make_all
 from tunesmith.weights.locate import LocatedBase
 
 Load = Callable[[], PreTrainedTokenizerBase]
-SHORTEST_S = 1e-3  # a clock may stand between two batches
 
 
 def prepare(recipe: Recipe, run: Run, base: LocatedBase, prompts: Sequence[str] | None = None) -> tuple[Record, bool]:
@@ -125,12 +124,8 @@ def _spooled(
     job = Job(recipe, to_send(tokenizer), embedding_rows(base.folder), asked)
     if prompts and recipe.export.gguf:  # else nothing is asked
         refuse_long_prompts(job.tokenizer, base.folder, recipe, prompts)
-    first_held, started_s = 0, time.monotonic()
-    with (
-        Spool(folder) as spool,
-        SignedWriter(folder / "shingles") as signed,
-        progress("prepare", None, unit="rows") as advance,
-    ):
+    first_held = 0
+    with Spool(folder) as spool, SignedWriter(folder / "shingles") as signed, paced(sources_of(recipe)) as advance:
         made = make_all(job, _batches(recipe, sources, tally), usable_cores())
         for number, batch in enumerate(made):
             with lap("spool"):
@@ -139,8 +134,7 @@ def _spooled(
             tally.add(batch.tally)
             add_laps(batch.laps)
             first_held = first_held if sources[number] == len(recipe.data.sources) else len(signed)
-            elapsed_s = max(time.monotonic() - started_s, SHORTEST_S)
-            advance(batch.tally.read, f"{tally.read / elapsed_s:,.0f} rows/s")
+            advance(batch.tally.read)
         return signed.rows(), first_held
 
 
