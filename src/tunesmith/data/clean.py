@@ -53,7 +53,13 @@ def clean(conversation: Conversation, rules: Clean = ALL) -> tuple[Conversation 
         reason = _learnable(turns, rules, changes)
     if reason:
         return Dropped(conversation.where, reason, _first_words(conversation.turns)), []
-    return replace(conversation, turns=tuple(turns)), changes
+    cleaned = tuple(turns)
+    return conversation if cleaned == conversation.turns else replace(conversation, turns=cleaned), changes
+
+
+def _has_ends(text: str) -> bool:
+    """Whether a text has white space around it."""
+    return text[:1].isspace() or text[-1:].isspace()
 
 
 def _texts(turns: Sequence[Turn], rules: Clean, changes: list[str]) -> Turns:
@@ -72,7 +78,10 @@ def _texts(turns: Sequence[Turn], rules: Clean, changes: list[str]) -> Turns:
                 found[place] = replace(turn, text=text, reasoning=reasoning)
                 changes += [name for name in dict.fromkeys(names + more) if name not in changes]
     # Llama's and Gemma's templates strip answers, too; elsewhere white space can join the prompt's last token
-    stripped = [replace(turn, text=turn.text.strip()) if turn.role == "assistant" else turn for turn in found]
+    stripped = [
+        replace(turn, text=turn.text.strip()) if turn.role == "assistant" and _has_ends(turn.text) else turn
+        for turn in found
+    ]
     if stripped != found:
         changes.append("white space around an answer removed")
     return stripped

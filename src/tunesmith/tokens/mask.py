@@ -231,11 +231,10 @@ def _grouped(turns: Sequence[Turn], text: str, marked_text: str) -> list[Group]:
         (*whose_mark(match[0]), match.start() - number) for number, match in enumerate(ANY_MARK.finditer(marked_text))
     ]
     answers = _answers(turns)
-    wanted = {
-        "result": sum(2 for turn in turns if turn.role == "tool" and turn.text.strip()),
-        "call": sum(2 * len(tool_calls(turn.calls)) for turn in answers if turn.calls),
-    }
-    if any(sum(kind == found for _, kind, _ in marks) != number for found, number in wanted.items()):
+    results = sum(2 for turn in turns if turn.role == "tool" and turn.text.strip())
+    calls = sum(2 * len(tool_calls(turn.calls)) for turn in answers if turn.calls)
+    kinds = [kind for _, kind, _ in marks]
+    if kinds.count("result") != results or kinds.count("call") != calls:
         raise Refused(NO_TOOLS)
     of_answers = [mark for mark in marks if mark[1] != "result"]
     groups = [[mark[1:] for mark in group] for _, group in groupby(of_answers, key=lambda mark: mark[0])]

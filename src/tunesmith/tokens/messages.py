@@ -20,12 +20,13 @@ THINK_TAG = re.compile(r"(</?think>)")  # templates split answers here, so each 
 
 def messages_of(turns: Sequence[Turn]) -> list[Message]:
     """Turns as chat templates take them: OpenAI's keys, arguments of tool calls as objects where they are JSON."""
-    return [
-        {"role": turn.role, "content": turn.text}
-        | ({"reasoning_content": turn.reasoning} if turn.reasoning else {})
-        | ({"tool_calls": tool_calls(turn.calls)} if turn.calls else {})
-        for turn in turns
-    ]
+    messages: list[Message] = [{"role": turn.role, "content": turn.text} for turn in turns]
+    for turn, message in zip(turns, messages, strict=True):
+        if turn.reasoning:
+            message["reasoning_content"] = turn.reasoning
+        if turn.calls:
+            message["tool_calls"] = tool_calls(turn.calls)
+    return messages
 
 
 def tool_calls(calls: str) -> list[Message]:
@@ -40,10 +41,12 @@ def tools_of(conversation: Conversation) -> list[Any] | None:
 
 def everything_in(conversation: Conversation) -> str:
     """All texts of a conversation; those in JSON without its escapes, as a template may write them."""
+    said = "\0".join([turn.text for turn in conversation.turns])
+    if conversation.is_plain:
+        return said
     parts = [json.loads(part) for part in (conversation.tools, *(turn.calls for turn in conversation.turns)) if part]
     plain = [text for part in parts for text in (json.dumps(part, ensure_ascii=False), *texts_in(part))]
-    said = [text for turn in conversation.turns for text in (turn.text, turn.reasoning)]
-    return "\0".join([*said, *plain])
+    return "\0".join([said, *(turn.reasoning for turn in conversation.turns), *plain])
 
 
 def texts_in(value: Any) -> list[str]:
@@ -86,11 +89,15 @@ def mark_of(answer: int, kind: Kind) -> str:
 
 def whose_mark(mark: str) -> tuple[int, Kind]:
     """The answer, counted on past the last mark from 0 again, and what is marked."""
-    answer, kind = divmod(ord(mark) - ord(MARKS[0]), len(KINDS))
-    return answer, KINDS[kind]
+    return WHOSE[mark]
+
+
+WHOSE = {mark: (place // len(KINDS), KINDS[place % len(KINDS)]) for place, mark in enumerate(MARKS)}
 
 
 def _marked(answer: str, mark: str) -> str:
+    if "think>" not in answer:
+        return _around(answer, mark)
     parts = THINK_TAG.split(answer)
     if not THINK_TAG.sub("", answer).strip():
         parts = [answer]  # tags alone: around them
@@ -104,5 +111,5 @@ def _around(text: str, mark: str) -> str:
     words = text.strip()
     if not words:
         return text
-    before, _, after = text.partition(words)
-    return before + mark + words + mark + after
+    start = text.index(words)
+    return f"{text[:start]}{mark}{words}{mark}{text[start + len(words) :]}"

@@ -27,11 +27,11 @@ class _Pieces:
 
     def spell(self, tokens: Sequence[int], text: bytes) -> bool:
         """Whether the tokens are the text, byte by byte."""
-        pieces = itemgetter(0, *tokens)(self._bytes)[1:]  # of one token alone it would be no tuple
+        pieces = itemgetter(0, 0, *tokens)(self._bytes)[2:]  # of one place alone it would give no tuple
         if None in pieces:
             for token in {token for token in tokens if self._bytes[token] is None}:
                 self._bytes[token] = self._bytes_of(token)
-            pieces = itemgetter(0, *tokens)(self._bytes)[1:]
+            pieces = itemgetter(0, 0, *tokens)(self._bytes)[2:]
         return b"".join(pieces) == text
 
     def _bytes_of(self, token: int) -> bytes:

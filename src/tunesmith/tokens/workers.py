@@ -23,7 +23,7 @@ from typing import Any
 from tunesmith.errors import ResourceError
 from tunesmith.tokens.batch import Job, Made, Maker, Rows
 
-ALONE_BATCHES = 8  # 2,048 rows: what one process makes in the seconds that others need to start
+ALONE_BATCHES = 4  # 1,024 rows: what one process makes in the seconds that others need to start
 IN_FLIGHT = 2  # batches that a worker has: the one it makes, and the next
 AHEAD = 4  # batches for each worker that may be sent or wait: behind a slow one the others do not pile up
 READY = "ready"
