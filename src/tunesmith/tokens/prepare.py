@@ -65,6 +65,7 @@ def prepare(recipe: Recipe, run: Run, base: LocatedBase, prompts: Sequence[str] 
             with lap("report"):
                 report(recipe, run, load, lambda line: say(f"prepare: {line}" if line[:1] != " " else line))
             say("  processor seconds: " + ", ".join(f"{step} {seconds:.1f}" for step, seconds in laps.items()))
+    add_laps(laps)
     return record, done
 
 
