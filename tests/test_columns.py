@@ -12,6 +12,7 @@ from tiny import write_rows
 from tokenizers import Tokenizer, decoders, models
 
 from tunesmith import console
+from tunesmith.data.conversation import Conversation, Turn
 from tunesmith.data.read import conversations
 from tunesmith.recipe import Source
 from tunesmith.tokens.columns import flags, lists, numbers, structs, texts
@@ -60,6 +61,11 @@ def test_a_tokenizer_that_was_sent_makes_the_same_rows(family):
     made = [conversation("Hi", "Hello \N{SNOWMAN}.", "And?", " More."), conversation("a", "b", system="Be kind.")]
     of = [encode_all(each, made, system=None, date="2026-01-01") for each in (tokenizer, sent)]
     assert list(map(repr, of[0])) == list(map(repr, of[1]))
+
+
+def test_conversations_are_handed_over_whole():
+    made = Conversation((Turn("assistant", "a", False, "why", "[]"), Turn("tool", "b")), "x:1", "[{}]")
+    assert pickle.loads(pickle.dumps(made)) == made
 
 
 def test_seconds_are_of_the_innermost_that_times_them_and_can_be_handed_on():

@@ -1,7 +1,7 @@
 """The types that flow from the readers to the tokens."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -19,6 +19,9 @@ class Turn:
     calls: str = ""
     """The tool calls of this answer: JSON, a list of {"name": ..., "arguments": {...}}."""
 
+    def __reduce__(self) -> tuple[Any, ...]:  # for other processes; a frozen class is else unpickled field by field
+        return Turn, (self.role, self.text, self.trained, self.reasoning, self.calls)
+
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
@@ -28,6 +31,9 @@ class Conversation:
     where: str
     tools: str = ""
     """The tools that the assistant may call: JSON, a list of their schemas."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Conversation, (self.turns, self.where, self.tools)
 
     @property
     def is_plain(self) -> bool:
