@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from training_runs import prepare_rows, recipe_with
 
+from tunesmith.decides import kept_recipe
 from tunesmith.errors import BaseError, ProofError, ResumeError
 from tunesmith.model import attention, lora
 from tunesmith.model.adapter import adapter_tensors
@@ -23,7 +24,6 @@ from tunesmith.model.lora import adapted_layers, attach
 from tunesmith.proof import compiling, packing
 from tunesmith.proof.compiling import prove_compiling
 from tunesmith.proof.packing import prove_packing, rows_of_one_bin
-from tunesmith.recipe_file import read_recipe
 from tunesmith.runs import Run
 from tunesmith.tokens.rows import TokenRows, load_rows
 from tunesmith.training import loop, saver, snapshot
@@ -335,7 +335,7 @@ def test_a_run_begun_by_version_0_1_goes_on_with_its_definition(tmp_path):
     half = Run(shutil.copytree(old / "half", tmp_path / "half"))
     began = json.loads((half.checkpoints / "step-000006" / "state.json").read_text())
     half.recipe.write_text(half.recipe.read_text().replace("{FOLDER}", str(old)).replace("stop_after: 6 steps", ""))
-    recipe, inputs = read_recipe(half.recipe), began["decides"]["inputs"]
+    recipe, inputs = kept_recipe(half), began["decides"]["inputs"]
     record, _ = train(recipe, half, LocatedBase("base", old / "base", inputs["base"], None, None))
     counts, finished = record.counts, json.loads((old / "finished" / "adapter" / "record.json").read_text())["counts"]
     assert counts["interruptions"] == 1 and counts["steps"] == finished["steps"]
