@@ -200,6 +200,10 @@ def test_system_prompts_tools_and_masks_make_other_rows(tmp_path):
     masked = (turns[0], replace(turns[1], trained=False))
     others = [Conversation(turns, "r:1"), Conversation(masked, "r:2"), Conversation(turns, "r:3", tools="[]")]
     assert decided(others, tmp_path)[0] == [TRAIN] * 3
+    thought = [turns[0], replace(turns[1], reasoning=sentence())]
+    both = [turns[0], replace(turns[1], text=f"{thought[1].reasoning}\n{turns[1].text}")]
+    assert decided([Conversation(tuple(said), "r") for said in (thought, both)], tmp_path)[0] == [TRAIN] * 2
+    assert decided([Conversation(tuple(thought), f"r:{n}") for n in (1, 2)], tmp_path)[0].count(TRAIN) == 1
 
 
 def test_twins_are_on_one_side_of_the_split(tmp_path):

@@ -61,7 +61,7 @@ def share_or_number(value: Any) -> Any:
     """A share above 0 and up to 1, or a whole number from 2 on. Raises ValueError for anything else, and for true."""
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not (0 < number <= 1 or (number >= 2 and number.is_integer())):
         shown = json.dumps(value, default=str)

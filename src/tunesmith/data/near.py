@@ -106,8 +106,9 @@ def sketches(rows: Iterable[Sequence[Turn]]) -> Sketches:
 
 
 def said_in(turn: Turn) -> str:
-    """All that a turn says: reasoning and tool calls, too."""
-    return "\n".join(filter(None, (turn.reasoning, turn.text, turn.calls)))
+    """All that a turn says; reasoning and tool calls begin with a word that decides, as they are no words of a text."""
+    parts = (f"{MARK}reasoning", turn.reasoning, f"{MARK}text") if turn.reasoning else ()
+    return "\n".join((*parts, turn.text, *((f"{MARK}calls", turn.calls) if turn.calls else ())))
 
 
 def hashed_words(texts: Sequence[str]) -> Words:

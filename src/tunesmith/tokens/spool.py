@@ -60,8 +60,10 @@ class Spool:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._table.close()
-        self._tokens.__exit__(*error)
+        try:
+            self._table.close()
+        finally:
+            self._tokens.__exit__(*error)
 
     def add(self, batch: Packed, source: int) -> None:
         """Append a batch of one source."""

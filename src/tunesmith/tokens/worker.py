@@ -19,7 +19,13 @@ def main(descriptor: int) -> None:
     """Work until the pipe is closed."""
     connection, batches = Connection(descriptor), SimpleQueue[Rows]()
     try:
-        maker = Maker(connection.recv())
+        try:
+            maker = Maker(connection.recv())
+        except (EOFError, OSError):
+            raise
+        except Exception as error:
+            connection.send(_sendable(error))
+            return
         connection.send(READY)
         Thread(target=_feed, args=(connection, batches), daemon=True).start()
         while True:

@@ -168,8 +168,10 @@ class Pool:
             found = worker.receive()
             if worker.numbers:
                 self._made[worker.numbers.popleft()] = found
-            else:
-                worker.is_ready = found == READY
+            elif found == READY:
+                worker.is_ready = True
+            else:  # it could not take the job
+                raise found
 
     def _in_order(self) -> Iterator[Made]:
         while self._given in self._made:
