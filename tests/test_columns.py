@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models
 from tunesmith import console
 from tunesmith.data.conversation import Conversation, Turn
 from tunesmith.data.read import conversations
+from tunesmith.errors import ResourceError
 from tunesmith.recipe import Source
 from tunesmith.tokens.columns import flags, lists, numbers, structs, texts
 from tunesmith.tokens.laps import add_laps, lap, timed
@@ -36,6 +37,11 @@ def test_columns_are_those_of_pyarrow(rows):
     made.validate(full=True)
     expected = [[dict(zip(("text", "flag", "number"), item, strict=True)) for item in row] for row in rows]
     assert made.equals(pyarrow.array(expected, pyarrow.list_(kind)))
+
+
+def test_more_than_a_table_takes_is_an_error_with_the_fix():
+    with pytest.raises(ResourceError, match=r"2\.0 GiB together .*\n  fix: lower train\.max_length"):
+        lists(pyarrow.list_(pyarrow.int64()), [2**31], numbers([], pyarrow.int64()))
 
 
 @settings(deadline=None)

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow
 
+from tunesmith.errors import ResourceError
+
 Array = np.ndarray[Any, Any]
 
 
@@ -26,7 +28,7 @@ def flags(values: Sequence[bool | None]) -> pyarrow.Array:
 
 
 def texts(values: Sequence[str | None]) -> pyarrow.Array:
-    """Texts, or null. Raises OverflowError where they have 2 GiB together."""
+    """Texts, or null. Raises ResourceError where they have 2 GiB together."""
     parts = [(value or "").encode() for value in values]
     buffers = [_present(values), _ends(list(map(len, parts))), pyarrow.py_buffer(b"".join(parts))]
     return pyarrow.Array.from_buffers(pyarrow.string(), len(values), buffers)
@@ -46,7 +48,10 @@ def _ends(lengths: Sequence[int]) -> pyarrow.Buffer:
     """Where each part begins, and where the last one ends."""
     ends = np.cumsum([0, *lengths])
     if ends[-1] > np.iinfo(np.int32).max:
-        raise OverflowError(f"{ends[-1]:,} bytes or items in one column")
+        raise ResourceError(
+            f"256 rows of {ends[-1] / 2**30:.1f} GiB together are more than a table takes (2 GiB)",
+            fix="lower train.max_length, to which rows are cut",
+        )
     return pyarrow.py_buffer(ends.astype(np.int32))
 
 
