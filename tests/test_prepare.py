@@ -20,7 +20,6 @@ from tunesmith.recipe import Recipe
 from tunesmith.record import read_record
 from tunesmith.runs import Run
 from tunesmith.stale import keep_rows_of_checkpoints
-from tunesmith.tokens import spool
 from tunesmith.tokens.mask import encode
 from tunesmith.tokens.prepare import prepare
 from tunesmith.tokens.rows import COLUMNS, load_rows
@@ -136,7 +135,9 @@ def test_the_same_again_is_skipped_and_gives_the_same_bytes(tmp_path, base):
 def test_rows_of_many_batches_keep_their_tokens(tmp_path, base, monkeypatch):
     path = write_rows(tmp_path / "x.jsonl", CHATS)
     one, _ = prepare(recipe_of(path), Run(tmp_path / "one"), base, [])
-    monkeypatch.setattr(spool, "BATCH_ROWS", 7)
+    for module in ("spool", "prepare"):
+        monkeypatch.setattr(f"tunesmith.tokens.{module}.BATCH_ROWS", 7)
+    monkeypatch.setattr("tunesmith.tokens.prepare.usable_cores", lambda: 1)
     many, _ = prepare(recipe_of(path), Run(tmp_path / "many"), base, [])
     assert one.counts == many.counts
     assert [name for name in one.outputs if one.outputs[name] != many.outputs[name]] in ([], ["rows.parquet"])
