@@ -98,14 +98,14 @@ def test_two_workers_make_what_one_process_makes_in_order_and_a_killed_one_is_sa
 
 def test_rows_that_are_made_before_a_worker_has_read_its_job_end_in_silence(job, monkeypatch):
     """A tokenizer is more than a pipe holds, so that it is being sent all the while that the worker imports."""
-    failed = []
+    failed, before = [], {*threading.enumerate()}
     monkeypatch.setattr(threading, "excepthook", failed.append)
     large = replace(job, recipe=job.recipe.model_copy(update={"name": "x" * 3_000_000}))
     for _ in range(3):
         with Pool(large, 1) as pool:
             assert not pool.is_ready()
-    while threading.active_count() > 1:
-        time.sleep(0.01)
+    for thread in {*threading.enumerate()} - before:
+        thread.join(20)
     assert not failed
 
 
