@@ -42,6 +42,7 @@ from tunesmith.tokens.tokenizer import embedding_rows, load_tokenizer
 from tunesmith.tokens.workers import make_all
 from tunesmith.weights.locate import LocatedBase
 
+LEAST_S = 0.05  # of a step that is told: less would be 0.0
 Load = Callable[[], PreTrainedTokenizerBase]
 
 
@@ -64,7 +65,8 @@ def prepare(recipe: Recipe, run: Run, base: LocatedBase, prompts: Sequence[str] 
         if done:
             with lap("report"):
                 report(recipe, run, load, lambda line: say(f"prepare: {line}" if line[:1] != " " else line))
-            say("  processor seconds: " + ", ".join(f"{step} {seconds:.1f}" for step, seconds in laps.items()))
+            slow = [f"{step} {seconds:.1f}" for step, seconds in laps.items() if seconds >= LEAST_S]
+            say(f"  processor seconds: {', '.join(slow) or 'none'}")
     add_laps(laps)
     return record, done
 
