@@ -38,8 +38,9 @@ def parquet_rows(path: Path) -> Numbered:
             refuse_twice(path, columns)
             groups = map(file.metadata.row_group, range(file.num_row_groups))
             row_bytes = max((group.total_byte_size // group.num_rows for group in groups if group.num_rows), default=0)
-            batches, row_share = file.iter_batches(_rows_of(row_bytes)), 1 / max(file.metadata.num_rows, 1)
-            yield from table_rows(str(path), _told(path, batches, lambda batch: row_share * batch.num_rows), AGAIN)
+            batches = file.iter_batches(_rows_of(row_bytes))
+            of_a_row = os.path.getsize(path) / max(file.metadata.num_rows, 1)
+            yield from table_rows(str(path), _told(batches, lambda batch: of_a_row * batch.num_rows), AGAIN)
 
 
 def arrow_rows(path: Path) -> Numbered:
@@ -53,15 +54,14 @@ def arrow_rows(path: Path) -> Numbered:
         refuse_twice(path, columns)
         batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
         size = os.path.getsize(path)  # about that of the batches; of a compressed one no more than they are is told
-        yield from table_rows(str(path), _told(path, batches, lambda batch: min(1.0, batch.nbytes / size)), AGAIN)
+        yield from table_rows(str(path), _told(batches, lambda batch: min(size, batch.nbytes)), AGAIN)
 
 
-def _told(path: Path, batches: Iterable[Table], share: Callable[[Table], float]) -> Iterator[Table]:
-    """The batches; each is told of as a share of the file."""
-    size = os.path.getsize(path)
+def _told(batches: Iterable[Table], size_of: Callable[[Table], float]) -> Iterator[Table]:
+    """The batches; each is told of by its size in the file, in bytes."""
     for batch in batches:
         yield batch
-        READ.get()(int(size * share(batch)))
+        READ.get()(int(size_of(batch)))
 
 
 def _parts(batches: Iterable[Table]) -> Iterator[Table]:

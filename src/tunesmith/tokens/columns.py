@@ -5,14 +5,12 @@ every process that makes rows.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow
 
 from tunesmith.errors import ResourceError
-
-Array = np.ndarray[Any, Any]
+from tunesmith.tokens.rows import Array
 
 
 def numbers(values: Array | Sequence[int], kind: pyarrow.DataType) -> pyarrow.Array:

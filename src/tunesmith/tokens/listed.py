@@ -1,10 +1,10 @@
 """dropped.jsonl read again: some rows of each reason, and the largest groups of rows that say the same."""
 
 import heapq
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from tunesmith.data.split import DUPLICATE
 from tunesmith.files import DROPPED
 from tunesmith.json_file import OTHER_JSON, json_line, json_object
 from tunesmith.tokens.tally import beginning, first_words
-from tunesmith.tokens.texts import ROWS, conversation_of
+from tunesmith.tokens.texts import ROWS, conversation_of, wheres_at
 
 SHOWN_ROWS = 12  # of a reason: what is wrong with them is seen by then, and the file has all
 SHOWN_GROUPS = 10
@@ -120,15 +120,13 @@ def beginnings(data: Path, wheres: Collection[str]) -> dict[str, str]:
 
 def wheres_of(folder: Path, rows: Iterable[int]) -> dict[int, str]:
     """Number of a token row -> where it was read, of those that there are. Reads the row groups that hold them."""
-    found, first, wanted = dict[int, str](), 0, sorted(set(rows))
-    for table, group in _row_groups(folder):
-        end = first + table.metadata.row_group(group).num_rows
-        inside = wanted[bisect_left(wanted, first) : bisect_left(wanted, end)]
-        if inside:
-            places = table.read_row_group(group, ["where"])["where"]
-            found |= {row: places[row - first].as_py() for row in inside}
-        first = end
-    return found
+
+    def read(table: Any, group: int) -> Any:
+        return table.read_row_group(group, ["where"])["where"]
+
+    groups = _row_groups(folder)
+    parts = ((table.metadata.row_group(group).num_rows, partial(read, table, group)) for table, group in groups)
+    return wheres_at(parts, rows)
 
 
 def _row_groups(data: Path) -> Iterator[tuple[Any, int]]:

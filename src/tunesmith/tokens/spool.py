@@ -4,9 +4,9 @@ What is left of a conversation after the cut to `max_length` decides whose dupli
 into tokens before the split is known. Memory holds one batch of rows.
 """
 
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from tunesmith.data.split import HELD_OUT, TRAIN
 from tunesmith.tokens.columns import flags, lists, numbers, structs, texts
 from tunesmith.tokens.mask import CUT, Encoded
 from tunesmith.tokens.rows import Array, RowWriter, map_rows
-from tunesmith.tokens.texts import ROWS, conversation_of
+from tunesmith.tokens.texts import ROWS, conversation_of, wheres_at
 
 BATCH_ROWS = 256  # rows of a row group
 SPOOL, QUICK = "rows.arrow", pyarrow.ipc.IpcWriteOptions(compression="lz4")  # Parquet takes five times as long to read
@@ -169,12 +169,8 @@ def _runs(
 
 def spooled_wheres(spool: Path, rows: Iterable[int]) -> dict[int, str]:
     """Number of a row -> where it was read."""
-    found, wanted = dict[int, str](), sorted(set(rows))
-    for first, batch in _batches(spool, ["where"]):
-        places = batch["where"]
-        inside = wanted[bisect_left(wanted, first) : bisect_left(wanted, first + len(batch))]
-        found |= {row: places[row - first].as_py() for row in inside}
-    return found
+    parts = ((len(batch), partial(batch.column, "where")) for _, batch in _batches(spool, ["where"]))
+    return wheres_at(parts, rows)
 
 
 def _batches(spool: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, pyarrow.Table]]:

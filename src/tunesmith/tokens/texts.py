@@ -1,6 +1,7 @@
 """The conversations that a data folder's token rows were made of: rows.parquet, which may not be there."""
 
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,3 +37,16 @@ def conversation_of(row: dict[str, Any]) -> Conversation:
         for one in row["messages"]
     )  # fmt: skip
     return Conversation(turns, row["where"], row.get("tools") or "")
+
+
+def wheres_at(parts: Iterable[tuple[int, Callable[[], Any]]], rows: Iterable[int]) -> dict[int, str]:
+    """Number of a row -> where it was read, of those that there are. `parts`: of each part of a table how many rows it
+    has, and what reads their `where`, which is asked only where one of the rows is in it.
+    """
+    found, first, wanted = dict[int, str](), 0, sorted(set(rows))
+    for length, read in parts:
+        if inside := wanted[bisect_left(wanted, first) : bisect_left(wanted, first + length)]:
+            places = read()
+            found |= {row: places[row - first].as_py() for row in inside}
+        first += length
+    return found
